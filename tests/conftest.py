@@ -1,0 +1,17 @@
+"""What all tests share: two threads at most, and where the real CIFAR-10 stands."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def cifar10_root() -> str:
+    """Return the folder or archive named by CIFAR10_ROOT; skip where there is none."""
+    root = os.environ.get("CIFAR10_ROOT", "")
+    if not root or not Path(root).exists():
+        pytest.skip("CIFAR10_ROOT does not name a folder with cifar-10-python.tar.gz")
+    return root
