@@ -1,0 +1,155 @@
+"""Hold a network against the numbers of its reference implementation.
+
+A fixture (``<name>.json`` and ``.npz``; see ``tests/reference``) holds what the reference computes when each of
+its tensors is filled by a fixed rule. Here our network is filled by the same rule, and what it computes is
+compared: logits in float32 and float64, and the loss, gradients and running statistics of one training step in
+float64 (in float32 a unit near the kink of a ReLU may fall on the other side and change a gradient by a percent).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from models import create_model, list_models
+
+Fixture = dict[str, Any]
+
+# Fixtures whose reference was built with other arguments than the variant of that name.
+ARGUMENTS: dict[str, tuple[str, dict[str, Any]]] = {}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Largest errors of one network; None where the fixture holds no such numbers.
+
+    ``logits_float32`` and ``logits_float64`` are relative to each image's standard deviation over classes; all
+    others are relative to the reference's value (arrays: to its largest magnitude).
+    """
+
+    fixture: str
+    parameters: int
+    reference_parameters: int
+    logits_float32: float
+    logits_float64: float
+    train_logits: float | None = None
+    loss: float | None = None
+    gradients: float | None = None
+    running_stats: float | None = None
+
+
+def fixture_names(folder: Path) -> list[str]:
+    """Return the names of the fixtures in a folder."""
+    return sorted(path.stem for path in folder.glob("*.json") if path.with_suffix(".npz").exists())
+
+
+def build_for(fixture: Fixture) -> nn.Layer:
+    """Build the network that a fixture is about; its name may end in an image size (``iformer_small_32``)."""
+    name, arguments = ARGUMENTS.get(fixture["name"], (fixture["name"], {}))
+    if name not in list_models():
+        name = re.sub(r"_\d+$", "", name)
+    return create_model(name, num_classes=fixture["num_classes"], image_size=fixture["image_size"], **arguments)
+
+
+def set_state(model: nn.Layer, arrays: dict[str, np.ndarray]) -> None:
+    """Copy arrays of the reference's names and layouts into ``model``; raises KeyError where names differ."""
+    arrays = dict(arrays)
+    linear = {f"{name}.weight" for name, layer in model.named_sublayers() if isinstance(layer, nn.Linear)}
+    for name, tensor in model.state_dict().items():
+        array = arrays.pop(reference_name(name))
+        tensor.set_value((array.T if name in linear else array).astype(tensor.numpy().dtype))
+    if arrays:
+        raise KeyError(f"the reference has more tensors: {sorted(arrays)}")
+
+
+def reference_name(name: str) -> str:
+    """Return PyTorch's name of a tensor of ours."""
+    return re.sub(r"\._variance$", ".running_var", re.sub(r"\._mean$", ".running_mean", name))
+
+
+def compare(name: str, folder: Path) -> Parity:
+    """Measure one fixture of ``folder``; nothing is judged here."""
+    fill = _load_fill(folder)
+    fixture = fill.load(str(folder / name))
+    arrays = {key: value.astype(np.float64) for key, value in fixture["arrays"].items()}
+    state = fill.state(fixture)
+    model = build_for(fixture)
+    set_state(model, state)
+    trainable = sum(parameter.size for parameter in model.parameters() if parameter.trainable)
+    images = fill.inputs(fixture["eval"])
+    deviation = np.asarray(fixture["eval"]["logits_std"])[:, None]
+
+    def logits_error(dtype: str) -> float:
+        model.to(dtype=dtype)
+        model.eval()
+        with paddle.no_grad():
+            logits = model(paddle.to_tensor(images.astype(dtype))).numpy()
+        return float(np.max(np.abs(logits - arrays["logits_float64"]) / deviation))
+
+    errors = {"logits_float32": logits_error("float32"), "logits_float64": logits_error("float64")}
+    if fixture.get("train"):
+        set_state(model, state)
+        errors |= _training_errors(model, fixture["train"], arrays, fill)
+    return Parity(name, trainable, fixture["trainable_parameters"], **errors)
+
+
+def _training_errors(model: nn.Layer, train: dict[str, Any], arrays: dict[str, np.ndarray],
+                     fill: ModuleType) -> dict[str, float]:
+    before = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    model.train()
+    logits = model(paddle.to_tensor(fill.inputs(train).astype("float64")))
+    loss = F.cross_entropy(logits, _smoothed(train, logits.shape[1]), soft_label=True)
+    loss.backward()
+    gradients = {reference_name(name): parameter.grad.numpy() for name, parameter in model.named_parameters()
+                 if parameter.grad is not None}
+    linear = {f"{name}.weight" for name, layer in model.named_sublayers() if isinstance(layer, nn.Linear)}
+    errors = [abs(np.linalg.norm(gradients[name]) / norm - 1) for name, norm in train["grad_norms"].items()]
+    errors.append(abs(np.sqrt(sum((g**2).sum() for g in gradients.values())) / train["grad_norm_all"] - 1))
+    for name in train["full_gradients"]:
+        gradient = gradients[name].T if name in linear else gradients[name]
+        errors.append(_relative(gradient, arrays[f"grad:{name}"]))
+    after = {reference_name(name): tensor.numpy() for name, tensor in model.state_dict().items()}
+    before = {reference_name(name): array for name, array in before.items()}
+    stats = [_relative(_as_pytorch(name, before[name], after[name], train), arrays[f"stat:{name}"])
+             for name in train["running_stats"]]
+    return {"train_logits": _relative(logits.numpy(), arrays["train_logits_float64"]),
+            "loss": abs(float(loss) / train["loss"] - 1),
+            "gradients": float(max(errors)),
+            "running_stats": max(stats, default=None)}
+
+
+def _smoothed(train: dict[str, Any], classes: int) -> paddle.Tensor:
+    smoothing = train["label_smoothing"]
+    target = np.full((len(train["labels"]), classes), smoothing / classes)
+    target[np.arange(len(target)), train["labels"]] += 1 - smoothing
+    return paddle.to_tensor(target)
+
+
+def _as_pytorch(name: str, old: np.ndarray, new: np.ndarray, train: dict[str, Any]) -> np.ndarray:
+    """Return the running statistic that PyTorch would hold: its variance is unbiased, Paddle's biased."""
+    if not name.endswith("running_var") or "unbiased" not in train["running_var_rule"]:
+        return new
+    count = train["running_stats_count"]
+    count = count[name] if isinstance(count, dict) else count
+    return 0.9 * old + (new - 0.9 * old) * count / (count - 1)
+
+
+def _relative(value: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.abs(value - reference).max() / np.abs(reference).max())
+
+
+def _load_fill(folder: Path) -> ModuleType:
+    """Import ``fill.py`` of the fixtures' folder: the rule of the fill belongs to the fixtures."""
+    spec = importlib.util.spec_from_file_location("parity_fill", folder / "fill.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,286 @@
+"""iFormer: Inception Transformer (Si et al., NeurIPS 2022, https://arxiv.org/abs/2205.12956).
+
+Names and numbers follow the authors' code, sail-sg/iFormer at 725d8e7f455b (``models/inception_transformer.py``).
+
+Two generalisations, without effect where the reference runs: maps of any height and width (the reference
+assumes square maps of even width), and position tables resampled whenever the map differs from the table
+(the reference compares the number of positions only).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from errors import UserError
+from models.layers import (
+    Classifier,
+    DepthwiseConv2D,
+    DropPath,
+    Mlp,
+    drop_path_rates,
+    ones_,
+    pair,
+    resize_position_embedding,
+    trunc_normal_,
+    zeros_,
+)
+from models.registry import Variant, register_family
+
+LayerNorm = partial(nn.LayerNorm, epsilon=1e-6)
+
+
+class HighMixer(nn.Layer):
+    """High-frequency mixer (section 3.1, equations 2 and 3): ``[B, C, H, W]`` to ``[B, 2C, H, W]``.
+
+    The first half of the channels goes through a 1×1, then a depthwise convolution, the second through a
+    max-pool, then a 1×1 convolution; each path doubles its width.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.half = half = dim // 2
+        self.conv1 = nn.Conv2D(half, 2 * half, 1, bias_attr=False)
+        self.proj1 = DepthwiseConv2D(2 * half, 3, padding=1, bias_attr=False)
+        self.max_pool = nn.MaxPool2D(3, stride=1, padding=1)
+        self.proj2 = nn.Conv2D(half, 2 * half, 1)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        conv, pool = x.split([self.half, self.half], axis=1)
+        conv = F.gelu(self.proj1(self.conv1(conv)))
+        pool = F.gelu(self.proj2(self.max_pool(pool)))
+        return paddle.concat([conv, pool], axis=1)
+
+
+class LowMixer(nn.Layer):
+    """Low-frequency mixer (section 3.1, equation 4): attention between average pooling and upsampling.
+
+    ``[B, C, H, W]`` to the same. An odd side is pooled with a last window of one row or column, so that
+    upsampling by ``pool_size`` covers the map, and cropped.
+    """
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool, attn_drop_rate: float, pool_size: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.pool_size = pool_size
+        self.scale = (dim // num_heads) ** -0.5
+        self.qkv = nn.Linear(dim, 3 * dim, bias_attr=None if qkv_bias else False)
+        self.attn_drop = nn.Dropout(attn_drop_rate)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        height, width = x.shape[2:]
+        if self.pool_size > 1:
+            x = F.avg_pool2d(x, self.pool_size, stride=self.pool_size, ceil_mode=True)
+        b, c, h, w = x.shape
+        x = x.flatten(2).transpose([0, 2, 1])  # [B, N, C]
+        qkv = self.qkv(x).reshape([b, h * w, 3, self.num_heads, c // self.num_heads])
+        q, k, v = qkv.transpose([2, 0, 3, 1, 4]).unbind(0)  # each [B, heads, N, head_dim]
+        attn = self.attn_drop(F.softmax(paddle.matmul(q * self.scale, k, transpose_y=True), axis=-1))
+        x = paddle.matmul(attn, v).transpose([0, 1, 3, 2]).reshape([b, c, h, w])
+        if self.pool_size > 1:
+            x = F.interpolate(x, scale_factor=self.pool_size, mode="nearest")[:, :, :height, :width]
+        return x
+
+
+class Mixer(nn.Layer):
+    """Inception token mixer (figure 3): the first channels high, the last ``attention_heads`` heads low.
+
+    Channels-last ``[B, H, W, C]`` to the same.
+    """
+
+    def __init__(self, dim: int, num_heads: int, attention_heads: int, qkv_bias: bool, attn_drop_rate: float,
+                 drop_rate: float, pool_size: int) -> None:
+        super().__init__()
+        low_dim = attention_heads * (dim // num_heads)
+        high_dim = dim - low_dim
+        self.split_sizes = [high_dim, low_dim]
+        fused_dim = 2 * high_dim + low_dim
+        self.high_mixer = HighMixer(high_dim)
+        self.low_mixer = LowMixer(low_dim, attention_heads, qkv_bias, attn_drop_rate, pool_size)
+        self.conv_fuse = DepthwiseConv2D(fused_dim, 3, padding=1, bias_attr=False)
+        self.proj = nn.Conv2D(fused_dim, dim, 1)
+        self.proj_drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        high, low = x.transpose([0, 3, 1, 2]).split(self.split_sizes, axis=1)
+        x = paddle.concat([self.high_mixer(high), self.low_mixer(low)], axis=1)
+        x = x + self.conv_fuse(x)  # equation 6
+        return self.proj_drop(self.proj(x)).transpose([0, 2, 3, 1])
+
+
+class Block(nn.Layer):
+    """iFormer block (equations 7 and 8), channels-last ``[B, H, W, C]`` to the same."""
+
+    def __init__(self, dim: int, num_heads: int, attention_heads: int, mlp_ratio: float, qkv_bias: bool,
+                 drop_rate: float, attn_drop_rate: float, drop_path: float, pool_size: int,
+                 layer_scale_init_value: float | None) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(dim)
+        self.attn = Mixer(dim, num_heads, attention_heads, qkv_bias, attn_drop_rate, drop_rate, pool_size)
+        self.norm2 = LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate)
+        self.drop_path = DropPath(drop_path)
+        self.layer_scale_1 = self.layer_scale_2 = None
+        if layer_scale_init_value is not None:
+            initial = nn.initializer.Constant(layer_scale_init_value)
+            self.layer_scale_1 = self.create_parameter([dim], default_initializer=initial)
+            self.layer_scale_2 = self.create_parameter([dim], default_initializer=initial)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        for norm, mix, scale in ((self.norm1, self.attn, self.layer_scale_1),
+                                 (self.norm2, self.mlp, self.layer_scale_2)):
+            branch = mix(norm(x))
+            x = x + self.drop_path(branch if scale is None else scale * branch)
+        return x
+
+
+class Stem(nn.Layer):
+    """Two strided 3×3 convolutions: ``[B, in_chans, H, W]`` to channels-last ``[B, H/4, W/4, C]``."""
+
+    def __init__(self, in_chans: int, embed_dim: int) -> None:
+        super().__init__()
+        self.proj1 = nn.Conv2D(in_chans, embed_dim // 2, 3, stride=2, padding=1)
+        self.norm1 = nn.BatchNorm2D(embed_dim // 2)
+        self.proj2 = nn.Conv2D(embed_dim // 2, embed_dim, 3, stride=2, padding=1)
+        self.norm2 = nn.BatchNorm2D(embed_dim)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        x = F.gelu(self.norm1(self.proj1(x)))
+        return self.norm2(self.proj2(x)).transpose([0, 2, 3, 1])
+
+
+class PatchEmbed(nn.Layer):
+    """Strided convolution between stages: channels-last ``[B, H, W, C]`` to ``[B, H/2, W/2, C']``."""
+
+    def __init__(self, in_chans: int, embed_dim: int, kernel_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2D(in_chans, embed_dim, kernel_size, stride=2, padding=(kernel_size - 1) // 2)
+        self.norm = nn.BatchNorm2D(embed_dim)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.norm(self.proj(x.transpose([0, 3, 1, 2]))).transpose([0, 2, 3, 1])
+
+
+class InceptionTransformer(Classifier):
+    """iFormer (figure 2 and table 7): a stem and four stages of blocks on maps of 1/4, 1/8, 1/16 and 1/32.
+
+    ``attention_heads`` gives for every block how many of its stage's ``num_heads`` heads attend (the
+    frequency ramp); the other channels go to the high-frequency mixer. ``patch_kernel_size`` (3, or 2 for
+    ``iformer_small_p2``) is that of the embeddings of stages 2 to 4; ``pos_embed_stages`` are the stages
+    (1 to 4) that start with a position embedding; ``layer_scale_init_value`` (None: no layer scale) holds for
+    stages 3 and 4.
+    """
+
+    def __init__(self, num_classes: int, image_size: int | tuple[int, int], in_chans: int, drop_path_rate: float,
+                 depths: Sequence[int], embed_dims: Sequence[int], num_heads: Sequence[int],
+                 attention_heads: Sequence[int], mlp_ratio: float = 4.0, qkv_bias: bool = True,
+                 drop_rate: float = 0.0, attn_drop_rate: float = 0.0, patch_kernel_size: int = 3,
+                 pos_embed_stages: Sequence[int] = (1, 2, 3, 4),
+                 layer_scale_init_value: float | None = 1e-6) -> None:
+        super().__init__()
+        _check_architecture(depths, embed_dims, num_heads, attention_heads)
+        self.num_features = embed_dims[-1]
+        self.pos_embed_stages = tuple(pos_embed_stages)
+        sides = [max(side // 4, 1) for side in pair(image_size)]
+        heads = iter(attention_heads)
+        rates = drop_path_rates(drop_path_rate, depths)
+        for stage, (depth, dim) in enumerate(zip(depths, embed_dims, strict=True), start=1):
+            if stage == 1:
+                self.patch_embed = Stem(in_chans, dim)
+            else:
+                embed = PatchEmbed(embed_dims[stage - 2], dim, patch_kernel_size)
+                self.add_sublayer(f"patch_embed{stage}", embed)
+                sides = [max(side // 2, 1) for side in sides]
+            if stage in self.pos_embed_stages:
+                table = self.create_parameter([1, *sides, dim], default_initializer=trunc_normal_)
+                self.add_parameter(f"pos_embed{stage}", table)
+            blocks = [
+                Block(dim, num_heads[stage - 1], next(heads), mlp_ratio, qkv_bias, drop_rate, attn_drop_rate, rate,
+                      pool_size=2 if stage <= 2 else 1,
+                      layer_scale_init_value=layer_scale_init_value if stage >= 3 else None)
+                for rate in rates[stage - 1][:depth]
+            ]
+            self.add_sublayer(f"blocks{stage}", nn.Sequential(*blocks))
+        self.norm = LayerNorm(self.num_features)
+        self.apply(_init_weights)
+        self.reset_classifier(num_classes)
+
+    def build_head(self, num_classes: int) -> nn.Layer:
+        head = super().build_head(num_classes)
+        _init_weights(head)
+        return head
+
+    def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
+        for stage in range(1, 5):
+            x = getattr(self, "patch_embed" if stage == 1 else f"patch_embed{stage}")(x)  # [B, H, W, C]
+            if stage in self.pos_embed_stages:
+                x = x + resize_position_embedding(getattr(self, f"pos_embed{stage}"), *x.shape[1:3])
+            x = getattr(self, f"blocks{stage}")(x)
+        return self.norm(x.flatten(1, 2)).mean(1)
+
+
+def _check_architecture(depths: Sequence[int], embed_dims: Sequence[int], num_heads: Sequence[int],
+                        attention_heads: Sequence[int]) -> None:
+    if not len(depths) == len(embed_dims) == len(num_heads) == 4:
+        raise UserError("iFormer has four stages: depths, embed_dims and num_heads take four numbers each, got "
+                        f"{list(depths)}, {list(embed_dims)}, {list(num_heads)}")
+    if len(attention_heads) != sum(depths):
+        raise UserError(f"attention_heads takes a number for each of the {sum(depths)} blocks, got "
+                        f"{len(attention_heads)}")
+    stages = [stage for stage, depth in enumerate(depths) for _ in range(depth)]
+    for block, (stage, attending) in enumerate(zip(stages, attention_heads, strict=True)):
+        dim, heads = embed_dims[stage], num_heads[stage]
+        if dim % heads or not 0 < attending < heads or (dim - attending * (dim // heads)) % 2:
+            raise UserError(f"block {block} of iFormer: {attending} of {heads} heads attending in {dim} channels leaves "
+                            "no even number of channels to the high-frequency mixer")
+
+
+def _init_weights(layer: nn.Layer) -> None:
+    """Initialise as the reference: truncated normal of 0.02 for all weights, norms at 1 and 0."""
+    if isinstance(layer, (nn.Linear, nn.Conv2D)):
+        trunc_normal_(layer.weight)
+        if layer.bias is not None:
+            zeros_(layer.bias)
+    elif isinstance(layer, (nn.LayerNorm, nn.BatchNorm2D)):
+        ones_(layer.weight)
+        zeros_(layer.bias)
+
+
+_SMALL = {"depths": [3, 3, 9, 3], "embed_dims": [96, 192, 320, 384], "num_heads": [3, 6, 10, 12],
+          "attention_heads": [1] * 3 + [3] * 3 + [7] * 4 + [9] * 5 + [11] * 3}
+_BASE = {"depths": [4, 6, 14, 6], "embed_dims": [96, 192, 384, 512], "num_heads": [3, 6, 12, 16],
+         "attention_heads": [1] * 4 + [3] * 6 + [8] * 7 + [10] * 7 + [15] * 6}
+_LARGE = {"depths": [4, 6, 18, 8], "embed_dims": [96, 192, 448, 640], "num_heads": [3, 6, 14, 20],
+          "attention_heads": [1] * 4 + [3] * 6 + [10] * 9 + [12] * 9 + [19] * 8}
+_SMALL_P2 = {**_SMALL, "patch_kernel_size": 2, "pos_embed_stages": [1], "layer_scale_init_value": None}
+_WEIGHTS = "https://huggingface.co/sail/dl2/resolve/main/iformer/{}.pth"
+_AT_224 = {"crop_pct": 0.9, "interpolation": "bicubic"}
+_AT_384 = {"image_size": 384, "crop_pct": 1.0, "interpolation": "bicubic"}
+
+register_family(
+    "iFormer",
+    InceptionTransformer,
+    {
+        "iformer_small": Variant(_SMALL, 19_866_344, 4_825_828_736, "19.866M", "4.849G", 83.382,
+                                 weights_url=_WEIGHTS.format("iformer_small"), **_AT_224),
+        "iformer_base": Variant(_BASE, 47_866_216, None, "47.866M", "9.379G", 84.598,
+                                weights_url=_WEIGHTS.format("iformer_base"), **_AT_224),
+        "iformer_large": Variant(_LARGE, 86_637_096, None, "86.637M", "14.048G", 84.752,
+                                 weights_url=_WEIGHTS.format("iformer_large"), **_AT_224),
+        "iformer_small_384": Variant(_SMALL, 20_899_944, None, "20M", "16.1G", 84.6,
+                                     weights_url=_WEIGHTS.format("iformer_small_384"), **_AT_384),
+        "iformer_base_384": Variant(_BASE, None, None, "48M", "30.5G", 85.7,
+                                    weights_url=_WEIGHTS.format("iformer_base_384"), **_AT_384),
+        "iformer_large_384": Variant(_LARGE, None, None, "87M", "45.3G", 85.8,
+                                     weights_url=_WEIGHTS.format("iformer_large_384"), **_AT_384),
+        "iformer_small_p2": Variant(_SMALL_P2, 18_612_456, 4_663_000_000, "18.61M", "", 81.928, 95.700,
+                                    note="an independent re-implementation with 2×2 patch embeddings"),
+    },
+    paper="Inception Transformer, NeurIPS 2022",
+    paper_url="https://arxiv.org/abs/2205.12956",
+    reference="sail-sg/iFormer@725d8e7f455b",
+)

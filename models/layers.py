@@ -1,0 +1,106 @@
+"""Pieces that two papers share; what one paper alone needs stands in that paper's file."""
+
+from __future__ import annotations
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from errors import UserError
+
+trunc_normal_ = nn.initializer.TruncatedNormal(std=0.02)
+zeros_ = nn.initializer.Constant(0.0)
+ones_ = nn.initializer.Constant(1.0)
+
+
+def pair(value: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+    """Return (height, width) of a side or of a pair."""
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def drop_path_rates(drop_path_rate: float, depths: list[int] | tuple[int, ...]) -> list[list[float]]:
+    """Return per stage and block the rates that rise linearly from 0 to ``drop_path_rate`` over all blocks."""
+    total = sum(depths)
+    flat = [drop_path_rate * i / max(total - 1, 1) for i in range(total)]
+    ends = [sum(depths[: stage + 1]) for stage in range(len(depths))]
+    return [flat[end - depth : end] for end, depth in zip(ends, depths, strict=True)]
+
+
+class DropPath(nn.Layer):
+    """Stochastic depth: in training, drop a sample's branch with probability ``rate`` and scale the others.
+
+    Huang et al., "Deep Networks with Stochastic Depth", 2016. Any shape ``[B, ...]``.
+    """
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        if not 0.0 <= rate < 1.0:
+            raise UserError(f"drop_path_rate is {rate}, expected 0 <= rate < 1")
+        self.rate = rate
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        mask = paddle.bernoulli(paddle.full([x.shape[0]] + [1] * (x.ndim - 1), keep, dtype=x.dtype))
+        return x * (mask / keep)
+
+
+class Mlp(nn.Layer):
+    """Two fully connected layers over the last axis: ``[..., C]`` to ``[..., C]`` through ``hidden_features``."""
+
+    def __init__(self, dim: int, hidden_features: int, act_layer: type[nn.Layer] = nn.GELU,
+                 drop_rate: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_features)
+        self.act = act_layer()
+        self.fc2 = nn.Linear(hidden_features, dim)
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class DepthwiseConv2D(nn.Conv2D):
+    """Depthwise convolution, ``[B, C, H, W]`` to ``[B, C, H', W']``; weights ``[C, 1, k, k]`` as in Conv2D."""
+
+    def __init__(self, channels: int, kernel_size: int, stride: int = 1, padding: int | str = 0,
+                 bias_attr: bool | None = None) -> None:
+        super().__init__(channels, channels, kernel_size, stride=stride, padding=padding, groups=channels,
+                         bias_attr=bias_attr)
+
+
+class Classifier(nn.Layer):
+    """What every network of the suite is: features ``[B, num_features]``, then a head to ``[B, num_classes]``.
+
+    A network sets ``num_features`` before ``reset_classifier`` and defines ``forward_features``; it overrides
+    ``build_head`` where its head is more than a linear layer, and ``head_name`` where its reference calls the
+    head otherwise.
+    """
+
+    head_name = "head"
+    num_features: int
+
+    def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
+        """Return what stands before the head: ``[B, in_chans, H, W]`` to ``[B, num_features]``."""
+        raise NotImplementedError
+
+    def build_head(self, num_classes: int) -> nn.Layer:
+        """Return a fresh head for ``num_classes`` > 0."""
+        return nn.Linear(self.num_features, num_classes)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the head by a fresh one for ``num_classes``; 0 removes it."""
+        self.num_classes = num_classes
+        setattr(self, self.head_name, self.build_head(num_classes) if num_classes else nn.Identity())
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return getattr(self, self.head_name)(self.forward_features(x))
+
+
+def resize_position_embedding(table: paddle.Tensor, height: int, width: int) -> paddle.Tensor:
+    """Resample a channels-last table ``[1, H, W, C]`` to ``[1, height, width, C]`` (bilinear, half-pixel centres)."""
+    if table.shape[1:3] == [height, width]:
+        return table
+    table = F.interpolate(table.transpose([0, 3, 1, 2]), size=(height, width), mode="bilinear")
+    return table.transpose([0, 2, 3, 1])
