@@ -235,7 +235,7 @@ def _check_architecture(depths: Sequence[int], embed_dims: Sequence[int], num_he
     for block, (stage, attending) in enumerate(zip(stages, attention_heads, strict=True)):
         dim, heads = embed_dims[stage], num_heads[stage]
         if dim % heads or not 0 < attending < heads or (dim - attending * (dim // heads)) % 2:
-            raise UserError(f"block {block} of iFormer: {attending} of {heads} heads attending in {dim} channels leaves "
+            raise UserError(f"block {block} of iFormer: {attending} of {heads} heads attending in {dim} channels leave "
                             "no even number of channels to the high-frequency mixer")
 
 
