@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from errors import UserError
+from errors import UserError, nearest
 
 trunc_normal_ = nn.initializer.TruncatedNormal(std=0.02)
 zeros_ = nn.initializer.Constant(0.0)
 ones_ = nn.initializer.Constant(1.0)
+
+ACTIVATIONS: Mapping[str, type[nn.Layer]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 
 
 def pair(value: int | tuple[int, int] | list[int]) -> tuple[int, int]:
@@ -24,6 +29,23 @@ def drop_path_rates(drop_path_rate: float, depths: list[int] | tuple[int, ...]) 
     flat = [drop_path_rate * i / max(total - 1, 1) for i in range(total)]
     ends = [sum(depths[: stage + 1]) for stage in range(len(depths))]
     return [flat[end - depth : end] for end, depth in zip(ends, depths, strict=True)]
+
+
+def activation(name: str, choices: Mapping[str, type[nn.Layer]] = ACTIVATIONS) -> type[nn.Layer]:
+    """Return the activation layer of a name; raises UserError for an unknown one, naming the nearest."""
+    if name not in choices:
+        raise UserError(f"unknown activation {name!r}{nearest(name, choices)}; known: {', '.join(choices)}")
+    return choices[name]
+
+
+def pytorch_default_(layer: nn.Layer) -> None:
+    """Initialise a convolution or a linear layer as PyTorch does: weight and bias uniform in ±1/√fan_in."""
+    weight = layer.weight
+    fan_in = weight.shape[0] if isinstance(layer, nn.Linear) else weight[0].size
+    bound = 1 / math.sqrt(fan_in)
+    nn.initializer.Uniform(-bound, bound)(weight)
+    if layer.bias is not None:
+        nn.initializer.Uniform(-bound, bound)(layer.bias)
 
 
 class DropPath(nn.Layer):
