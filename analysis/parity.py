@@ -25,7 +25,9 @@ from models import create_model, list_models
 Fixture = dict[str, Any]
 
 # Fixtures whose reference was built with other arguments than the variant of that name.
-ARGUMENTS: dict[str, tuple[str, dict[str, Any]]] = {}
+ARGUMENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "convmixer_768_32_gelu": ("convmixer_768_32", {"act_layer": "gelu"}),
+}
 
 
 @dataclass(frozen=True)
