@@ -1,0 +1,193 @@
+"""Read a config: YAML files with ``_BASE_`` inheritance and ``-o`` overrides, held against the schema."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode
+
+from configs.schema import CHECKS, TYPES, default_config
+from errors import UserError, nearest
+
+MAX_BYTES = 1 << 20
+MAX_VALUES = 10_000
+_TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}
+
+
+def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> CfgNode:
+    """Return the frozen tree of a YAML file (None: the defaults) with ``KEY=VALUE`` overrides.
+
+    Raises UserError, naming file and key, for a file that cannot be read, an unknown key, a wrong type, or a value
+    that the key does not take.
+    """
+    config = default_config()
+    if path is not None:
+        for file, tree in _read_with_bases(Path(path), ()):
+            _merge(config, tree, str(file))
+    for override in overrides:
+        _merge(config, _parse_override(override), f"-o {override}")
+    if not config.NAME:
+        config.NAME = Path(path).stem if path is not None else config.MODEL.NAME.replace("/", "_")
+    config.freeze()
+    return config
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) for every leaf; MODEL.ARGS is one leaf."""
+    for key, value in config.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping) and dotted != "MODEL.ARGS":
+            yield from flatten(value, dotted + ".")
+        else:
+            yield dotted, value
+
+
+def to_plain(value: Any) -> Any:
+    """Return ``value`` with every node of it a plain dict, for constructors and for JSON."""
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    return [to_plain(item) for item in value] if isinstance(value, list) else value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe subset, in which a key that stands twice is a mistake and ``1e-3`` a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for position, key in enumerate(keys):
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"found the key {key!r}, expected a text",
+                                                        node.value[position][0].start_mark)
+            if key in keys[:position]:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice",
+                                                        node.value[position][0].start_mark)
+        return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not used in configs",
+                                              self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"),
+                              list("-+0123456789"))
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).split("\n")[0]
+        raise UserError(f"{where}{line}: not valid YAML for a config: {problem}") from None
+    except (RecursionError, ValueError) as error:
+        raise UserError(f"{where}: not valid YAML for a config: {type(error).__name__}") from None
+
+
+def _read_with_bases(path: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield (file, tree) of a config and its bases, bases first."""
+    if path.resolve() in above:
+        raise UserError(f"{path}: _BASE_ leads back to the file itself")
+    tree = _parse_yaml(_read_text(path, above), str(path))
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: found {_describe(tree)}, expected sections such as MODEL: and TRAIN:")
+    if sum(1 for _ in _walk(tree)) > MAX_VALUES:
+        raise UserError(f"{path}: more than {MAX_VALUES} values; this is no config")
+    bases = tree.pop("_BASE_", [])
+    for base in [bases] if isinstance(bases, str) else bases:
+        if not isinstance(base, str):
+            raise UserError(f"{path}: _BASE_ takes a path or a list of paths, found {_describe(base)}")
+        yield from _read_with_bases(path.parent / base, (*above, path.resolve()))
+    yield path, tree
+
+
+def _read_text(path: Path, above: tuple[Path, ...]) -> str:
+    named_by = f" (the _BASE_ of {above[-1].name})" if above else ""
+    if not path.is_file():
+        siblings = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise UserError(f"{path}{named_by}: no such config file{nearest(path.name, siblings)}")
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise UserError(f"{path}{named_by}: larger than {MAX_BYTES} bytes; this is no config")
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}{named_by}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}{named_by}: not UTF-8 text; expected a YAML config") from None
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"-o {override}: expected KEY=VALUE, for example -o TRAIN.EPOCHS=3")
+    value = _parse_yaml(text, f"-o {override}")
+    tree: Any = "" if value is None else value
+    for part in reversed(key.strip().split(".")):
+        tree = {part: tree}
+    return tree
+
+
+def _merge(node: CfgNode, tree: Mapping[str, Any], where: str, prefix: str = "") -> None:
+    for key, value in tree.items():
+        dotted = f"{prefix}{key}"
+        if key not in node:
+            choices = [f"{prefix}{name}" for name in node] + [name for name, _ in flatten(default_config())]
+            raise UserError(f"{where}: unknown key {dotted}{nearest(dotted, dict.fromkeys(choices))}")
+        if dotted == "MODEL.ARGS":
+            _merge_arguments(node[key], value, where)
+        elif isinstance(node[key], CfgNode):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{where}: {dotted} is a section, found {_describe(value)}, expected keys such as "
+                                f"{dotted}.{next(iter(node[key]))}")
+            _merge(node[key], value, where, dotted + ".")
+        else:
+            node[key] = _checked(dotted, node[key], value, where)
+
+
+def _merge_arguments(node: CfgNode, value: Any, where: str) -> None:
+    """Merge constructor arguments: whatever they are, the network's constructor judges them."""
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where}: MODEL.ARGS takes constructor arguments by name, found {_describe(value)}")
+    for key, argument in value.items():
+        node[key] = CfgNode(argument, new_allowed=True) if isinstance(argument, dict) else argument
+
+
+def _checked(dotted: str, default: Any, value: Any, where: str) -> Any:
+    """Return ``value`` as the type of ``default``; raises UserError where it does not fit."""
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    allowed = TYPES.get(dotted, (type(default),))
+    if type(value) not in allowed:
+        expected = " or ".join(_TYPE_NAMES[kind] for kind in allowed)
+        raise UserError(f"{where}: {dotted} takes {expected}, found {_describe(value)}")
+    if isinstance(value, float) and math.isnan(value):
+        raise UserError(f"{where}: {dotted} takes a number, found nan")
+    holds, expected = CHECKS.get(dotted, (lambda _: True, ""))
+    if not holds(value):
+        choices = expected.removeprefix("one of ").split(", ") if expected.startswith("one of ") else []
+        hint = nearest(value, choices) if isinstance(value, str) else ""
+        raise UserError(f"{where}: {dotted} is {_describe(value)}, expected {expected}{hint}")
+    return value
+
+
+def _walk(value: Any) -> Iterator[Any]:
+    yield value
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for child in children:
+        yield from _walk(child)
+
+
+def _describe(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

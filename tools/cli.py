@@ -1,0 +1,45 @@
+"""What every command shares: the suite on the path, ``-c`` and ``-o``, and how a mistake ends."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from errors import UserError
+
+
+def argument_parser(description: str, *, config: bool = True) -> argparse.ArgumentParser:
+    """Return a parser; ``config`` adds ``-c CONFIG`` and the repeatable ``-o KEY=VALUE``."""
+    parser = argparse.ArgumentParser(description=description)
+    if config:
+        parser.add_argument("-c", "--config", metavar="CONFIG", help="YAML file, for example configs/quickstart.yaml")
+        parser.add_argument("-o", "--override", metavar="KEY=VALUE", action="append", default=[],
+                            help="override a key of the config, for example TRAIN.EPOCHS=3 (repeatable)")
+    return parser
+
+
+def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser,
+        argv: Sequence[str] | None = None) -> None:
+    """Parse, call ``main`` and exit: 0 or what it returns, 2 for a UserError, 130 for Ctrl-C.
+
+    Any other exception is a defect of ours and keeps its traceback (exit code 1).
+    """
+    arguments = parser.parse_args(argv)
+    try:
+        code = main(arguments) or 0
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
