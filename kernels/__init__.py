@@ -1,0 +1,84 @@
+"""Compiled CPU operators, each with the stock Paddle operator of the same meaning behind it.
+
+Nothing happens at import: Paddle is imported and the C++ source compiled (once, into a cache) when an operator
+is first called. Wherever the compiled operator does not apply (GPU, another precision, mixed precision, static
+graphs, dilation, no compiler) Paddle's own runs instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import paddle
+
+MODES = ("auto", "stock")
+
+_mode = "auto"
+
+
+def configure(mode: str) -> None:
+    """Choose the operators: ``auto`` (compiled where they apply) or ``stock`` (Paddle's everywhere).
+
+    Raises:
+        UserError: for any other mode.
+    """
+    global _mode
+    if mode not in MODES:
+        raise UserError(f"RUNTIME.KERNELS is {mode!r}, expected one of {', '.join(MODES)}{nearest(str(mode), MODES)}.")
+    _mode = mode
+
+
+def status() -> dict[str, Any]:
+    """Tell what runs on the CPU, for the log; compiles the operators in ``auto`` mode.
+
+    Returns:
+        ``mode``; ``in_use``; ``reason`` (why not, else None); and of the library in use ``library`` (path),
+        ``compiler``, ``flags`` and ``threads``.
+    """
+    if _mode == "stock":
+        return {"mode": _mode, "in_use": False, "reason": "stock operators were asked for"}
+    from kernels import build
+
+    library = build.library()
+    if isinstance(library, build.Unavailable):
+        return {"mode": _mode, "in_use": False, "reason": library.reason}
+    return {"mode": _mode, "in_use": True, "reason": None, **library.about()}
+
+
+def depthwise_conv2d(
+    x: paddle.Tensor,
+    weight: paddle.Tensor,
+    bias: paddle.Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+) -> paddle.Tensor:
+    """Convolve every channel with its own filter, as ``paddle.nn.functional.conv2d(groups=C)`` does.
+
+    The compiled operator has first derivatives only: for second-order gradients choose ``stock``.
+
+    Args:
+        x: ``[B, C, H, W]``.
+        weight: ``[C, 1, kh, kw]``.
+        bias: ``[C]`` or None.
+        stride: one step, or ``(vertical, horizontal)``.
+        padding: zeros around the map: one number, ``(vertical, horizontal)``, ``(top, bottom, left, right)``,
+            ``"VALID"`` or ``"SAME"``.
+        dilation: distance of the taps; other than 1 is left to Paddle.
+
+    Returns:
+        ``[B, C, H', W']``, in the precision of ``x``.
+    """
+    if _mode == "auto":
+        from kernels import depthwise
+
+        shape = depthwise.applicable(x, weight, bias, stride, padding, dilation)
+        if shape is not None:
+            return depthwise.convolve(x, weight, bias, shape)
+    from paddle.nn.functional import conv2d
+
+    return conv2d(x, weight, bias, stride, padding, dilation, groups=weight.shape[0])

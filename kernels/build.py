@@ -1,0 +1,182 @@
+"""Compiles the C++ operators once into a cache and loads them.
+
+A library is kept at ``<cache>/kernels/<key>/depthwise-<sha256 of the file>.so``. The key holds everything that
+the machine code depends on; the name tells whether the file is whole, so that a truncated or altered one is
+built again. Files appear by renaming, hence several processes may build at once; a lock only spares them the
+double work. Whatever goes wrong is a reason to use Paddle's operators, never an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import paddle
+
+SOURCE = Path(__file__).with_name("depthwise.cc")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp")
+COMPILERS = ("g++", "c++", "clang++")
+TIMEOUT_SECONDS = 180
+
+_lock = threading.Lock()
+_library: Library | Unavailable | None = None
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """There is no compiled library, and why."""
+
+    reason: str
+
+
+class Library:
+    """The compiled operators, loaded."""
+
+    def __init__(self, path: Path, compiler: str) -> None:
+        self.path = path
+        self.compiler = compiler
+        handle = ctypes.CDLL(str(path))
+        pointer = ctypes.c_void_p
+        self.depthwise_forward = handle.depthwise_forward
+        self.depthwise_forward.argtypes = [pointer] * 5
+        self.depthwise_backward = handle.depthwise_backward
+        self.depthwise_backward.argtypes = [pointer] * 7
+        self._threads = handle.depthwise_threads
+
+    def about(self) -> dict[str, Any]:
+        """Return path, compiler, flags and number of threads for the log."""
+        return {
+            "library": str(self.path),
+            "compiler": self.compiler,
+            "flags": " ".join(FLAGS),
+            "threads": self._threads(),
+        }
+
+
+def library() -> Library | Unavailable:
+    """Return the operators, compiled and loaded at the first call; or why there are none."""
+    global _library
+    if _library is None:
+        with _lock:
+            if _library is None:
+                try:
+                    _library = _load()
+                except Exception as error:  # whatever it is, training goes on with Paddle's operators
+                    _library = Unavailable(f"{type(error).__name__}: {error}")
+    return _library
+
+
+def _load() -> Library | Unavailable:
+    if not sys.platform.startswith("linux"):
+        return Unavailable(f"the compiled operators are made for Linux, not {sys.platform}")
+    compiler = _compiler()
+    if compiler is None:
+        return Unavailable(f"no C++ compiler found (looked for CXX, {', '.join(COMPILERS)})")
+    version = _call([*compiler, "--version"]).splitlines()[0]
+    folder = cache_folder() / _key(version, compiler)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _from_cache(folder, compiler, version)
+    except OSError:  # a read-only or full cache: build for this process alone
+        with tempfile.TemporaryDirectory(prefix="paddle-hybrid-") as private:
+            return _from_cache(Path(private), compiler, version)
+
+
+def cache_folder() -> Path:
+    """Return the folder of all compiled operators: below PADDLE_HYBRID_CACHE or the user's cache folder."""
+    own = os.environ.get("PADDLE_HYBRID_CACHE")
+    if own:
+        return Path(own).expanduser() / "kernels"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paddle-hybrid" / "kernels"
+
+
+def _compiler() -> list[str] | None:
+    asked = os.environ.get("CXX")
+    for candidate in ([asked] if asked else []) + list(COMPILERS):
+        command = shlex.split(candidate)
+        if command and shutil.which(command[0]):
+            return command
+    return None
+
+
+def _openmp() -> list[str]:
+    """Return what links OpenMP: Paddle's own runtime where its wheel has one.
+
+    A second runtime would keep a second team of threads, and the idle team spins on the cores of the other.
+    """
+    own = Path(paddle.__file__).parent / "libs" / "libiomp5.so"
+    return [str(own)] if own.exists() else ["-fopenmp"]
+
+
+def _key(version: str, compiler: list[str]) -> str:
+    facts = [SOURCE.read_bytes(), version, compiler, FLAGS, _openmp(), paddle.__version__, _processor()]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
+
+
+def _processor() -> list[str]:
+    """Return what ``-march=native`` looks at."""
+    lines = [platform.machine()]
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if not line.strip():
+                break  # the other cores are the same
+            if line.split(":")[0].strip() in {"model name", "cpu family", "model", "flags", "Features", "CPU part"}:
+                lines.append(line)
+    return lines
+
+
+def _from_cache(folder: Path, compiler: list[str], version: str) -> Library:
+    with _exclusive(folder / "lock"):
+        for path in sorted(folder.glob("depthwise-*.so")):
+            if path.name == _name(path.read_bytes()):
+                return Library(path, version)
+            path.unlink()
+        return Library(_build(folder, compiler), version)
+
+
+def _name(content: bytes) -> str:
+    return f"depthwise-{hashlib.sha256(content).hexdigest()}.so"
+
+
+@contextlib.contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    import fcntl
+
+    with path.open("w") as file:
+        with contextlib.suppress(OSError):  # some network file systems have no locks; then two may build
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(folder: Path, compiler: list[str]) -> Path:
+    with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as private:
+        made = Path(private, "depthwise.o"), Path(private, "depthwise.so")
+        _call([*compiler, *FLAGS, "-c", str(SOURCE), "-o", str(made[0])])
+        _call([*compiler, "-shared", str(made[0]), *_openmp(), "-o", str(made[1])])
+        content = made[1].read_bytes()
+        with made[1].open("rb") as file:
+            os.fsync(file.fileno())
+        path = folder / _name(content)
+        os.replace(made[1], path)
+    return path
+
+
+def _call(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+    if done.returncode:
+        told = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise RuntimeError(f"{shlex.join(command)} failed: {told[0] if told else done.returncode}")
+    return done.stdout
