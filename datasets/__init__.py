@@ -1,0 +1,51 @@
+"""Images and labels: where they come from, how they are split, and how they become batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from yacs.config import CfgNode
+
+    from datasets.dataset import ImageDataset
+
+DATASETS = ("digits", "cifar10")
+SPLITS = ("train", "holdout", "test")
+
+
+def build_dataset(data: CfgNode, split: str) -> ImageDataset:
+    """Return one split of the data set that the section ``DATA`` describes (NAME, ROOT, DOWNLOAD, HOLDOUT).
+
+    ``holdout`` are HOLDOUT images of the training set, every class its share, chosen by a fixed rule; ``train``
+    are the others in their official order; ``test`` is the official test set. UserError where the data are
+    missing or broken, or a split cannot be made.
+    """
+    if split not in SPLITS:
+        raise UserError(f"there is no split {split!r}: use one of {', '.join(SPLITS)}{nearest(split, SPLITS)}")
+    everything = _read(data, "test" if split == "test" else "train")
+    if split == "test" or (split == "train" and data.HOLDOUT == 0):
+        return everything
+    room = len(everything) - len(everything.class_names)
+    if not 0 < data.HOLDOUT <= room:
+        raise UserError(
+            f"DATA.HOLDOUT is {data.HOLDOUT}: the hold-out of {data.NAME} can have 1 to {room:,} images "
+            "(0 trains on all images and has no split 'holdout': selection is then on 'test')"
+        )
+    from datasets.dataset import stratified_holdout
+
+    kept, held_out = stratified_holdout(everything.labels, data.HOLDOUT)
+    return everything.select(kept if split == "train" else held_out, split)
+
+
+def _read(data: CfgNode, split: str) -> ImageDataset:
+    if data.NAME == "digits":
+        from datasets.digits import read_digits
+
+        return read_digits(split)
+    if data.NAME == "cifar10":
+        from datasets.cifar import read_cifar10
+
+        return read_cifar10(split, data.ROOT, data.DOWNLOAD)
+    raise UserError(f"DATA.NAME is {data.NAME!r}: use one of {', '.join(DATASETS)}{nearest(data.NAME, DATASETS)}")

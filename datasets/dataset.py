@@ -1,0 +1,47 @@
+"""Labelled images in memory, and the fixed rule that sets some of them aside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+HOLDOUT_RULE = 20220525  # the one seed of all hold-outs; a run's own seed never moves an image between splits
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """One split of a data set.
+
+    ``images`` is uint8 ``[N, H, W, 3]`` in RGB, ``labels`` int64 ``[N]`` with values below
+    ``len(class_names)``, ``split`` one of train, holdout, test.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    name: str
+    split: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, indices: np.ndarray, split: str) -> ImageDataset:
+        """Return the images at ``indices``, in that order, as another split."""
+        return replace(self, images=self.images[indices], labels=self.labels[indices], split=split)
+
+
+def stratified_holdout(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split ``range(len(labels))`` into ``(kept, held_out)`` indices, both ascending.
+
+    ``held_out`` has ``count`` members and each class in it the share that it has in ``labels`` (largest
+    remainders, ties to the lower class), so a balanced set gives a balanced hold-out. Which members is drawn
+    with numpy's RandomState, whose stream is frozen, so the split is the same on every machine.
+    """
+    order = np.random.RandomState(HOLDOUT_RULE).permutation(len(labels))
+    sizes = np.bincount(labels)
+    exact = sizes * count / len(labels)
+    quotas = np.floor(exact).astype(int)
+    quotas[np.argsort(quotas - exact, kind="stable")[: count - quotas.sum()]] += 1
+    held_out = np.sort(np.concatenate([order[labels[order] == c][:quota] for c, quota in enumerate(quotas)]))
+    return np.setdiff1d(np.arange(len(labels)), held_out), held_out

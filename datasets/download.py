@@ -1,0 +1,104 @@
+"""Fetching an official archive: mirrors in order, checked, and in place only when whole."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import sys
+import time
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from errors import UserError
+
+TIMEOUT_SECONDS = 15.0  # without an answer or a further byte
+CHUNK_BYTES = 1 << 18
+REPORT_SECONDS = 5.0  # between two lines where the output is no terminal
+
+
+def download(path: Path, urls: Sequence[str], sha256: str, size: int) -> None:
+    """Put the file of ``size`` bytes and checksum ``sha256`` at ``path`` from the first of ``urls`` that has it.
+
+    It is written beside ``path`` under a temporary name, compared, synced and renamed, so ``path`` is never a
+    partial file. UserError says what every mirror answered and where the file can be put by hand.
+    """
+    answers = []
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for url in urls:
+            print(f"downloading {url} to {path}", file=sys.stderr, flush=True)
+            with open(partial, "wb") as file:
+                answer = _fetch(url, file, sha256, size)
+                if answer is None:
+                    file.flush()
+                    os.fsync(file.fileno())
+            if answer is None:
+                os.replace(partial, path)
+                return
+            answers.append(f"{url}: {answer}")
+    except OSError as error:  # of the file system: those of the network are answers
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    raise UserError(
+        f"{path.name} could not be downloaded ({'; '.join(answers)}); get it on another machine and put it at "
+        f"{path.absolute()}, or name where it is with -o DATA.ROOT=..."
+    )
+
+
+def _fetch(url: str, file, sha256: str, size: int) -> str | None:
+    """Copy what ``url`` gives into ``file``; return what is wrong with it, or None."""
+    digest, received = hashlib.sha256(), 0
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "Mozilla/5.0"})
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return f"{getattr(error, 'reason', None) or error}"
+    with response, _Progress(size) as progress:
+        while received <= size:
+            try:
+                chunk = response.read(CHUNK_BYTES)
+            except (OSError, http.client.HTTPException) as error:
+                return f"broke off after {received:,} of {size:,} bytes ({error})"
+            if not chunk:
+                break
+            file.write(chunk)
+            digest.update(chunk)
+            received += len(chunk)
+            progress.advance(len(chunk))
+    if received != size:
+        return f"gave {'more than' if received > size else f'{received:,} of'} {size:,} bytes"
+    if digest.hexdigest() != sha256:
+        return f"gave a file with sha256 {digest.hexdigest()[:16]}… instead of {sha256[:16]}…"
+    return None
+
+
+class _Progress:
+    """A bar with rate and time left on a terminal; elsewhere a line every few seconds."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.received = size, 0
+        self.start = self.reported = time.monotonic()
+        self.bar = tqdm(total=size, unit="B", unit_scale=True, disable=not sys.stderr.isatty())
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def advance(self, count: int) -> None:
+        self.received += count
+        self.bar.update(count)
+        now = time.monotonic()
+        if self.bar.disable and (now - self.reported > REPORT_SECONDS or self.received == self.size):
+            self.reported = now
+            rate = self.received / max(now - self.start, 1e-9)
+            left = (self.size - self.received) / rate
+            print(f"{self.received / 1e6:.1f} of {self.size / 1e6:.1f} MB, {rate / 1e6:.2f} MB/s, {left:.0f} s left",
+                  file=sys.stderr, flush=True)

@@ -1,0 +1,115 @@
+"""From a data set to batches: the order of an epoch, and threads that prepare what comes next."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+
+from datasets.dataset import ImageDataset
+from datasets.randomness import AUGMENT, ORDER, generator
+from datasets.transforms import Pipeline
+from errors import UserError
+
+Batch = tuple[np.ndarray, np.ndarray]
+AHEAD = 2  # batches in preparation for each worker
+
+
+class TrainLoader:
+    """Batches of an epoch in random order, each image freshly transformed.
+
+    The order is a function of (seed, epoch), the transforms of (seed, epoch, image): workers, and where inside
+    an epoch one starts, change nothing.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        transform: Pipeline,
+        batch_size: int,
+        seed: int,
+        workers: int = 0,
+        drop_last: bool = True,
+    ) -> None:
+        if drop_last and len(dataset) < batch_size:
+            raise UserError(
+                f"DATA.BATCH_SIZE is {batch_size}, but {dataset.name} has only {len(dataset)} images in its "
+                f"split '{dataset.split}'"
+            )
+        self.dataset, self.transform, self.batch_size = dataset, transform, batch_size
+        self.seed, self.workers, self.drop_last = seed, workers, drop_last
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch."""
+        count = len(self.dataset)
+        return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
+
+    def indices(self, epoch: int, batch: int) -> np.ndarray:
+        """Return which images of the data set are in one batch."""
+        order = generator(self.seed, ORDER, epoch).permutation(len(self.dataset))
+        return order[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """Yield (images float32 ``[B, 3, H, W]``, labels int64 ``[B]``) from batch ``start_batch`` on."""
+
+        def load(batch: int) -> Batch:
+            indices = self.indices(epoch, batch)
+            rngs = (generator(self.seed, AUGMENT, epoch, int(index)) for index in indices)
+            return _transformed(self.dataset, self.transform, indices, rngs)
+
+        return _prepared(load, range(start_batch, len(self)), self.workers)
+
+
+class EvalLoader:
+    """All images in their order, the last batch as short as it is."""
+
+    def __init__(self, dataset: ImageDataset, transform: Pipeline, batch_size: int, workers: int = 0) -> None:
+        self.dataset, self.transform, self.batch_size, self.workers = dataset, transform, batch_size, workers
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield (images float32 ``[B, 3, H, W]``, labels int64 ``[B]``)."""
+        rng = np.random.default_rng(0)  # for the signature: nothing is drawn in evaluation
+
+        def load(batch: int) -> Batch:
+            start = batch * self.batch_size
+            indices = np.arange(start, min(start + self.batch_size, len(self.dataset)))
+            return _transformed(self.dataset, self.transform, indices, (rng for _ in indices))
+
+        return _prepared(load, range(len(self)), self.workers)
+
+
+def _transformed(dataset: ImageDataset, transform: Pipeline, indices: np.ndarray, rngs) -> Batch:
+    images = np.empty((len(indices), 3, *transform.size), np.float32)
+    for image, index, rng in zip(images, indices, rngs, strict=True):
+        image[:] = transform(dataset.images[index], rng)
+    return images, dataset.labels[indices]
+
+
+def _prepared(load: Callable[[int], Batch], batches: range, workers: int) -> Iterator[Batch]:
+    """Yield ``load(batch)`` in order, computed by ``workers`` threads ahead of their use (0: when asked for).
+
+    Threads, not processes: cv2 and numpy release the interpreter's lock, nothing passes through shared memory,
+    and an error arrives here with its own traceback. Leaving the loop early stops the threads.
+    """
+    cv2.setNumThreads(0)  # images are small: cv2's own threads would only wait for each other
+    if workers == 0:
+        yield from map(load, batches)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="loader")
+    try:
+        ahead: deque = deque()
+        for batch in batches:
+            ahead.append(pool.submit(load, batch))
+            if len(ahead) > AHEAD * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,80 @@
+"""RandAugment: a few operations of a fixed list, drawn for each image, all of one strength.
+
+Source: Cubuk et al., RandAugment, CVPR workshops 2020; list, strengths and pixel operations as in torchvision,
+which the ConvMixer recipe uses. The pixels are computed by Pillow.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+BINS = 30  # the strength 30 is each operation's maximum
+OPERATIONS = (
+    "Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
+    "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize",
+)  # fmt: skip
+_MAXIMA = {
+    "ShearX": 0.3, "ShearY": 0.3, "TranslateX": 150 / 331, "TranslateY": 150 / 331, "Rotate": 30.0,
+    "Brightness": 0.9, "Color": 0.9, "Contrast": 0.9, "Sharpness": 0.9,
+}  # fmt: skip - in either direction; translations as shares of the side
+_ENHANCERS = ("Brightness", "Color", "Contrast", "Sharpness")
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """``count`` operations drawn with replacement, at the strength ``magnitude`` of 0 to 30.
+
+    Nearest pixel, black outside. Operations with a direction go either way with equal chance.
+    """
+
+    count: int
+    magnitude: float
+
+    def draw(self, rng: np.random.Generator, height: int, width: int) -> tuple[tuple[str, float], ...]:
+        """Return (name, strength) of the operations in the order of their application."""
+        share = self.magnitude / BINS
+        parameters = []
+        for _ in range(self.count):
+            name = OPERATIONS[rng.integers(len(OPERATIONS))]
+            strength = 0.0
+            if name in _MAXIMA:
+                side = {"TranslateX": width, "TranslateY": height}.get(name, 1)
+                strength = _MAXIMA[name] * side * share * rng.choice((1, -1))
+            elif name == "Posterize":
+                strength = 8 - round(4 * share)  # bits that are kept
+            elif name == "Solarize":
+                strength = 255 * (1 - share)  # values from here on are inverted
+            parameters.append((name, float(strength)))
+        return tuple(parameters)
+
+    def apply(self, image: np.ndarray, parameters: tuple[tuple[str, float], ...]) -> np.ndarray:
+        picture = Image.fromarray(image)
+        for name, strength in parameters:
+            picture = _apply(picture, name, strength)
+        return np.asarray(picture)
+
+
+def _apply(picture: Image.Image, name: str, strength: float) -> Image.Image:
+    affine = {  # output pixel to input pixel
+        "ShearX": (1, strength, 0, 0, 1, 0),
+        "ShearY": (1, 0, 0, strength, 1, 0),
+        "TranslateX": (1, 0, -math.trunc(strength), 0, 1, 0),
+        "TranslateY": (1, 0, 0, 0, 1, -math.trunc(strength)),
+    }
+    if name in affine:
+        return picture.transform(picture.size, Image.Transform.AFFINE, affine[name], Image.Resampling.NEAREST)
+    if name == "Rotate":
+        return picture.rotate(strength, Image.Resampling.NEAREST)
+    if name in _ENHANCERS:
+        return getattr(ImageEnhance, name)(picture).enhance(1 + strength)
+    if name == "Posterize":
+        return ImageOps.posterize(picture, int(strength))
+    if name == "Solarize":
+        return ImageOps.solarize(picture, strength)
+    if name == "AutoContrast":
+        return ImageOps.autocontrast(picture)
+    return ImageOps.equalize(picture) if name == "Equalize" else picture
