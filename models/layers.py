@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import paddle
 import paddle.nn.functional as F
@@ -84,12 +85,15 @@ class Mlp(nn.Layer):
 
 
 class DepthwiseConv2D(nn.Conv2D):
-    """Depthwise convolution, ``[B, C, H, W]`` to ``[B, C, H', W']``; weights ``[C, 1, k, k]`` as in Conv2D."""
+    """Depthwise convolution, ``[B, C, H, W]`` to ``[B, mC, H', W']``; weights ``[mC, 1, k, k]`` as in Conv2D.
 
-    def __init__(self, channels: int, kernel_size: int, stride: int = 1, padding: int | str = 0,
-                 bias_attr: bool | None = None) -> None:
-        super().__init__(channels, channels, kernel_size, stride=stride, padding=padding, groups=channels,
-                         bias_attr=bias_attr)
+    Each channel gives ``multiplier`` (m) channels, which stand next to each other.
+    """
+
+    def __init__(self, channels: int, kernel_size: int | Sequence[int], stride: int | Sequence[int] = 1,
+                 padding: int | str | Sequence[int] = 0, bias_attr: bool | None = None, multiplier: int = 1) -> None:
+        super().__init__(channels, multiplier * channels, kernel_size, stride=stride, padding=padding,
+                         groups=channels, bias_attr=bias_attr)
 
 
 class Classifier(nn.Layer):
@@ -97,7 +101,7 @@ class Classifier(nn.Layer):
 
     A network sets ``num_features`` before ``reset_classifier`` and defines ``forward_features``; it overrides
     ``build_head`` where its head is more than a linear layer, and ``head_name`` where its reference calls the
-    head otherwise.
+    head otherwise (a dotted name is that of a layer inside another: ``classifier.fc``).
     """
 
     head_name = "head"
@@ -114,10 +118,11 @@ class Classifier(nn.Layer):
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the head by a fresh one for ``num_classes``; 0 removes it."""
         self.num_classes = num_classes
-        setattr(self, self.head_name, self.build_head(num_classes) if num_classes else nn.Identity())
+        *owners, name = self.head_name.split(".")
+        setattr(reduce(getattr, owners, self), name, self.build_head(num_classes) if num_classes else nn.Identity())
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return getattr(self, self.head_name)(self.forward_features(x))
+        return reduce(getattr, self.head_name.split("."), self)(self.forward_features(x))
 
 
 def resize_position_embedding(table: paddle.Tensor, height: int, width: int) -> paddle.Tensor:
