@@ -1,0 +1,156 @@
+"""Count what a network costs: trainable parameters, multiply-accumulates and activations of one image.
+
+Counted are convolutions, fully connected layers and matrix products (attention, filter mixing; matmul, bmm and
+einsum alike), without biases. Norms, activation functions, pooling, element-wise products and FFTs are not.
+A product of complex numbers counts as one. Activations are the numbers that those operations put out, as in
+fvcore's ``ActivationCountAnalysis``.
+
+The counts come from one forward pass: while it runs, the few functions at which Paddle's Python side enters its
+C++ operators are wrapped, so that layers, ``paddle.nn.functional`` and operators like ``@`` are all seen.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import paddle
+from paddle import _C_ops, nn
+from paddle.nn.attention import SDPBackend, sdpa_kernel
+
+import kernels.depthwise
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What one image costs in evaluation mode."""
+
+    parameters: int
+    macs: int
+    activations: int
+
+
+def count(model: nn.Layer, image_size: int | tuple[int, int], in_chans: int = 3) -> Complexity:
+    """Count ``model`` for one image ``[1, in_chans, H, W]``; ``image_size`` is a side or (height, width).
+
+    Runs one forward pass in evaluation mode and leaves the model as it was. Parameters are the trainable ones,
+    also those that a layer creates directly; running statistics are none.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    trainable = [parameter for parameter in model.parameters() if parameter.trainable]
+    dtype = trainable[0].dtype if trainable else "float32"
+    modes = {layer: layer.training for layer in model.sublayers(include_self=True)}
+    model.eval()
+    try:
+        with _recording() as tally, paddle.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention shows no products
+            model(paddle.zeros([1, in_chans, height, width], dtype=dtype))
+    finally:
+        for layer, training in modes.items():
+            layer.training = training
+    return Complexity(sum(parameter.size for parameter in trainable), tally.macs, tally.activations)
+
+
+@dataclass
+class _Tally:
+    macs: int = 0
+    activations: int = 0
+
+
+Rule = Callable[..., int]
+"""From an operator's result and arguments to its multiply-accumulates."""
+
+
+def _convolution(out: paddle.Tensor, x: paddle.Tensor, weight: paddle.Tensor, *_: Any, **__: Any) -> int:
+    return out.size * math.prod(weight.shape[1:])  # [out, in / groups, ...]
+
+
+def _transposed_convolution(out: paddle.Tensor, x: paddle.Tensor, weight: paddle.Tensor, *_: Any, **__: Any) -> int:
+    return x.size * math.prod(weight.shape[1:])  # [in, out / groups, ...]
+
+
+def _matmul(out: paddle.Tensor, x: paddle.Tensor, y: paddle.Tensor, transpose_x: bool = False, *_: Any,
+            **__: Any) -> int:
+    return out.size * x.shape[-2 if transpose_x and x.ndim > 1 else -1]
+
+
+def _reversed_matmul(out: paddle.Tensor, y: paddle.Tensor, x: paddle.Tensor) -> int:
+    return out.size * x.shape[-1]
+
+
+def _product(out: paddle.Tensor, x: paddle.Tensor, *_: Any, **__: Any) -> int:
+    return out.size * x.shape[-1]
+
+
+def _added_product(out: paddle.Tensor, addend: paddle.Tensor, x: paddle.Tensor, *_: Any, **__: Any) -> int:
+    return out.size * x.shape[-1]
+
+
+def _einsum(out: paddle.Tensor, operands: list[paddle.Tensor], equation: str) -> int:
+    """Count one product for every combination of labels; the dots of an ellipsis stand for labels from the right."""
+    if len(operands) < 2:
+        return 0
+    sizes: dict[str | int, int] = {}
+    for term, operand in zip(equation.split("->")[0].replace(" ", "").split(","), operands, strict=True):
+        before, dots, after = term.partition("...")
+        hidden = range(len(before) + len(after) - operand.ndim, 0) if dots else ()
+        for label, size in zip([*before, *hidden, *after], operand.shape, strict=True):
+            sizes[label] = max(sizes.get(label, 1), size)
+    return math.prod(sizes.values())
+
+
+_RULES: dict[str, Rule] = {
+    **dict.fromkeys(("conv2d", "conv3d", "depthwise_conv2d", "depthwise_conv2d_bias", "depthwise_conv3d_bias"),
+                    _convolution),
+    **dict.fromkeys(("conv2d_transpose", "conv3d_transpose", "conv2d_transpose_bias", "depthwise_conv2d_transpose"),
+                    _transposed_convolution),
+    **dict.fromkeys(("linear", "linear_v2", "bmm", "mv", "dot"), _product),
+    **dict.fromkeys(("addmm", "baddbmm"), _added_product),
+    "matmul": _matmul,
+    "einsum": _einsum,
+}
+
+
+def _places() -> list[tuple[Any, str, Rule]]:
+    """Return where calls enter C++, as (owner, attribute, rule)."""
+    return [
+        *((_C_ops, name, rule) for name, rule in _RULES.items() if hasattr(_C_ops, name)),
+        (paddle.linalg, "matmul", _matmul),
+        (paddle.Tensor, "__matmul__", _matmul),
+        (paddle.Tensor, "__rmatmul__", _reversed_matmul),
+        (kernels.depthwise, "convolve", _convolution),
+    ]
+
+
+_alone = threading.Lock()
+
+
+@contextmanager
+def _recording() -> Iterator[_Tally]:
+    """Add up what this thread computes until the end of the block; other threads compute on, uncounted."""
+    tally = _Tally()
+    thread = threading.get_ident()
+
+    def wrap(function: Callable[..., Any], rule: Rule) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            result = function(*args, **kwargs)
+            if threading.get_ident() == thread:
+                out = result[0] if isinstance(result, (tuple, list)) else result
+                tally.macs += rule(out, *args, **kwargs)
+                tally.activations += out.size
+            return result
+
+        return counted
+
+    with _alone:
+        places = [(owner, name, getattr(owner, name), rule) for owner, name, rule in _places()]
+        try:
+            for owner, name, function, rule in places:
+                setattr(owner, name, wrap(function, rule))
+            yield tally
+        finally:
+            for owner, name, function, _ in places:
+                setattr(owner, name, function)
