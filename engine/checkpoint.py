@@ -1,0 +1,130 @@
+"""Checkpoints: all that resuming needs, in one safetensors file that is whole or not there.
+
+A checkpoint holds tensors under ``model.``, ``optimizer.`` and ``average.``, and in its header a JSON text: the
+position of the run and a SHA-256 of the tensors. Nothing in such a file can be executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from engine.files import write_atomically
+from errors import UserError
+
+Arrays = dict[str, np.ndarray]
+_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds: named arrays by part (``model``, ``optimizer``, ``average``) and the run's position."""
+
+    path: Path
+    parts: Mapping[str, Arrays]
+    position: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, iteration: int, parts: Mapping[str, Arrays], position: Mapping[str, Any],
+                    keep: int) -> Path:
+    """Write the checkpoint of an iteration atomically and delete all but the ``keep`` newest.
+
+    Raises UserError where it cannot be written; the ones before it are then untouched.
+    """
+    arrays = {f"{part}.{name}": np.ascontiguousarray(array)
+              for part, named in parts.items() for name, array in named.items()}
+    header = {"format": "checkpoint", "position": json.dumps(position), "sha256": _digest(arrays)}
+    path = folder / f"{iteration:09d}{_SUFFIX}"
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(arrays, temporary, header)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+    write_atomically(path, write)
+    for old in list_checkpoints(folder)[keep:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, newest first."""
+    return sorted((p for p in folder.glob(f"*{_SUFFIX}") if p.stem.isdigit()), key=lambda p: int(p.stem), reverse=True)
+
+
+def load_newest(folder: Path, report: Any) -> Checkpoint | None:
+    """Return the newest checkpoint that is whole, or None; ``report`` is told of each that is not."""
+    for path in list_checkpoints(folder):
+        try:
+            return load_checkpoint(path)
+        except UserError as error:
+            report(f"{error}; trying the one before it")
+    return None
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; raises UserError where it is torn, damaged, or something else."""
+    try:
+        with safe_open(path, framework="np") as file:
+            header = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        position = json.loads(header["position"])
+        intact = header["sha256"] == _digest(arrays)
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: not a whole checkpoint ({type(error).__name__}: {error})") from None
+    if not intact:
+        raise UserError(f"{path}: damaged: its contents do not match its checksum")
+    parts: dict[str, Arrays] = {}
+    for name, array in arrays.items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = array
+    return Checkpoint(path, parts, position)
+
+
+def model_arrays(model: nn.Layer) -> Arrays:
+    """Return the state of a network as arrays under its own names."""
+    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+
+
+def optimizer_arrays(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> Arrays:
+    """Return the state of an optimizer under the network's names: ``head.weight/moment1_0``.
+
+    Paddle's own keys count the layers made in the process (``linear_7.w_0_moment1_0``) and differ in the next.
+    """
+    names = {parameter.name: name for name, parameter in model.named_parameters()}
+    arrays = {}
+    for key, value in optimizer.state_dict().items():
+        if isinstance(value, paddle.Tensor):
+            owner = max((name for name in names if key.startswith(f"{name}_")), key=len)
+            arrays[f"{names[owner]}/{key[len(owner) + 1 :]}"] = value.numpy()
+    return arrays
+
+
+def restore_optimizer(optimizer: paddle.optimizer.Optimizer, model: nn.Layer, arrays: Arrays) -> None:
+    """Put the arrays of ``optimizer_arrays`` back."""
+    own = {name: parameter.name for name, parameter in model.named_parameters()}
+    state = {}
+    for key, array in arrays.items():
+        name, _, kind = key.rpartition("/")
+        state[f"{own[name]}_{kind}"] = paddle.to_tensor(array)
+    optimizer.set_state_dict(state)
+
+
+def _digest(arrays: Arrays) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.data if array.size else b"")
+    return digest.hexdigest()

@@ -1,0 +1,95 @@
+"""What a run leaves to look at: CSV files and VisualDL curves, continued without gap or overlap.
+
+``steps.csv`` and ``history.csv`` hold what the run computed, the same however often it was interrupted;
+``timing.csv`` holds how long it took.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+from engine.files import write_text
+
+STEP_COLUMNS = ("iteration", "epoch", "lr", "train_loss", "train_accuracy")
+EPOCH_COLUMNS = ("epoch", "iteration", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
+                 "best_val_accuracy")
+TIMING_COLUMNS = ("epoch", "iteration", "train_seconds", "train_images_per_second", "val_images_per_second")
+_TABLES = {"steps.csv": STEP_COLUMNS, "history.csv": EPOCH_COLUMNS, "timing.csv": TIMING_COLUMNS}
+
+Row = dict[str, Any]
+
+
+class History:
+    """The tables of one run; ``iteration`` is the one from which it continues (0: a new run)."""
+
+    def __init__(self, folder: Path, iteration: int = 0) -> None:
+        self.folder = folder
+        for name, columns in _TABLES.items():
+            rows = [row for row in read_table(folder / name) if int(row["iteration"]) <= iteration]
+            write_text(folder / name, _to_csv(columns, rows, header=True))
+        self._curves = self._replay(folder / "vdl")
+
+    def add_step(self, row: Row) -> None:
+        """Add a row of STEP_COLUMNS."""
+        self._append("steps.csv", row)
+        self._draw("train/", row, ("lr", "train_loss", "train_accuracy"))
+
+    def add_epoch(self, row: Row, timing: Row) -> None:
+        """Add a row of EPOCH_COLUMNS and one of TIMING_COLUMNS."""
+        self._append("timing.csv", timing)
+        self._append("history.csv", row)
+        self._draw("epoch/", row, EPOCH_COLUMNS[2:])
+
+    def epochs(self) -> list[Row]:
+        """Return the rows of ``history.csv`` as text."""
+        return read_table(self.folder / "history.csv")
+
+    def close(self) -> None:
+        """Finish the curves' files."""
+        self._curves.close()
+
+    def _append(self, name: str, row: Row) -> None:
+        with (self.folder / name).open("a", encoding="utf-8", newline="") as file:
+            file.write(_to_csv(_TABLES[name], [row]))
+
+    def _draw(self, prefix: str, row: Row, columns: tuple[str, ...]) -> None:
+        for column in columns:
+            if row[column] not in ("", None):
+                self._curves.add_scalar(prefix + column, float(row[column]), int(row["iteration"]))
+
+    def _replay(self, folder: Path) -> Any:
+        """Start the VisualDL log afresh from the tables: its own files cannot be cut at an iteration."""
+        from visualdl import LogWriter
+
+        shutil.rmtree(folder, ignore_errors=True)
+        self._curves = LogWriter(logdir=str(folder))
+        for row in read_table(self.folder / "steps.csv"):
+            self._draw("train/", row, ("lr", "train_loss", "train_accuracy"))
+        for row in self.epochs():
+            self._draw("epoch/", row, EPOCH_COLUMNS[2:])
+        return self._curves
+
+
+def read_table(path: Path) -> list[Row]:
+    """Return the rows of a CSV table as dictionaries of text; none where there is no file or a row is torn."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values()]
+
+
+def _to_csv(columns: tuple[str, ...], rows: list[Row], header: bool = False) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows({column: _text(row[column]) for column in columns} for row in rows)
+    return buffer.getvalue()
+
+
+def _text(value: Any) -> Any:
+    return repr(value) if isinstance(value, float) else value

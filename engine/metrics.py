@@ -1,0 +1,29 @@
+"""What is counted while training and evaluating: sums over images, kept on the device until they are read."""
+
+from __future__ import annotations
+
+import paddle
+
+
+class RunningMean:
+    """Means over images of loss and correctness; adding costs no synchronisation, reading does."""
+
+    def __init__(self, sums: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> None:
+        self._sums = paddle.to_tensor(sums, dtype="float64")
+
+    def add(self, loss: paddle.Tensor, logits: paddle.Tensor, labels: paddle.Tensor) -> None:
+        """Add a batch: its mean loss, its logits ``[B, classes]`` and its labels ``[B]``."""
+        count = labels.shape[0]
+        correct = (logits.argmax(-1) == labels).sum().astype("float64")
+        batch = paddle.stack([loss.detach().astype("float64") * count, correct, paddle.full([], count, "float64")])
+        self._sums = self._sums + batch
+
+    def sums(self) -> tuple[float, float, float]:
+        """Return (sum of losses, correct images, images)."""
+        loss, correct, images = self._sums.tolist()
+        return loss, correct, images
+
+    def means(self) -> tuple[float, float]:
+        """Return (mean loss, share of correct images); nan before the first batch."""
+        loss, correct, images = self.sums()
+        return (loss / images, correct / images) if images else (float("nan"), float("nan"))

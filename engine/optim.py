@@ -1,0 +1,89 @@
+"""Optimizers, schedules and the moving average of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import paddle
+from paddle import nn
+from yacs.config import CfgNode
+
+
+def build_optimizer(model: nn.Layer, config: CfgNode, grad_clip: float = 0.0) -> paddle.optimizer.Optimizer:
+    """Return the optimizer of an OPTIMIZER section over the trainable parameters of ``model``.
+
+    ``adam`` and ``sgd`` take weight decay as L2 in the gradient (coupled, as Paddle's float ``weight_decay``),
+    ``adamw`` decoupled. The learning rate is set before every step from ``learning_rate``.
+    """
+    clip = nn.ClipGradByGlobalNorm(grad_clip) if grad_clip else None
+    trainable = [parameter for parameter in model.parameters() if parameter.trainable]
+    decay = config.WEIGHT_DECAY
+    decayed = [p for p in trainable if config.DECAY_ALL or p.ndim > 1]
+    plain = [p for p in trainable if not config.DECAY_ALL and p.ndim <= 1]
+    if config.NAME == "adamw":
+        names = {parameter.name for parameter in decayed}
+        return paddle.optimizer.AdamW(
+            config.LR, *config.BETAS, epsilon=config.EPSILON, parameters=trainable, weight_decay=decay,
+            apply_decay_param_fun=lambda name: name in names, grad_clip=clip)
+    groups = [{"params": decayed, "weight_decay": decay}]
+    if plain:
+        groups.append({"params": plain, "weight_decay": 0.0})
+    if config.NAME == "sgd":
+        return paddle.optimizer.Momentum(config.LR, config.MOMENTUM, parameters=groups, grad_clip=clip)
+    return paddle.optimizer.Adam(config.LR, *config.BETAS, epsilon=config.EPSILON, parameters=groups, grad_clip=clip)
+
+
+def learning_rate(iteration: int, steps_per_epoch: int, epochs: int, peak: float, schedule: CfgNode) -> float:
+    """Return the learning rate of an iteration (from 0), a pure function of its arguments.
+
+    The warm-up rises linearly and the schedule spans what remains; ``cosine`` without warm-up is Paddle's
+    ``CosineAnnealingDecay(peak, T_max=epochs · steps_per_epoch, eta_min=MIN_LR)`` stepped every iteration.
+    """
+    warmup = round(schedule.WARMUP_EPOCHS * steps_per_epoch)
+    if iteration < warmup:
+        return schedule.WARMUP_LR + (peak - schedule.WARMUP_LR) * iteration / warmup
+    share = min((iteration - warmup) / max(epochs * steps_per_epoch - warmup, 1), 1.0)
+    if schedule.NAME == "cosine":
+        return schedule.MIN_LR + (peak - schedule.MIN_LR) * 0.5 * (1.0 + math.cos(math.pi * share))
+    if schedule.NAME == "piecewise_linear":
+        shares, factors = zip(*schedule.POINTS, strict=True)
+        return peak * float(np.interp(share, shares, factors))
+    return peak
+
+
+class WeightAverage:
+    """Exponential moving average of a model's parameters; buffers such as batch statistics are copied.
+
+    ``average = d · average + (1 - d) · weight`` after each step, with ``d = min(decay, (1 + n) / (10 + n))`` at
+    update n, so that the first averages do not remember the initialisation.
+    """
+
+    def __init__(self, model: nn.Layer, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    @paddle.no_grad()
+    def update(self, model: nn.Layer) -> None:
+        """Take one step towards the present weights."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        trainable = {name for name, parameter in model.named_parameters() if parameter.trainable}
+        for name, tensor in model.state_dict().items():
+            if name in trainable:
+                self.state[name].scale_(decay).add_(tensor * (1.0 - decay))
+            else:
+                self.state[name].copy_(tensor, False)
+
+    @contextmanager
+    def applied_to(self, model: nn.Layer) -> Iterator[None]:
+        """Put the average in the place of the model's weights for the length of a ``with`` block."""
+        own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model.set_state_dict(self.state)
+        try:
+            yield
+        finally:
+            model.set_state_dict(own)

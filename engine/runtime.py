@@ -1,0 +1,125 @@
+"""The machine under a run: threads, device, precision and seeds.
+
+``prepare`` must run before Paddle is imported: the thread count and the math library's settings are read when
+Paddle's libraries load. This module therefore imports Paddle inside its functions.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from errors import UserError
+
+if TYPE_CHECKING:
+    from yacs.config import CfgNode
+
+
+def prepare(threads: int = 0) -> list[str]:
+    """Set threads (0: one for each core this process may use) and the AMD setting, where the user has not.
+
+    Returns what was set, as ``NAME=VALUE``, for the log. Does nothing that has an effect once Paddle is loaded.
+    """
+    wanted = {"OMP_NUM_THREADS": str(threads or available_cores())}
+    if "AuthenticAMD" in _cpu_description():
+        # The MKLML in Paddle's wheel takes a slow path on AMD processors otherwise (PaddlePaddle/Paddle#75760).
+        wanted["MKL_DEBUG_CPU_TYPE"] = "5"
+    if threads:
+        os.environ.pop("OMP_NUM_THREADS", None)
+    changed = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(changed)
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    warnings.filterwarnings("ignore", message="No ccache found")
+    warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
+    return [f"{name}={value}" for name, value in changed.items()]
+
+
+def available_cores() -> int:
+    """Return how many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def start(runtime: CfgNode) -> str:
+    """Choose device, kernels and determinism for this process; returns the device (``cpu`` or ``gpu:N``).
+
+    Raises UserError where a GPU is asked for and there is none.
+    """
+    import paddle
+
+    gpus = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
+    device = runtime.DEVICE
+    if device == "auto":
+        device = "gpu" if gpus else "cpu"
+    number = int(device.partition(":")[2] or 0)
+    if device.startswith("gpu") and number >= gpus:
+        build = "" if paddle.is_compiled_with_cuda() else " (this is the CPU build of Paddle; README.md has the GPU's)"
+        raise UserError(f"RUNTIME.DEVICE is {runtime.DEVICE}, found {gpus} GPUs{build}; expected cpu or auto")
+    if runtime.DETERMINISTIC:
+        paddle.set_flags({"FLAGS_cudnn_deterministic": True} if gpus else {})
+    return paddle.device.set_device(device)
+
+
+def seed_everything(seed: int, *path: int) -> None:
+    """Seed Paddle's generators for the point ``path`` of a run, such as an iteration.
+
+    What is random in step n (dropout, drop path) depends on (seed, n) alone, so that resuming needs no luck.
+    """
+    import numpy as np
+    import paddle
+
+    paddle.seed(int(np.random.SeedSequence([seed, *path]).generate_state(1)[0]))
+
+
+def autocast(precision: str) -> AbstractContextManager[Any]:
+    """Return the context in which a forward pass runs: mixed precision (level O1), or nothing for float32."""
+    if precision == "float32":
+        return nullcontext()
+    import paddle
+
+    return paddle.amp.auto_cast(level="O1", dtype=precision)
+
+
+def environment(device: str, settings: list[str]) -> dict[str, Any]:
+    """Return what a run's ``environment.json`` records: versions, machine, threads, commit, command."""
+    import numpy as np
+    import paddle
+
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "commit": _git_commit(),
+        "python": platform.python_version(),
+        "paddle": paddle.__version__,
+        "numpy": np.__version__,
+        "system": platform.platform(),
+        "processor": _cpu_description(),
+        "cores": available_cores(),
+        "device": device,
+        "gpu": paddle.device.cuda.get_device_name() if device.startswith("gpu") else None,
+        "threads": os.environ.get("OMP_NUM_THREADS", ""),
+        "set_by_the_suite": settings,
+    }
+
+
+def _cpu_description() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    fields = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
+    found = {key.strip(): value.strip() for key, value in fields.items()}
+    return f"{found.get('vendor_id', '')} {found.get('model name', '')}".strip()
+
+
+def _git_commit() -> str | None:
+    root = Path(__file__).resolve().parent.parent
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
