@@ -1,0 +1,300 @@
+"""CoAtNet (Dai et al., "Marrying Convolution and Attention for All Data Sizes", NeurIPS 2021,
+https://arxiv.org/abs/2106.04803).
+
+``coatnet_0`` to ``coatnet_4`` are the paper's networks, with its parameter counts (25M, 42M, 75M, 168M, 275M). Its
+authors published neither code nor weights: names and numbers follow ``coatnet_0_224`` to ``coatnet_4_224`` of
+huggingface/pytorch-image-models 1.0.31 (``timm/models/maxxvit.py``), for which no trained weights exist either (its
+``coatnet_*_rw_*`` are other networks). ``coatnet_0_simple`` to ``coatnet_4_simple``, with 17.8M parameters where the
+paper has 25M, are in ``models/coatnet_simple.py``, which lists what differs.
+
+Where the reference is not the paper: the stride of an MBConv is in its depthwise convolution (equation 5: in the
+expansion), and shortcuts are pooled by 2×2 averaging (the paper does not say how). Where we are not the reference:
+maps with odd sides work, the last row and column being pooled by themselves; and a map that differs from its tables
+of offsets (``models/relative_position.py``), since the image has another size than the network was built for, has
+them resampled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from errors import UserError
+from models.layers import (
+    Classifier,
+    DepthwiseConv2D,
+    DropPath,
+    drop_path_rates,
+    pair,
+    pytorch_default_,
+    trunc_normal_,
+    zeros_,
+)
+from models.registry import Variant, register_family
+from models.relative_position import relative_bias, resize_square_table, table_rows
+
+
+class CoAtNetBase(Classifier):
+    """What both forms share: a stem at 1/2 and four stages at 1/4 to 1/32 of the image, and tables of offsets.
+
+    A layer that holds a table of offsets has the (height, width) of its map in ``size``.
+    """
+
+    def __init__(self, image_size: int | tuple[int, int], depths: Sequence[int], embed_dims: Sequence[int],
+                 stem_dim: int, block_types: Sequence[str]) -> None:
+        super().__init__()
+        if not len(depths) == len(embed_dims) == len(block_types) == 4 or set(block_types) - {"C", "T"}:
+            raise UserError("CoAtNet has four stages: depths and embed_dims take four numbers each, block_types four "
+                            f"of C and T; got {list(depths)}, {list(embed_dims)}, {list(block_types)}")
+        if min(*depths, *embed_dims, stem_dim, *pair(image_size)) < 1:
+            raise UserError("depths, embed_dims, stem_dim and image_size of CoAtNet must be 1 or more, got "
+                            f"{list(depths)}, {list(embed_dims)}, {stem_dim}, {image_size}")
+        self.num_features = embed_dims[-1]
+        self.map_sizes = [tuple(-(-side // stride) for side in pair(image_size)) for stride in (4, 8, 16, 32)]
+
+    def rename_reference(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Leave out the indices of the tables, which the references save and we compute."""
+        return {name: array for name, array in arrays.items()
+                if not name.endswith((".relative_index", ".relative_position_index"))}
+
+    def resize_weights(self, name: str, array: np.ndarray, expected_shape: Sequence[int]) -> np.ndarray | None:
+        """Resample a table of offsets of a square image to ours; None for a tensor that is no such table."""
+        layer_name, _, leaf = name.rpartition(".")
+        if not leaf.endswith("bias_table"):
+            return None
+        return resize_square_table(name, array, dict(self.named_sublayers())[layer_name].size)
+
+
+class RelativePositionBias(nn.Layer):
+    """Table of offsets (w of equation 3) for maps of ``size``; gives any map's bias, ``[num_heads, H·W, H·W]``."""
+
+    def __init__(self, size: tuple[int, int], num_heads: int) -> None:
+        super().__init__()
+        self.size = size
+        self.relative_position_bias_table = self.create_parameter([table_rows(size), num_heads],
+                                                                  default_initializer=trunc_normal_)
+
+    def forward(self, height: int, width: int) -> paddle.Tensor:
+        return relative_bias(self.relative_position_bias_table, self.size, height, width)
+
+
+class Attention(nn.Layer):
+    """Relative attention (equation 3, pre-softmax form): ``[B, C, H, W]`` to ``[B, C', H, W]``."""
+
+    def __init__(self, dim: int, out_dim: int, head_dim: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.num_heads = out_dim // head_dim
+        self.scale = head_dim**-0.5
+        self.qkv = nn.Conv2D(dim, 3 * out_dim, 1)
+        self.rel_pos = RelativePositionBias(size, self.num_heads)
+        self.proj = nn.Conv2D(out_dim, out_dim, 1)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        height, width = x.shape[2:]
+        qkv = self.qkv(x).reshape([0, self.num_heads, -1, height * width])
+        q, k, v = qkv.split(3, axis=2)  # each [B, heads, head_dim, N]
+        attn = paddle.matmul(q * self.scale, k, transpose_x=True) + self.rel_pos(height, width)
+        x = paddle.matmul(v, F.softmax(attn, axis=-1), transpose_y=True)
+        return self.proj(x.reshape([0, -1, height, width]))
+
+
+class LayerNorm2D(nn.LayerNorm):
+    """Layer norm over the channels of a map, ``[B, C, H, W]`` to the same."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, epsilon=1e-6)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return super().forward(x.transpose([0, 2, 3, 1])).transpose([0, 3, 1, 2])
+
+
+class Downsample(nn.Layer):
+    """Average pooling 2×2, then a 1×1 convolution where the width changes: ``[B, C', ⌈H/2⌉, ⌈W/2⌉]``."""
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.expand = nn.Conv2D(dim, out_dim, 1) if dim != out_dim else nn.Identity()
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.expand(F.avg_pool2d(x, 2, ceil_mode=True))
+
+
+class ConvMlp(nn.Layer):
+    """Feed-forward on a map by 1×1 convolutions, ``[B, C, H, W]`` to the same."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2D(dim, hidden_dim, 1)
+        self.fc2 = nn.Conv2D(hidden_dim, dim, 1)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class TransformerBlock(nn.Layer):
+    """Attention and feed-forward, each after a norm and beside a shortcut; at stride 2 as in equation 4."""
+
+    def __init__(self, dim: int, out_dim: int, stride: int, drop_path: float, expand_ratio: float, head_dim: int,
+                 size: tuple[int, int]) -> None:
+        super().__init__()
+        norm = LayerNorm2D(dim)
+        if stride == 2:
+            self.shortcut = Downsample(dim, out_dim)
+            self.norm1 = nn.Sequential(("norm", norm), ("down", Downsample(dim, dim)))
+        else:
+            self.shortcut = nn.Identity()
+            self.norm1 = norm
+        self.attn = Attention(dim, out_dim, head_dim, size)
+        self.norm2 = LayerNorm2D(out_dim)
+        self.mlp = ConvMlp(out_dim, int(out_dim * expand_ratio))
+        self.drop_path = DropPath(drop_path)
+        self.apply(_init_transformer)
+        for layer in (self.mlp.fc1, self.mlp.fc2):
+            nn.initializer.Normal(std=1e-6)(layer.bias)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        x = self.shortcut(x) + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class SqueezeExcite(nn.Layer):
+    """Squeeze-and-excitation (Hu et al., 2018), ``[B, C, H, W]`` to the same."""
+
+    def __init__(self, dim: int, squeeze_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2D(dim, squeeze_dim, 1)
+        self.fc2 = nn.Conv2D(squeeze_dim, dim, 1)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return x * F.sigmoid(self.fc2(F.silu(self.fc1(x.mean([2, 3], keepdim=True)))))
+
+
+class MBConvBlock(nn.Layer):
+    """Inverted bottleneck with squeeze-and-excitation (equation 5): ``[B, C, H, W]`` to ``[B, C', H', W']``."""
+
+    def __init__(self, dim: int, out_dim: int, stride: int, drop_path: float, expand_ratio: float,
+                 se_ratio: float) -> None:
+        super().__init__()
+        hidden_dim = int(out_dim * expand_ratio)
+        self.shortcut = Downsample(dim, out_dim) if stride == 2 else nn.Identity()
+        self.pre_norm = nn.BatchNorm2D(dim)
+        self.conv1_1x1 = nn.Conv2D(dim, hidden_dim, 1, bias_attr=False)
+        self.norm1 = nn.BatchNorm2D(hidden_dim)
+        self.conv2_kxk = DepthwiseConv2D(hidden_dim, 3, stride=stride, padding=1, bias_attr=False)
+        self.norm2 = nn.BatchNorm2D(hidden_dim)
+        self.se = SqueezeExcite(hidden_dim, max(int(out_dim * se_ratio), 1))
+        self.conv3_1x1 = nn.Conv2D(hidden_dim, out_dim, 1)
+        self.drop_path = DropPath(drop_path)
+        self.apply(_init_conv)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        branch = F.gelu(self.norm1(self.conv1_1x1(self.pre_norm(x))))
+        branch = self.se(F.gelu(self.norm2(self.conv2_kxk(branch))))
+        return self.shortcut(x) + self.drop_path(self.conv3_1x1(branch))
+
+
+class Stem(nn.Layer):
+    """Two 3×3 convolutions (S0 of the paper): ``[B, in_chans, H, W]`` to ``[B, C, ⌈H/2⌉, ⌈W/2⌉]``."""
+
+    def __init__(self, in_chans: int, dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2D(in_chans, dim, 3, stride=2, padding=1, bias_attr=False)
+        self.norm1 = nn.BatchNorm2D(dim)
+        self.conv2 = nn.Conv2D(dim, dim, 3, padding=1, bias_attr=False)
+        self.apply(_init_conv)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.conv2(F.gelu(self.norm1(self.conv1(x))))
+
+
+class CoAtNet(CoAtNetBase):
+    """The paper's CoAtNet (table 3): a stem of width ``stem_dim`` and four stages.
+
+    ``block_types`` gives each stage MBConv (C) or Transformer (T) blocks; ``expand_ratio`` widens inside both,
+    ``se_ratio`` times a block's width is that of the squeeze. Any image size, and any other at inference. Raises
+    UserError for an impossible architecture, such as a Transformer stage whose width ``head_dim`` does not divide.
+    """
+
+    head_name = "head.fc"
+
+    def __init__(self, num_classes: int, image_size: int | tuple[int, int], in_chans: int, drop_path_rate: float,
+                 depths: Sequence[int], embed_dims: Sequence[int], stem_dim: int = 64,
+                 block_types: Sequence[str] = "CCTT", expand_ratio: float = 4.0, se_ratio: float = 0.25,
+                 head_dim: int = 32) -> None:
+        super().__init__(image_size, depths, embed_dims, stem_dim, block_types)
+        self.stem = Stem(in_chans, stem_dim)
+        dim = stem_dim
+        stages = []
+        for out_dim, kind, size, rates in zip(embed_dims, block_types, self.map_sizes,
+                                              drop_path_rates(drop_path_rate, depths), strict=True):
+            if kind == "T" and out_dim % head_dim:
+                raise UserError(f"embed_dims of CoAtNet: {out_dim} channels do not divide into heads of {head_dim}")
+            blocks = []
+            for rate in rates:
+                stride = 1 if blocks else 2
+                blocks.append(MBConvBlock(dim, out_dim, stride, rate, expand_ratio, se_ratio) if kind == "C" else
+                              TransformerBlock(dim, out_dim, stride, rate, expand_ratio, head_dim, size))
+                dim = out_dim
+            stages.append(nn.Sequential(("blocks", nn.Sequential(*blocks))))
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Layer()
+        self.head.norm = nn.LayerNorm(dim, epsilon=1e-6)
+        self.head.pre_logits = nn.Sequential(("fc", nn.Linear(dim, dim)), ("act", nn.Tanh()))
+        pytorch_default_(self.head.pre_logits.fc)
+        self.reset_classifier(num_classes)
+
+    def build_head(self, num_classes: int) -> nn.Layer:
+        head = super().build_head(num_classes)
+        pytorch_default_(head)
+        return head
+
+    def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
+        x = self.stages(self.stem(x)).mean([2, 3])
+        return self.head.pre_logits(self.head.norm(x))
+
+
+def _init_conv(layer: nn.Layer) -> None:
+    """Initialise as EfficientNet does: normal with variance 2 / fan_out, no bias."""
+    if isinstance(layer, nn.Conv2D):
+        fan_out = layer.weight.shape[0] * math.prod(layer.weight.shape[2:]) // layer._groups
+        nn.initializer.Normal(std=math.sqrt(2 / fan_out))(layer.weight)
+        if layer.bias is not None:
+            zeros_(layer.bias)
+
+
+def _init_transformer(layer: nn.Layer) -> None:
+    """Initialise as the vision transformer does: Xavier uniform, no bias."""
+    if isinstance(layer, nn.Conv2D):
+        nn.initializer.XavierUniform()(layer.weight)
+        zeros_(layer.bias)
+
+
+# Depths and widths (table 3); the simple form has the same.
+ARCHITECTURES = {
+    "0": {"depths": [2, 3, 5, 2], "embed_dims": [96, 192, 384, 768], "stem_dim": 64},
+    "1": {"depths": [2, 6, 14, 2], "embed_dims": [96, 192, 384, 768], "stem_dim": 64},
+    "2": {"depths": [2, 6, 14, 2], "embed_dims": [128, 256, 512, 1024], "stem_dim": 128},
+    "3": {"depths": [2, 6, 14, 2], "embed_dims": [192, 384, 768, 1536], "stem_dim": 192},
+    "4": {"depths": [2, 12, 28, 2], "embed_dims": [192, 384, 768, 1536], "stem_dim": 192},
+}
+_NOTE = "the paper's MACs differ: it does not say what it counts"
+
+register_family(
+    "CoAtNet",
+    CoAtNet,
+    {
+        "coatnet_0": Variant(ARCHITECTURES["0"], 25_036_820, 4_391_614_464, "25M", "4.2G", 81.6, note=_NOTE),
+        "coatnet_1": Variant(ARCHITECTURES["1"], 42_225_776, None, "42M", "8.4G", 83.3, note=_NOTE),
+        "coatnet_2": Variant(ARCHITECTURES["2"], 74_684_744, None, "75M", "15.7G", 84.1, note=_NOTE),
+        "coatnet_3": Variant(ARCHITECTURES["3"], 166_966_264, None, "168M", "34.7G", 84.5, note=_NOTE),
+        "coatnet_4": Variant(ARCHITECTURES["4"], 275_425_288, None, "275M"),
+    },
+    paper="CoAtNet: Marrying Convolution and Attention for All Data Sizes, NeurIPS 2021",
+    paper_url="https://arxiv.org/abs/2106.04803",
+    reference="huggingface/pytorch-image-models@1.0.31",
+)

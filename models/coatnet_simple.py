@@ -1,0 +1,223 @@
+"""The simple CoAtNet: the widely copied code of KKKSQJ/DeepLearning at c2baf359df9b
+(``classification/coatNet/models/networks.py``), names and numbers included.
+
+It has the depths and widths of the paper's CoAtNet (``models/coatnet.py``), but it is another network:
+17.8M, 33.2M, 55.7M, 117.7M and 204.0M parameters where the paper has 25M, 42M, 75M, 168M and 275M.
+
+===============================  ===================================  ======================================
+..                               ``coatnet_N``, the paper's           ``coatnet_N_simple``, this one
+===============================  ===================================  ======================================
+attention heads of 32 channels   width / 32                           8 at every width
+hidden width of feed-forward     4 × the block's output width         4 × its input width
+and MBConv
+squeeze width                    1/4 of the output width              1/4 of the input width
+squeeze-and-excitation           SiLU, biases                         GELU, no biases
+norms of an MBConv               before it and inside                 inside and after it
+stride of an MBConv              in the depthwise convolution         in the 1×1 expansion
+shortcut of a stride             average pooling 2×2, 1×1 with bias   max-pooling 3×3, 1×1 without bias
+attention with stride            norm, then pooling                   pooling, then norm
+query, key, value                with biases                          without
+stem                             one norm and activation              a norm and activation for each layer
+head                             norm, linear, tanh, linear           linear without bias
+LayerNorm epsilon                1e-6                                 1e-5
+===============================  ===================================  ======================================
+
+The accuracies of the paper are those of its own networks; none are known of these.
+
+Where we are not the reference: CoAtNet-2 ends in 1024 channels, not 1026 (a slip there; ``embed_dims`` takes either);
+the final pooling is the mean of any map; odd and rectangular images work, and a map that differs from its tables of
+offsets has them resampled (the reference fails for any size but the one it was built for). Two additions without
+effect at rate 0: ``drop_path_rate``, and ``drop_rate`` in the feed-forward as in the attention.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from models.coatnet import ARCHITECTURES, CoAtNetBase
+from models.layers import DepthwiseConv2D, DropPath, drop_path_rates, pytorch_default_, zeros_
+from models.registry import Variant, register_family
+from models.relative_position import relative_bias, table_rows
+
+
+def conv_bn_gelu(conv: nn.Conv2D) -> nn.Sequential:
+    """Return a convolution followed by batch norm and GELU."""
+    return nn.Sequential(conv, nn.BatchNorm2D(conv.weight.shape[0]), nn.GELU())
+
+
+class SqueezeExcite(nn.Layer):
+    """Squeeze-and-excitation (Hu et al., 2018), ``[B, C, H, W]`` to the same."""
+
+    def __init__(self, dim: int, squeeze_dim: int) -> None:
+        super().__init__()
+        self.fc = nn.Sequential(nn.Linear(dim, squeeze_dim, bias_attr=False), nn.GELU(),
+                                nn.Linear(squeeze_dim, dim, bias_attr=False), nn.Sigmoid())
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return x * self.fc(x.mean([2, 3])).unsqueeze([2, 3])
+
+
+class MBConv(nn.Layer):
+    """Inverted bottleneck with squeeze-and-excitation: ``[B, C, H, W]`` to ``[B, C', H', W']``."""
+
+    def __init__(self, dim: int, out_dim: int, downsample: bool, drop_path: float, expand_ratio: float,
+                 se_ratio: float) -> None:
+        super().__init__()
+        hidden_dim = int(dim * expand_ratio)
+        self.downsample = downsample
+        if downsample:
+            self.pool = nn.MaxPool2D(3, stride=2, padding=1)
+            self.proj = nn.Conv2D(dim, out_dim, 1, bias_attr=False)
+        stride = 2 if downsample else 1
+        self.block = nn.Sequential(
+            ("expand_conv", conv_bn_gelu(nn.Conv2D(dim, hidden_dim, 1, stride=stride, bias_attr=False))),
+            ("dw_conv", conv_bn_gelu(DepthwiseConv2D(hidden_dim, 3, padding=1, bias_attr=False))),
+            ("se", SqueezeExcite(hidden_dim, max(int(dim * se_ratio), 1))),
+            ("pro_conv", nn.Sequential(nn.Conv2D(hidden_dim, out_dim, 1, bias_attr=False), nn.BatchNorm2D(out_dim))),
+        )
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        shortcut = self.proj(self.pool(x)) if self.downsample else x
+        return shortcut + self.drop_path(self.block(x))
+
+
+class Attention(nn.Layer):
+    """Relative attention (equation 3) of ``num_heads`` heads: positions of a map, ``[B, H·W, C]``, to
+    ``[B, H·W, C']``."""
+
+    def __init__(self, dim: int, out_dim: int, num_heads: int, head_dim: int, drop_rate: float,
+                 size: tuple[int, int]) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = head_dim**-0.5
+        self.size = size
+        self.relative_bias_table = self.create_parameter([table_rows(size), num_heads], default_initializer=zeros_)
+        self.qkv = nn.Linear(dim, 3 * num_heads * head_dim, bias_attr=False)
+        self.proj = nn.Sequential(nn.Linear(num_heads * head_dim, out_dim), nn.Dropout(drop_rate))
+
+    def forward(self, x: paddle.Tensor, height: int, width: int) -> paddle.Tensor:
+        qkv = self.qkv(x).reshape([0, height * width, 3, self.num_heads, -1])
+        q, k, v = qkv.transpose([2, 0, 3, 1, 4]).unbind(0)  # each [B, heads, N, head_dim]
+        bias = relative_bias(self.relative_bias_table, self.size, height, width)
+        attn = F.softmax(paddle.matmul(q * self.scale, k, transpose_y=True) + bias, axis=-1)
+        return self.proj(paddle.matmul(attn, v).transpose([0, 2, 1, 3]).flatten(2))
+
+
+class FeedForward(nn.Layer):
+    """Two linear layers over the last axis: ``[..., C]`` to the same."""
+
+    def __init__(self, dim: int, hidden_dim: int, drop_rate: float) -> None:
+        super().__init__()
+        self.ffn = nn.Sequential(nn.Linear(dim, hidden_dim), nn.GELU(), nn.Dropout(drop_rate),
+                                 nn.Linear(hidden_dim, dim), nn.Dropout(drop_rate))
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.ffn(x)
+
+
+class Transformer(nn.Layer):
+    """Attention and feed-forward beside shortcuts: ``[B, C, H, W]`` to ``[B, C', H', W']``."""
+
+    def __init__(self, dim: int, out_dim: int, downsample: bool, drop_path: float, expand_ratio: float,
+                 num_heads: int, head_dim: int, drop_rate: float, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.downsample = downsample
+        if downsample:
+            self.pool = nn.MaxPool2D(3, stride=2, padding=1)
+            self.proj = nn.Conv2D(dim, out_dim, 1, bias_attr=False)
+        self.attn = Attention(dim, out_dim, num_heads, head_dim, drop_rate, size)
+        self.ffn = FeedForward(out_dim, int(dim * expand_ratio), drop_rate)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(out_dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        x = self.pool(x) if self.downsample else x
+        height, width = x.shape[2:]
+        shortcut = _positions(self.proj(x) if self.downsample else x)
+        x = shortcut + self.drop_path(self.attn(self.norm1(_positions(x)), height, width))
+        x = x + self.drop_path(self.ffn(self.norm2(x)))
+        return x.transpose([0, 2, 1]).reshape([0, -1, height, width])
+
+
+class CoAtNetSimple(CoAtNetBase):
+    """The simple CoAtNet: a stem of ``stem_depth`` convolutions of width ``stem_dim`` and four stages.
+
+    ``block_types`` gives each stage MBConv (C) or Transformer (T) blocks; ``expand_ratio`` and ``se_ratio`` times a
+    block's input width are its hidden and its squeeze width. Any image size, and any other at inference. Raises
+    UserError for an impossible architecture.
+    """
+
+    head_name = "fc"
+
+    def __init__(self, num_classes: int, image_size: int | tuple[int, int], in_chans: int, drop_path_rate: float,
+                 depths: Sequence[int], embed_dims: Sequence[int], stem_dim: int = 64, stem_depth: int = 2,
+                 block_types: Sequence[str] = "CCTT", expand_ratio: float = 4.0, se_ratio: float = 0.25,
+                 num_heads: int = 8, head_dim: int = 32, drop_rate: float = 0.0) -> None:
+        super().__init__(image_size, depths, embed_dims, stem_dim, block_types)
+        dims = [in_chans] + [stem_dim] * stem_depth
+        self.s0 = nn.Sequential(*[
+            conv_bn_gelu(nn.Conv2D(dims[i], stem_dim, 3, stride=1 if i else 2, padding=1, bias_attr=False))
+            for i in range(stem_depth)])
+        dim = stem_dim
+        rates = drop_path_rates(drop_path_rate, depths)
+        for stage, (out_dim, kind, size) in enumerate(zip(embed_dims, block_types, self.map_sizes, strict=True)):
+            blocks = []
+            for rate in rates[stage]:
+                downsample = not blocks
+                blocks.append(MBConv(dim, out_dim, downsample, rate, expand_ratio, se_ratio) if kind == "C" else
+                              Transformer(dim, out_dim, downsample, rate, expand_ratio, num_heads, head_dim,
+                                          drop_rate, size))
+                dim = out_dim
+            self.add_sublayer(f"s{stage + 1}", nn.Sequential(*blocks))
+        self.pool = nn.AdaptiveAvgPool2D(1)
+        self.apply(_init_weights)
+        self.reset_classifier(num_classes)
+
+    def build_head(self, num_classes: int) -> nn.Layer:
+        head = nn.Linear(self.num_features, num_classes, bias_attr=False)
+        pytorch_default_(head)
+        return head
+
+    def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
+        for stage in (self.s0, self.s1, self.s2, self.s3, self.s4):
+            x = stage(x)
+        return self.pool(x).flatten(1)
+
+
+def _positions(x: paddle.Tensor) -> paddle.Tensor:
+    """Return ``[B, H·W, C]`` of a map ``[B, C, H, W]``."""
+    return x.flatten(2).transpose([0, 2, 1])
+
+
+def _init_weights(layer: nn.Layer) -> None:
+    """Initialise as the reference: convolutions normal with variance 2 / (out channels × kernel), linear uniform."""
+    if isinstance(layer, nn.Conv2D):
+        fan_out = layer.weight.shape[0] * math.prod(layer.weight.shape[2:])
+        nn.initializer.Normal(std=math.sqrt(2 / fan_out))(layer.weight)
+    elif isinstance(layer, nn.Linear):
+        pytorch_default_(layer)
+
+
+_NOTE = "another network than the paper's: 8 heads of 32 at every width; see models/coatnet_simple.py"
+
+register_family(
+    "CoAtNet",
+    CoAtNetSimple,
+    {
+        "coatnet_0_simple": Variant(ARCHITECTURES["0"], 17_788_344, 3_395_216_384, "25M", "4.2G", note=_NOTE),
+        "coatnet_1_simple": Variant(ARCHITECTURES["1"], 33_168_192, None, "42M", "8.4G", note=_NOTE),
+        "coatnet_2_simple": Variant(ARCHITECTURES["2"], 55_717_632, None, "75M", "15.7G", note=_NOTE),
+        "coatnet_3_simple": Variant(ARCHITECTURES["3"], 117_719_488, None, "168M", "34.7G", note=_NOTE),
+        "coatnet_4_simple": Variant(ARCHITECTURES["4"], 203_950_768, None, "275M", note=_NOTE),
+    },
+    paper="CoAtNet: Marrying Convolution and Attention for All Data Sizes, NeurIPS 2021",
+    paper_url="https://arxiv.org/abs/2106.04803",
+    reference="KKKSQJ/DeepLearning@c2baf359df9b",
+)
