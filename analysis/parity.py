@@ -48,6 +48,20 @@ class Parity:
     gradients: float | None = None
     running_stats: float | None = None
 
+    @property
+    def missed(self) -> list[str]:
+        """Return what lies beyond ``BARS``, each as a phrase; empty for a network that equals its reference."""
+        found = [f"{name} {value:.1e}, expected below {BARS[name]:.0e}" for name in BARS
+                 if (value := getattr(self, name)) is not None and not value < BARS[name]]
+        if self.parameters != self.reference_parameters:
+            found.insert(0, f"{self.parameters} trainable parameters, expected {self.reference_parameters}")
+        return found
+
+
+BARS = {"logits_float32": 1e-4, "logits_float64": 1e-8, "train_logits": 1e-6, "loss": 1e-6, "gradients": 1e-6,
+        "running_stats": 1e-6}
+"""The largest errors of a network that equals its reference."""
+
 
 def fixture_names(folder: Path) -> list[str]:
     """Return the names of the fixtures in a folder."""

@@ -1,0 +1,71 @@
+"""Hold our networks against the numbers of their reference implementations, and print the errors achieved."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from cli import argument_parser, run
+
+from errors import UserError, nearest
+
+EPILOG = """Errors of logits are relative to their standard deviation over classes, all others to the reference's
+value; a dash stands where the fixture holds no such numbers. Ends with exit code 1 where a network is not equal to
+its reference."""
+COLUMNS = ("logits_float32", "logits_float64", "train_logits", "loss", "gradients", "running_stats")
+HEADINGS = ("float32", "float64", "training", "loss", "gradients", "statistics")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the arguments of this command."""
+    parser = argument_parser(__doc__, config=False)
+    parser.epilog = EPILOG
+    parser.add_argument("names", metavar="NAME", nargs="*", help="a fixture (default: all)")
+    parser.add_argument("--fixtures", metavar="FOLDER", type=Path,
+                        default=Path(__file__).resolve().parent.parent / "tests" / "reference",
+                        help="folder of fixtures (default: tests/reference)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the errors as JSON")
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Print the table; return 1 where a network is not equal to its reference."""
+    from engine.runtime import prepare
+
+    prepare()
+    from analysis.parity import compare, fixture_names
+    from engine.files import write_json
+
+    known = fixture_names(arguments.fixtures)
+    for name in arguments.names:
+        if name not in known:
+            raise UserError(f"{arguments.fixtures} has no fixture {name!r}{nearest(name, known)}")
+    if not known:
+        raise UserError(f"{arguments.fixtures} has no fixtures, expected pairs of NAME.json and NAME.npz")
+    names = arguments.names or known
+    width = max(map(len, names))
+    print(" " * width + "".join(f"{heading:>11}" for heading in HEADINGS) + "   parameters  seconds")
+    records = []
+    for name in names:
+        start = time.monotonic()
+        parity = compare(name, arguments.fixtures)
+        seconds = time.monotonic() - start
+        records.append({**asdict(parity), "missed": parity.missed, "seconds": round(seconds, 1)})
+        errors = ("–" if value is None else f"{value:.1e}" for value in (getattr(parity, key) for key in COLUMNS))
+        print(f"{name:{width}}" + "".join(f"{error:>11}" for error in errors)
+              + f" {parity.parameters:>12,} {seconds:>8.1f}", flush=True)
+        for phrase in parity.missed:
+            print(f"    not equal: {phrase}")
+    missed = sum(bool(record["missed"]) for record in records)
+    total = sum(record["seconds"] for record in records)
+    print(f"{len(records) - missed} of {len(records)} equal their references, in {total:.0f} seconds")
+    if arguments.json:
+        write_json(arguments.json, records)
+        print(f"wrote {arguments.json}")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    run(main, parser())
