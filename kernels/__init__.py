@@ -59,7 +59,7 @@ def depthwise_conv2d(
 ) -> paddle.Tensor:
     """Convolve every channel with its own filter, as ``paddle.nn.functional.conv2d(groups=C)`` does.
 
-    The compiled operator has first derivatives only: for second-order gradients choose ``stock``.
+    On the CPU it has first derivatives only, like Paddle's own.
 
     Args:
         x: ``[B, C, H, W]``.
@@ -72,6 +72,9 @@ def depthwise_conv2d(
 
     Returns:
         ``[B, C, H', W']``, in the precision of ``x``.
+
+    Raises:
+        UserError: when the kernel is larger than the padded map (compiled operator; Paddle's returns a size of -1).
     """
     if _mode == "auto":
         from kernels import depthwise

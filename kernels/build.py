@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from typing import Any
 import paddle
 
 SOURCE = Path(__file__).with_name("depthwise.cc")
+HEADERS = (Path(__file__).with_name("lanes.h"),)
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp")
 COMPILERS = ("g++", "c++", "clang++")
 TIMEOUT_SECONDS = 180
@@ -88,11 +88,11 @@ def _load() -> Library | Unavailable:
     version = _call([*compiler, "--version"]).splitlines()[0]
     folder = cache_folder() / _key(version, compiler)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return _from_cache(folder, compiler, version)
+        path = _cached(folder) or _build_once(folder, compiler)
     except OSError:  # a read-only or full cache: build for this process alone
         with tempfile.TemporaryDirectory(prefix="paddle-hybrid-") as private:
-            return _from_cache(Path(private), compiler, version)
+            return Library(_build(Path(private), compiler), version)
+    return Library(path, version)
 
 
 def cache_folder() -> Path:
@@ -122,7 +122,8 @@ def _openmp() -> list[str]:
 
 
 def _key(version: str, compiler: list[str]) -> str:
-    facts = [SOURCE.read_bytes(), version, compiler, FLAGS, _openmp(), paddle.__version__, _processor()]
+    code = [path.read_bytes() for path in (SOURCE, *HEADERS)]
+    facts = [code, version, compiler, FLAGS, _openmp(), paddle.__version__, _processor()]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
 
 
@@ -138,27 +139,33 @@ def _processor() -> list[str]:
     return lines
 
 
-def _from_cache(folder: Path, compiler: list[str], version: str) -> Library:
-    with _exclusive(folder / "lock"):
-        for path in sorted(folder.glob("depthwise-*.so")):
-            if path.name == _name(path.read_bytes()):
-                return Library(path, version)
-            path.unlink()
-        return Library(_build(folder, compiler), version)
+def _cached(folder: Path) -> Path | None:
+    """Return the library in a cache folder whose content is what its name says."""
+    return next((path for path in sorted(folder.glob(_name("*"))) if path.name == _name(_digest(path))), None)
 
 
-def _name(content: bytes) -> str:
-    return f"depthwise-{hashlib.sha256(content).hexdigest()}.so"
+def _name(digest: str) -> str:
+    return f"depthwise-{digest}.so"
 
 
-@contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _build_once(folder: Path, compiler: list[str]) -> Path:
+    """Build into the cache, one process at a time, unless another has done so meanwhile."""
     import fcntl
 
-    with path.open("w") as file:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
         with contextlib.suppress(OSError):  # some network file systems have no locks; then two may build
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        path = _cached(folder)
+        if path is None:
+            for broken in folder.glob(_name("*")):
+                broken.unlink()
+            path = _build(folder, compiler)
+    return path
 
 
 def _build(folder: Path, compiler: list[str]) -> Path:
@@ -166,10 +173,9 @@ def _build(folder: Path, compiler: list[str]) -> Path:
         made = Path(private, "depthwise.o"), Path(private, "depthwise.so")
         _call([*compiler, *FLAGS, "-c", str(SOURCE), "-o", str(made[0])])
         _call([*compiler, "-shared", str(made[0]), *_openmp(), "-o", str(made[1])])
-        content = made[1].read_bytes()
         with made[1].open("rb") as file:
             os.fsync(file.fileno())
-        path = folder / _name(content)
+        path = folder / _name(_digest(made[1]))
         os.replace(made[1], path)
     return path
 

@@ -16,97 +16,14 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <type_traits>
 #include <vector>
 
+#include "lanes.h"
+
 #ifdef _OPENMP
-#include <omp.h>
+extern "C" int omp_get_max_threads();
 #endif
-
-#if defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
-
-typedef float Vec __attribute__((vector_size(LANES * 4)));
-typedef float VecU __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-
-static inline Vec load(const float* p) { return *reinterpret_cast<const VecU*>(p); }
-static inline void store(float* p, Vec v) { *reinterpret_cast<VecU*>(p) = v; }
-
-#if defined(__clang__)
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-typedef int32_t IVec __attribute__((vector_size(LANES * 4)));
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, IVec{__VA_ARGS__})
-#endif
-#if LANES == 16
-#define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
-#define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
-#elif LANES == 8
-#define LOW 0, 8, 1, 9, 2, 10, 3, 11
-#define HIGH 4, 12, 5, 13, 6, 14, 7, 15
-#else
-#define LOW 0, 4, 1, 5
-#define HIGH 2, 6, 3, 7
-#endif
-
-// Transposes a LANES x LANES tile: log2(LANES) perfect shuffles of its rows.
-static inline void transpose(Vec (&a)[LANES]) {
-#pragma GCC unroll 4
-  for (int step = 1; step < LANES; step *= 2) {
-    Vec t[LANES];
-#pragma GCC unroll 16
-    for (int i = 0; i < LANES / 2; ++i) {
-      t[2 * i] = SHUFFLE(a[i], a[i + LANES / 2], LOW);
-      t[2 * i + 1] = SHUFFLE(a[i], a[i + LANES / 2], HIGH);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < LANES; ++i) a[i] = t[i];
-  }
-}
-
-// `count` pixels of `lanes` planes (stride `plane`) -> one vector a pixel, at position[i] of the scratch plane.
-static void planes_to_lanes(const float* src, int64_t plane, int lanes, int64_t count,
-                            const int32_t* position, float* dst) {
-  if (count < LANES) {
-    for (int64_t i = 0; i < count; ++i)
-      for (int l = 0; l < LANES; ++l)
-        dst[int64_t(position[i]) * LANES + l] = src[std::min(l, lanes - 1) * plane + i];
-    return;
-  }
-  for (int64_t i = 0; i < count; i += LANES) {
-    i = std::min(i, count - LANES);  // the last tile overlaps the one before
-    Vec tile[LANES];
-#pragma GCC unroll 16
-    for (int l = 0; l < LANES; ++l) tile[l] = load(src + std::min(l, lanes - 1) * plane + i);
-    transpose(tile);
-#pragma GCC unroll 16
-    for (int l = 0; l < LANES; ++l) store(dst + int64_t(position[i + l]) * LANES, tile[l]);
-  }
-}
-
-// The way back, from `count` consecutive vectors.
-static void lanes_to_planes(const float* src, int64_t plane, int lanes, int64_t count, float* dst) {
-  if (count < LANES) {
-    for (int64_t i = 0; i < count; ++i)
-      for (int l = 0; l < lanes; ++l) dst[l * plane + i] = src[i * LANES + l];
-    return;
-  }
-  for (int64_t i = 0; i < count; i += LANES) {
-    i = std::min(i, count - LANES);
-    Vec tile[LANES];
-#pragma GCC unroll 16
-    for (int l = 0; l < LANES; ++l) tile[l] = load(src + (i + l) * LANES);
-    transpose(tile);
-    for (int l = 0; l < lanes; ++l) store(dst + l * plane + i, tile[l]);
-  }
-}
 
 // COLS neighbouring outputs of a row: correlation with a kh x kw kernel; `pitch` in pixels.
 template <int COLS>
@@ -195,19 +112,11 @@ static void plane_sum(const float* grad, int64_t pitch, int stride, int64_t rows
   store(sum, load(sum) + total);
 }
 
-extern "C" {
-
 // All that both directions need; mirrored by a ctypes structure.
 struct Shape {
   int64_t batch, channels, height, width, out_height, out_width;
   int64_t kernel_height, kernel_width, stride, pad_top, pad_left;
 };
-
-int depthwise_threads();
-int depthwise_forward(const Shape*, const float* x, const float* weight, const float* bias, float* y);
-int depthwise_backward(const Shape*, const float* x, const float* weight, const float* grad_y, float* grad_x,
-                       float* grad_weight, float* grad_bias);
-}
 
 namespace {
 
@@ -247,22 +156,6 @@ std::vector<int32_t> positions(int64_t rows, int64_t width, int64_t pitch, int64
   return table;
 }
 
-// Scratch memory that a thread keeps between calls, aligned to cache lines.
-float* scratch(int64_t floats) {
-  struct Free {
-    void operator()(float* p) const { ::operator delete[](p, std::align_val_t(64)); }
-  };
-  static thread_local std::unique_ptr<float[], Free> memory;
-  static thread_local int64_t size = 0;
-  if (size < floats) {
-    memory.reset();
-    size = 0;
-    memory.reset(static_cast<float*>(::operator new[](floats * sizeof(float), std::align_val_t(64))));
-    size = floats;
-  }
-  return memory.get();
-}
-
 int64_t band_rows(int64_t fitting, int64_t rows) { return std::min(std::max<int64_t>(fitting, 1), rows); }
 
 struct Task {
@@ -294,7 +187,7 @@ int for_tasks(const Plan& p, Body body) {
 
 }  // namespace
 
-int depthwise_threads() {
+extern "C" int depthwise_threads() {
 #ifdef _OPENMP
   return omp_get_max_threads();
 #else
@@ -302,7 +195,8 @@ int depthwise_threads() {
 #endif
 }
 
-int depthwise_forward(const Shape* shape, const float* x, const float* weight, const float* bias, float* y) try {
+extern "C" int depthwise_forward(const Shape* shape, const float* x, const float* weight, const float* bias,
+                                 float* y) try {
   const Plan p(*shape);
   const int kh = int(p.kernel_height), kw = int(p.kernel_width), stride = int(p.stride);
   const int64_t plane = p.height * p.width, out_plane = p.out_height * p.out_width;
@@ -338,8 +232,8 @@ int depthwise_forward(const Shape* shape, const float* x, const float* weight, c
   return 1;
 }
 
-int depthwise_backward(const Shape* shape, const float* x, const float* weight, const float* grad_y, float* grad_x,
-                       float* grad_weight, float* grad_bias) try {
+extern "C" int depthwise_backward(const Shape* shape, const float* x, const float* weight, const float* grad_y,
+                                  float* grad_x, float* grad_weight, float* grad_bias) try {
   const Plan p(*shape);
   const int kh = int(p.kernel_height), kw = int(p.kernel_width), stride = int(p.stride);
   const int64_t plane = p.height * p.width, out_plane = p.out_height * p.out_width;

@@ -8,8 +8,9 @@ from functools import lru_cache
 
 import paddle
 from paddle.autograd import PyLayer
-from paddle.base import core, framework
+from paddle.autograd.py_layer import once_differentiable
 
+from errors import UserError
 from kernels import build
 
 
@@ -25,6 +26,7 @@ class Shape(ctypes.Structure):
     )
 
 
+@paddle.jit.not_to_static
 def applicable(
     x: paddle.Tensor,
     weight: paddle.Tensor,
@@ -35,71 +37,72 @@ def applicable(
 ) -> Shape | None:
     """Return the geometry of a call that the compiled operator takes; None for Paddle's operator to take it.
 
-    Calls with mistakes in them are left to Paddle as well, whose messages users know.
+    Mixed precision needs no case of its own: Paddle has none on the CPU.
+
+    Raises:
+        UserError: when the kernel is larger than the padded map (Paddle returns a map of size -1).
     """
-    if not paddle.in_dynamic_mode() or framework._dygraph_tracer()._amp_level != core.AmpLevel.O0:
+    if not paddle.in_dynamic_mode() or not paddle.get_device().startswith("cpu"):
         return None
     for tensor in (x, weight) if bias is None else (x, weight, bias):
         if tensor.dtype != paddle.float32 or not tensor.place.is_cpu_place():
             return None
-    if not framework._current_expected_place_().is_cpu_place():  # where the result would be made
-        return None
     if bias is not None and bias.shape != weight.shape[:1]:
         return None
-    settings = (item if isinstance(item, (int, str)) else tuple(item) for item in (stride, padding, dilation))
-    shape = geometry(tuple(x.shape), tuple(weight.shape), *settings)
+    shape = geometry(tuple(x.shape), tuple(weight.shape), *map(_setting, (stride, padding, dilation)))
     return None if shape is None or isinstance(build.library(), build.Unavailable) else shape
+
+
+def _setting(value: int | str | Sequence[int]) -> int | str | tuple[int, ...] | None:
+    """Return a hashable form of a stride, padding or dilation; None for other forms that Paddle knows."""
+    if isinstance(value, (int, str)):
+        return value
+    return tuple(value) if all(isinstance(item, int) for item in value) else None
 
 
 @lru_cache(maxsize=1024)
 def geometry(
     x: tuple[int, ...],
     weight: tuple[int, ...],
-    stride: int | tuple[int, ...],
-    padding: int | str | tuple[int, ...],
-    dilation: int | tuple[int, ...],
+    stride: int | tuple[int, ...] | None,
+    padding: int | str | tuple[int, ...] | None,
+    dilation: int | tuple[int, ...] | None,
 ) -> Shape | None:
-    """Return the sizes of a convolution of ``x`` by ``weight`` (shapes), None where the operator has no such."""
-    stride, dilation = _pair(stride), _pair(dilation)
-    if len(x) != 4 or len(weight) != 4 or weight[1] != 1 or weight[0] != x[1] or dilation != (1, 1):
+    """Return the sizes of a convolution of ``x`` by ``weight`` (shapes); None where the operator has no such."""
+    if len(x) != 4 or len(weight) != 4 or weight[1] != 1 or weight[0] != x[1] or min(x + weight) < 1:
         return None
-    if stride is None or stride[0] != stride[1] or stride[0] < 1 or min(x + weight) < 1:
+    step = stride[0] if stride in {(1, 1), (2, 2)} else stride
+    if step not in {1, 2} or dilation not in {1, (1, 1)}:
         return None
-    pads = _pads(padding, x[2:], weight[2:], stride[0])
+    pads = _pads(padding, x[2:], weight[2:], step)
     if pads is None:
         return None
     sizes = []
     for size, kernel, (before, after) in zip(x[2:], weight[2:], pads, strict=True):
-        out = (size + before + after - kernel) // stride[0] + 1
-        if not (0 <= before < kernel and 0 <= after < kernel) or out < 1:
+        if not (0 <= before < kernel and 0 <= after < kernel):
             return None
-        sizes.append(out)
-    return Shape(*x, *sizes, *weight[2:], stride[0], pads[0][0], pads[1][0])
-
-
-def _pair(value: int | tuple[int, ...]) -> tuple[int, ...] | None:
-    pair = (value, value) if isinstance(value, int) else value
-    return pair if len(pair) == 2 and all(isinstance(item, int) for item in pair) else None
+        if size + before + after < kernel:
+            raise UserError(
+                f"A depthwise convolution got a {x[2]}×{x[3]} map, which with padding {padding} is smaller than its "
+                f"{weight[2]}×{weight[3]} kernel; use larger images or a smaller kernel."
+            )
+        sizes.append((size + before + after - kernel) // step + 1)
+    return Shape(*x, *sizes, *weight[2:], step, pads[0][0], pads[1][0])
 
 
 def _pads(
-    padding: int | str | tuple[int, ...], size: tuple[int, ...], kernel: tuple[int, ...], stride: int
-) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """Return ``((top, bottom), (left, right))`` of what Paddle's ``padding`` means, None where it is unknown."""
-    if isinstance(padding, str):
-        if padding.upper() == "VALID":
-            return (0, 0), (0, 0)
-        if padding.upper() != "SAME":
-            return None
-        totals = [max((-(-n // stride) - 1) * stride + k - n, 0) for n, k in zip(size, kernel, strict=True)]
+    padding: int | str | tuple[int, ...] | None, size: tuple[int, ...], kernel: tuple[int, ...], stride: int
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return ``((top, bottom), (left, right))`` of what Paddle's ``padding`` means; None for rarer forms."""
+    if padding in {"VALID", "SAME"}:
+        needed = ((-(-n // stride) - 1) * stride + k - n for n, k in zip(size, kernel, strict=True))
+        totals = [max(total, 0) if padding == "SAME" else 0 for total in needed]
         return tuple((total // 2, total - total // 2) for total in totals)
     if isinstance(padding, int):
         return (padding, padding), (padding, padding)
-    if not all(isinstance(item, int) for item in padding):
-        return None
-    if len(padding) == 2:
-        return (padding[0], padding[0]), (padding[1], padding[1])
-    return (padding[:2], padding[2:]) if len(padding) == 4 else None
+    if isinstance(padding, tuple) and len(padding) in {2, 4}:
+        return (padding[:2], padding[2:]) if len(padding) == 4 else ((padding[0],) * 2, (padding[1],) * 2)
+    return None
 
 
 def convolve(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None, shape: Shape) -> paddle.Tensor:
@@ -126,6 +129,7 @@ class _Convolution(PyLayer):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensor()
         grad = grad.contiguous()

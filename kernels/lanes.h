@@ -1,0 +1,107 @@
+// Planes of channels as vectors: LANES channels side by side, one vector a pixel.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <new>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+
+typedef float Vec __attribute__((vector_size(LANES * 4)));
+typedef float VecU __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+static inline Vec load(const float* p) { return *reinterpret_cast<const VecU*>(p); }
+static inline void store(float* p, Vec v) { *reinterpret_cast<VecU*>(p) = v; }
+
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef int32_t IVec __attribute__((vector_size(LANES * 4)));
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, IVec{__VA_ARGS__})
+#endif
+#if LANES == 16
+#define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif LANES == 8
+#define LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define LOW 0, 4, 1, 5
+#define HIGH 2, 6, 3, 7
+#endif
+
+// Transposes a LANES x LANES tile: log2(LANES) perfect shuffles of its rows.
+static inline void transpose(Vec (&a)[LANES]) {
+#pragma GCC unroll 4
+  for (int step = 1; step < LANES; step *= 2) {
+    Vec t[LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES / 2; ++i) {
+      t[2 * i] = SHUFFLE(a[i], a[i + LANES / 2], LOW);
+      t[2 * i + 1] = SHUFFLE(a[i], a[i + LANES / 2], HIGH);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; ++i) a[i] = t[i];
+  }
+}
+
+// `count` pixels of `lanes` planes (stride `plane`) -> one vector a pixel, at position[i] of the scratch plane.
+static inline void planes_to_lanes(const float* src, int64_t plane, int lanes, int64_t count,
+                            const int32_t* position, float* dst) {
+  if (count < LANES) {
+    for (int64_t i = 0; i < count; ++i)
+      for (int l = 0; l < LANES; ++l)
+        dst[int64_t(position[i]) * LANES + l] = src[std::min(l, lanes - 1) * plane + i];
+    return;
+  }
+  for (int64_t i = 0; i < count; i += LANES) {
+    i = std::min(i, count - LANES);  // the last tile overlaps the one before
+    Vec tile[LANES];
+#pragma GCC unroll 16
+    for (int l = 0; l < LANES; ++l) tile[l] = load(src + std::min(l, lanes - 1) * plane + i);
+    transpose(tile);
+#pragma GCC unroll 16
+    for (int l = 0; l < LANES; ++l) store(dst + int64_t(position[i + l]) * LANES, tile[l]);
+  }
+}
+
+// The way back, from `count` consecutive vectors.
+static inline void lanes_to_planes(const float* src, int64_t plane, int lanes, int64_t count, float* dst) {
+  if (count < LANES) {
+    for (int64_t i = 0; i < count; ++i)
+      for (int l = 0; l < lanes; ++l) dst[l * plane + i] = src[i * LANES + l];
+    return;
+  }
+  for (int64_t i = 0; i < count; i += LANES) {
+    i = std::min(i, count - LANES);
+    Vec tile[LANES];
+#pragma GCC unroll 16
+    for (int l = 0; l < LANES; ++l) tile[l] = load(src + (i + l) * LANES);
+    transpose(tile);
+    for (int l = 0; l < lanes; ++l) store(dst + l * plane + i, tile[l]);
+  }
+}
+
+// Scratch memory that a thread keeps between calls, aligned to cache lines.
+inline float* scratch(int64_t floats) {
+  struct Free {
+    void operator()(float* p) const { ::operator delete[](p, std::align_val_t(64)); }
+  };
+  static thread_local std::unique_ptr<float[], Free> memory;
+  static thread_local int64_t size = 0;
+  if (size < floats) {
+    memory.reset();
+    size = 0;
+    memory.reset(static_cast<float*>(::operator new[](floats * sizeof(float), std::align_val_t(64))));
+    size = floats;
+  }
+  return memory.get();
+}
