@@ -17,7 +17,16 @@ import paddle
 from paddle import nn
 
 from errors import UserError
-from models.layers import Classifier, DepthwiseConv2D, DropPath, activation, drop_path_rates, pair, pytorch_default_
+from models.layers import (
+    Classifier,
+    Conv2D,
+    DepthwiseConv2D,
+    DropPath,
+    activation,
+    drop_path_rates,
+    pair,
+    pytorch_default_,
+)
 from models.registry import Variant, register_family
 
 
@@ -42,7 +51,7 @@ def block(dim: int, kernel_size: int, act_layer: type[nn.Layer], drop_path: floa
     """
     padding = kernel_size // 2 if kernel_size % 2 else "SAME"
     spatial = nn.Sequential(DepthwiseConv2D(dim, kernel_size, padding=padding), act_layer(), nn.BatchNorm2D(dim))
-    return nn.Sequential(Residual(spatial, drop_path), nn.Conv2D(dim, dim, 1), act_layer(), nn.BatchNorm2D(dim))
+    return nn.Sequential(Residual(spatial, drop_path), Conv2D(dim, dim, 1), act_layer(), nn.BatchNorm2D(dim))
 
 
 class ConvMixer(Classifier):
@@ -59,7 +68,7 @@ class ConvMixer(Classifier):
         _check_architecture(image_size, dim, depth, kernel_size, patch_size)
         act = activation(act_layer)
         [rates] = drop_path_rates(drop_path_rate, [depth])
-        numbered = [nn.Conv2D(in_chans, dim, patch_size, stride=patch_size), act(), nn.BatchNorm2D(dim),
+        numbered = [Conv2D(in_chans, dim, patch_size, stride=patch_size), act(), nn.BatchNorm2D(dim),
                     *(block(dim, kernel_size, act, rate) for rate in rates)]
         for index, layer in enumerate(numbered):
             self.add_sublayer(str(index), layer)
