@@ -39,6 +39,17 @@ def build_dataset(data: CfgNode, split: str) -> ImageDataset:
     return everything.select(kept if split == "train" else held_out, split)
 
 
+def class_names(name: str) -> tuple[str, ...]:
+    """Return what the labels of a data set mean, in their order, without reading it."""
+    if name == "digits":
+        from datasets.digits import CLASSES
+    elif name == "cifar10":
+        from datasets.cifar import CLASSES
+    else:
+        raise _unknown(name)
+    return CLASSES
+
+
 def _read(data: CfgNode, split: str) -> ImageDataset:
     if data.NAME == "digits":
         from datasets.digits import read_digits
@@ -48,4 +59,8 @@ def _read(data: CfgNode, split: str) -> ImageDataset:
         from datasets.cifar import read_cifar10
 
         return read_cifar10(split, data.ROOT, data.DOWNLOAD)
-    raise UserError(f"DATA.NAME is {data.NAME!r}: use one of {', '.join(DATASETS)}{nearest(data.NAME, DATASETS)}")
+    raise _unknown(data.NAME)
+
+
+def _unknown(name: str) -> UserError:
+    return UserError(f"DATA.NAME is {name!r}: use one of {', '.join(DATASETS)}{nearest(name, DATASETS)}")

@@ -32,6 +32,8 @@ MIRRORS = (
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
 BATCH_IMAGES = 10_000
+_WANTED = tuple(name for names in BATCHES.values() for name in names)
+_BROKEN = (tarfile.TarError, zlib.error, OSError, EOFError, ValueError, ArithmeticError, LookupError, RecursionError)
 
 MEMBER_LIMIT = 64 << 20  # bytes; an official batch has 31 million
 ARCHIVE_LIMIT = 512 << 20  # bytes when unpacked; the official archive has 186 million
@@ -49,8 +51,8 @@ def read_cifar10(split: str, root: str = "", may_download: bool = True) -> Image
             raise UserError(f"no {ARCHIVE} or {FOLDER} found under {root or 'data'}: put it at {source.absolute()}, "
                             "or allow the download with -o DATA.DOWNLOAD=true")
         download(source, MIRRORS, SHA256, SIZE)
-    status = (source / BATCHES["train"][0] if source.is_dir() else source).stat()
-    batches = _read_batches(source, status.st_mtime_ns, status.st_size)
+    files = [path for path in (source, *(source / name for name in _WANTED)) if path.exists()]
+    batches = _read_batches(source, tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in files))
     images, labels = zip(*(batches[name] for name in BATCHES[split]), strict=True)
     return ImageDataset(np.concatenate(images), np.concatenate(labels), CLASSES, "cifar10", split)
 
@@ -59,13 +61,13 @@ def find_cifar10(root: str = "") -> Path | None:
     """Return the archive or the unpacked folder, or None where there is neither.
 
     ``root`` is the archive itself, the unpacked folder, or a folder that holds one of them, also one level
-    down in a folder ``data*`` as on AI Studio. An empty root stands for ``data``, then ``~/data``.
+    down in a folder ``data*`` as on AI Studio, where ``~/data`` is searched after ``data`` itself.
     """
     if root.endswith((".gz", ".tgz", ".tar")) and not Path(root).exists():
         raise UserError(f"DATA.ROOT names {root}, but there is no such file")
     if root and Path(root).is_file():
         return Path(root)
-    for folder in [root] if root else ["data", os.path.expanduser("~/data")]:
+    for folder in ["data", os.path.expanduser("~/data")] if root in ("", "data") else [root]:
         if (Path(folder) / BATCHES["train"][0]).is_file():
             return Path(folder)
         for place in [folder, *sorted(glob.glob(f"{glob.escape(folder)}/data*/"))]:
@@ -76,14 +78,13 @@ def find_cifar10(root: str = "") -> Path | None:
 
 
 @functools.lru_cache(maxsize=1)
-def _read_batches(source: Path, mtime_ns: int, size: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return ``(images, labels)`` of every batch; the other arguments make a changed file a new one."""
-    wanted = [name for names in BATCHES.values() for name in names]
-    pickles = _read_folder(source, wanted) if source.is_dir() else _read_archive(source, wanted)
-    missing = [name for name in wanted if name not in pickles]
+def _read_batches(source: Path, stamps: tuple[tuple[int, int], ...]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return ``(images, labels)`` of every batch; ``stamps`` (times and sizes) make a changed file a new one."""
+    pickles = _read_folder(source) if source.is_dir() else _read_archive(source)
+    missing = [name for name in _WANTED if name not in pickles]
     if missing:
         raise UserError(f"{source} is not CIFAR-10: it lacks {', '.join(missing)}; {_remedy(source)}")
-    return {name: _read_batch(pickles.pop(name), f"{name} in {source}", _remedy(source)) for name in wanted}
+    return {name: _read_batch(pickles.pop(name), f"{name} in {source}", _remedy(source)) for name in _WANTED}
 
 
 def _read_batch(data: bytes, name: str, remedy: str) -> tuple[np.ndarray, np.ndarray]:
@@ -104,9 +105,9 @@ def _read_batch(data: bytes, name: str, remedy: str) -> tuple[np.ndarray, np.nda
     return images, np.array(labels, dtype=np.int64)
 
 
-def _read_folder(folder: Path, wanted: list[str]) -> dict[str, bytes]:
+def _read_folder(folder: Path) -> dict[str, bytes]:
     contents = {}
-    for path in (folder / name for name in wanted):
+    for path in (folder / name for name in _WANTED):
         if path.is_file():
             try:
                 with open(path, "rb") as file:
@@ -118,7 +119,7 @@ def _read_folder(folder: Path, wanted: list[str]) -> dict[str, bytes]:
     return contents
 
 
-def _read_archive(path: Path, wanted: list[str]) -> dict[str, bytes]:
+def _read_archive(path: Path) -> dict[str, bytes]:
     """Return the wanted members of a tar.gz or tar file, read in one pass from front to end."""
     contents: dict[str, bytes] = {}
     try:
@@ -131,7 +132,7 @@ def _read_archive(path: Path, wanted: list[str]) -> dict[str, bytes]:
                     name = _member_name(member)
                     if name in contents:
                         raise ValueError(f"it holds {name} twice")
-                    if name in wanted:
+                    if name in _WANTED:
                         if member.size > MEMBER_LIMIT:
                             raise ValueError(f"{name} has more than {MEMBER_LIMIT >> 20} MiB")
                         contents[name] = archive.extractfile(member).read()
@@ -139,9 +140,9 @@ def _read_archive(path: Path, wanted: list[str]) -> dict[str, bytes]:
                 pass
     except PermissionError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError, ArithmeticError, LookupError,
-            RecursionError) as error:
-        raise UserError(f"{path} is not a whole CIFAR-10 archive: {error}; {_remedy(path)}") from None
+    except _BROKEN as error:
+        what = " ".join(str(error).split())
+        raise UserError(f"{path} is not a whole CIFAR-10 archive: {what}; {_remedy(path)}") from None
     return contents
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from datasets.dataset import ImageDataset, stratified_holdout
 
+CLASSES = tuple("0123456789")
 TEST_IMAGES = 360
 
 
@@ -24,6 +25,6 @@ def read_digits(split: str) -> ImageDataset:
     digits = load_digits()
     grey = np.round(digits.images * (255 / 16)).astype(np.uint8)
     images = np.repeat(grey[..., None], 3, axis=3)
-    everything = ImageDataset(images, digits.target.astype(np.int64), tuple("0123456789"), "digits", "train")
+    everything = ImageDataset(images, digits.target.astype(np.int64), CLASSES, "digits", "train")
     train, test = stratified_holdout(everything.labels, TEST_IMAGES)
     return everything.select({"train": train, "test": test}[split], split)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import os
@@ -44,7 +45,8 @@ def download(path: Path, urls: Sequence[str], sha256: str, size: int) -> None:
     except OSError as error:  # of the file system: those of the network are answers
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
     raise UserError(
         f"{path.name} could not be downloaded ({'; '.join(answers)}); get it on another machine and put it at "
         f"{path.absolute()}, or name where it is with -o DATA.ROOT=..."

@@ -36,19 +36,18 @@ class RandAugment:
 
     def draw(self, rng: np.random.Generator, height: int, width: int) -> tuple[tuple[str, float], ...]:
         """Return (name, strength) of the operations in the order of their application."""
-        share = self.magnitude / BINS
         parameters = []
         for _ in range(self.count):
             name = OPERATIONS[rng.integers(len(OPERATIONS))]
             strength = 0.0
             if name in _MAXIMA:
                 side = {"TranslateX": width, "TranslateY": height}.get(name, 1)
-                strength = _MAXIMA[name] * side * share * rng.choice((1, -1))
+                strength = _on_scale(0, _MAXIMA[name] * side, self.magnitude) * int(rng.choice((1, -1)))
             elif name == "Posterize":
-                strength = 8 - round(4 * share)  # bits that are kept
+                strength = 8 - round(4 * self.magnitude / BINS)  # bits that are kept
             elif name == "Solarize":
-                strength = 255 * (1 - share)  # values from here on are inverted
-            parameters.append((name, float(strength)))
+                strength = _on_scale(255, 0, self.magnitude)  # values from here on are inverted
+            parameters.append((name, strength))
         return tuple(parameters)
 
     def apply(self, image: np.ndarray, parameters: tuple[tuple[str, float], ...]) -> np.ndarray:
@@ -56,6 +55,15 @@ class RandAugment:
         for name, strength in parameters:
             picture = _apply(picture, name, strength)
         return np.asarray(picture)
+
+
+def _on_scale(first: float, last: float, magnitude: float) -> float:
+    """Return the point ``magnitude`` of 0 to 30 on the way, rounded as torch.linspace rounds: a float32 step taken
+    from the nearer end. A last bit decides a grey level here and there."""
+    step = float(np.float32(last - first) / np.float32(BINS))
+    if magnitude < BINS / 2:
+        return float(np.float32(first + step * magnitude))
+    return float(np.float32(float(np.float32(last)) - step * (BINS - magnitude)))
 
 
 def _apply(picture: Image.Image, name: str, strength: float) -> Image.Image:
