@@ -23,8 +23,8 @@ from models.layers import (
     DepthwiseConv2D,
     DropPath,
     activation,
+    check_image_size,
     drop_path_rates,
-    pair,
     pytorch_default_,
 )
 from models.registry import Variant, register_family
@@ -95,8 +95,7 @@ def _check_architecture(image_size: int | tuple[int, int], dim: int, depth: int,
     for key, value in sizes.items():
         if value < 1:
             raise UserError(f"{key} of ConvMixer is {value}, expected 1 or more")
-    if min(pair(image_size)) < patch_size:
-        raise UserError(f"image_size {image_size} is smaller than a patch of ConvMixer, patch_size {patch_size}")
+    check_image_size(f"ConvMixer with patch_size {patch_size}", image_size, patch_size)
 
 
 def _init_weights(layer: nn.Layer) -> None:

@@ -10,6 +10,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+import kernels
 from errors import UserError, nearest
 
 trunc_normal_ = nn.initializer.TruncatedNormal(std=0.02)
@@ -22,6 +23,12 @@ ACTIVATIONS: Mapping[str, type[nn.Layer]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 def pair(value: int | tuple[int, int] | list[int]) -> tuple[int, int]:
     """Return (height, width) of a side or of a pair."""
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def check_image_size(family: str, image_size: int | tuple[int, int] | list[int], smallest: int) -> None:
+    """Raise UserError where a side of ``image_size`` is below the smallest that a network takes."""
+    if min(pair(image_size)) < smallest:
+        raise UserError(f"image_size is {image_size}, expected {smallest} or more a side for {family}")
 
 
 def drop_path_rates(drop_path_rate: float, depths: list[int] | tuple[int, ...]) -> list[list[float]]:
@@ -70,14 +77,17 @@ class DropPath(nn.Layer):
 
 
 class Mlp(nn.Layer):
-    """Two fully connected layers over the last axis: ``[..., C]`` to ``[..., C]`` through ``hidden_features``."""
+    """Two fully connected layers over the last axis, through ``hidden_features``.
+
+    ``[..., C]`` to ``[..., C]``, or to ``[..., out_features]`` where that is given.
+    """
 
     def __init__(self, dim: int, hidden_features: int, act_layer: type[nn.Layer] = nn.GELU,
-                 drop_rate: float = 0.0) -> None:
+                 drop_rate: float = 0.0, out_features: int | None = None) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_features)
         self.act = act_layer()
-        self.fc2 = nn.Linear(hidden_features, dim)
+        self.fc2 = nn.Linear(hidden_features, out_features or dim)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -106,6 +116,12 @@ class DepthwiseConv2D(Conv2D):
                  padding: int | str | Sequence[int] = 0, bias_attr: bool | None = None, multiplier: int = 1) -> None:
         super().__init__(channels, multiplier * channels, kernel_size, stride=stride, padding=padding,
                          groups=channels, bias_attr=bias_attr)
+        self.multiplier = multiplier
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        if self.multiplier > 1:
+            return super().forward(x)
+        return kernels.depthwise_conv2d(x, self.weight, self.bias, self._stride, self._padding)
 
 
 class Classifier(nn.Layer):

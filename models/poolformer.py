@@ -1,0 +1,176 @@
+"""PoolFormer (Yu et al., "MetaFormer Is Actually What You Need for Vision", CVPR 2022,
+https://arxiv.org/abs/2111.11418).
+
+Names and numbers follow the authors' code, sail-sg/poolformer at a075575b8b3d (``models/poolformer.py``), for
+classification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from errors import UserError
+from models.layers import (
+    Classifier,
+    Conv2D,
+    DropPath,
+    check_image_size,
+    drop_path_rates,
+    pytorch_default_,
+    trunc_normal_,
+    zeros_,
+)
+from models.registry import Variant, register_family
+
+
+class Pooling(nn.Layer):
+    """The token mixer (equation 4): the mean of a position's neighbourhood, minus the position itself.
+
+    ``[B, C, H, W]`` to the same; padding does not count in the mean. The subtraction makes up for the residual
+    connection around the mixer.
+    """
+
+    def __init__(self, pool_size: int) -> None:
+        super().__init__()
+        self.pool_size = pool_size
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return F.avg_pool2d(x, self.pool_size, stride=1, padding=self.pool_size // 2, exclusive=True) - x
+
+
+class ConvMlp(nn.Layer):
+    """Two 1×1 convolutions, ``[B, C, H, W]`` to the same through ``hidden_features`` channels."""
+
+    def __init__(self, dim: int, hidden_features: int, drop_rate: float) -> None:
+        super().__init__()
+        self.fc1 = Conv2D(dim, hidden_features, 1)
+        self.fc2 = Conv2D(hidden_features, dim, 1)
+        self.drop = nn.Dropout(drop_rate)
+        for layer in (self.fc1, self.fc2):
+            trunc_normal_(layer.weight)
+            zeros_(layer.bias)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
+
+
+class Block(nn.Layer):
+    """PoolFormer block (figure 2, equations 2 and 3), ``[B, C, H, W]`` to the same.
+
+    The norms are taken over channels and positions together (one group).
+    """
+
+    def __init__(self, dim: int, mlp_ratio: float, pool_size: int, drop_rate: float, drop_path: float,
+                 layer_scale_init_value: float | None) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(1, dim)
+        self.token_mixer = Pooling(pool_size)
+        self.norm2 = nn.GroupNorm(1, dim)
+        self.mlp = ConvMlp(dim, int(dim * mlp_ratio), drop_rate)
+        self.drop_path = DropPath(drop_path)
+        self.layer_scale_1 = self.layer_scale_2 = None
+        if layer_scale_init_value is not None:
+            initial = nn.initializer.Constant(layer_scale_init_value)
+            self.layer_scale_1 = self.create_parameter([dim], default_initializer=initial)
+            self.layer_scale_2 = self.create_parameter([dim], default_initializer=initial)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        for norm, mix, scale in ((self.norm1, self.token_mixer, self.layer_scale_1),
+                                 (self.norm2, self.mlp, self.layer_scale_2)):
+            branch = mix(norm(x))
+            x = x + self.drop_path(branch if scale is None else scale.reshape([-1, 1, 1]) * branch)
+        return x
+
+
+class PatchEmbed(nn.Layer):
+    """A strided convolution without norm: ``[B, C, H, W]`` to ``[B, C', H / stride, W / stride]``."""
+
+    def __init__(self, in_chans: int, embed_dim: int, kernel_size: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self.proj = Conv2D(in_chans, embed_dim, kernel_size, stride=stride, padding=padding)
+        pytorch_default_(self.proj)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.proj(x)
+
+
+class PoolFormer(Classifier):
+    """PoolFormer (figure 2): stages of pooling blocks on maps of 1/4, 1/8, 1/16 and 1/32 of the image.
+
+    ``depths`` and ``embed_dims`` have a number for each stage (as many as wanted). ``layer_scale_init_value``
+    None leaves the layer scales out. No part depends on the image's size; any size from 3 pixels on is taken.
+    Raises UserError for lists of different lengths, an even ``pool_size`` and smaller images.
+    """
+
+    def __init__(self, num_classes: int, image_size: int | tuple[int, int], in_chans: int, drop_path_rate: float,
+                 depths: Sequence[int], embed_dims: Sequence[int], mlp_ratio: float = 4.0, pool_size: int = 3,
+                 drop_rate: float = 0.0, layer_scale_init_value: float | None = 1e-5) -> None:
+        super().__init__()
+        _check_architecture(image_size, depths, embed_dims, pool_size)
+        self.num_features = embed_dims[-1]
+        self.patch_embed = PatchEmbed(in_chans, embed_dims[0], kernel_size=7, stride=4, padding=2)
+        network = []
+        for stage, (dim, rates) in enumerate(zip(embed_dims, drop_path_rates(drop_path_rate, depths), strict=True)):
+            if stage > 0:
+                network.append(PatchEmbed(embed_dims[stage - 1], dim, kernel_size=3, stride=2, padding=1))
+            network.append(nn.Sequential(*(
+                Block(dim, mlp_ratio, pool_size, drop_rate, rate, layer_scale_init_value) for rate in rates)))
+        self.network = nn.LayerList(network)
+        self.norm = nn.GroupNorm(1, self.num_features)
+        self.reset_classifier(num_classes)
+
+    def build_head(self, num_classes: int) -> nn.Layer:
+        head = super().build_head(num_classes)
+        trunc_normal_(head.weight)
+        zeros_(head.bias)
+        return head
+
+    def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
+        x = self.patch_embed(x)
+        for layer in self.network:
+            x = layer(x)  # [B, C, H, W]
+        return self.norm(x).mean([2, 3])
+
+
+def _check_architecture(image_size: int | tuple[int, int], depths: Sequence[int], embed_dims: Sequence[int],
+                        pool_size: int) -> None:
+    if not depths or len(depths) != len(embed_dims):
+        raise UserError("depths and embed_dims of PoolFormer take a number for each stage, got "
+                        f"{list(depths)} and {list(embed_dims)}")
+    if pool_size < 1 or pool_size % 2 == 0:
+        raise UserError(f"pool_size of PoolFormer is {pool_size}, expected an odd number")
+    check_image_size("PoolFormer", image_size, 3)
+
+
+_S12 = {"depths": [2, 2, 6, 2], "embed_dims": [64, 128, 320, 512]}
+_S24 = {"depths": [4, 4, 12, 4], "embed_dims": [64, 128, 320, 512]}
+_S36 = {"depths": [6, 6, 18, 6], "embed_dims": [64, 128, 320, 512], "layer_scale_init_value": 1e-6}
+_M36 = {"depths": [6, 6, 18, 6], "embed_dims": [96, 192, 384, 768], "layer_scale_init_value": 1e-6}
+_M48 = {"depths": [8, 8, 24, 8], "embed_dims": [96, 192, 384, 768], "layer_scale_init_value": 1e-6}
+_WEIGHTS = "https://github.com/sail-sg/poolformer/releases/download/v1.0/{}.pth.tar"
+_SMALL = {"crop_pct": 0.9, "interpolation": "bicubic"}
+_MEDIUM = {"crop_pct": 0.95, "interpolation": "bicubic"}
+
+register_family(
+    "PoolFormer",
+    PoolFormer,
+    {
+        "poolformer_s12": Variant(_S12, 11_915_176, 1_812_267_008, "12M", "1.8G", 77.2,
+                                  weights_url=_WEIGHTS.format("poolformer_s12"), **_SMALL),
+        "poolformer_s24": Variant(_S24, 21_388_968, 3_392_208_896, "21M", "3.4G", 80.3,
+                                  weights_url=_WEIGHTS.format("poolformer_s24"), **_SMALL),
+        "poolformer_s36": Variant(_S36, 30_862_760, 4_972_150_784, "31M", "5.0G", 81.4,
+                                  weights_url=_WEIGHTS.format("poolformer_s36"), **_SMALL),
+        "poolformer_m36": Variant(_M36, 56_172_520, 8_758_788_096, "56M", "8.8G", 82.1,
+                                  weights_url=_WEIGHTS.format("poolformer_m36"), **_MEDIUM),
+        "poolformer_m48": Variant(_M48, 73_473_448, 11_533_320_192, "73M", "11.6G", 82.5,
+                                  weights_url=_WEIGHTS.format("poolformer_m48"), **_MEDIUM),
+    },
+    paper="MetaFormer Is Actually What You Need for Vision, CVPR 2022",
+    paper_url="https://arxiv.org/abs/2111.11418",
+    reference="sail-sg/poolformer@a075575b8b3d",
+)
