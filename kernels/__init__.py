@@ -84,4 +84,4 @@ def depthwise_conv2d(
             return depthwise.convolve(x, weight, bias, shape)
     from paddle.nn.functional import conv2d
 
-    return conv2d(x, weight, bias, stride, padding, dilation, groups=weight.shape[0])
+    return conv2d(x, weight, bias, stride, padding, dilation, groups=x.shape[1])
