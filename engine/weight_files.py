@@ -7,6 +7,7 @@ Paddle 2.0 to 3.3, the safetensors specification, and for PyTorch see `torch_fil
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Callable
@@ -81,6 +82,8 @@ def read_weights(path: str | os.PathLike, ema: bool = False) -> Weights:
         return _read(path, told, ema)
     except OSError as error:
         raise UserError(f"{told} cannot be read: {error.strerror or error}") from None
+    except MemoryError:
+        raise UserError(f"{told} has {status.st_size:,} bytes, and this machine's memory does not suffice") from None
 
 
 def _read(path: Path, told: str, ema: bool) -> Weights:
@@ -129,9 +132,8 @@ def _read_safetensors(data: bytes, path: Path, told: str, ema: bool) -> Weights:
     import safetensors
 
     try:
-        found = dict(safetensors.deserialize(data))
-        with safetensors.safe_open(path, "np") as opened:
-            metadata = opened.metadata() or {}
+        found = dict(safetensors.deserialize(data))  # checks the header, all sizes and places
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
     except (safetensors.SafetensorError, ValueError) as error:
         raise UserError(f"{told} is damaged: {printable(error)}") from None
     arrays = {}

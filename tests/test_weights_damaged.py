@@ -1,0 +1,120 @@
+"""Files that are no weights, and whole ones that were damaged: one sentence each, or the right numbers."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.weights import read_weights
+from errors import UserError
+
+DATA = Path(__file__).parent / "data" / "weights"
+
+
+@pytest.mark.parametrize(("content", "told"), [
+    (b"", "is empty"), (b"\x1f\x8b\x08data", "compressed with gzip"), (b"\n<!DOCTYPE html><html>", "a web page"),
+    (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"), (b"weights", "starts with 77 65"),
+    (bytes(257) + b"ustar" + bytes(300), "tar archive"), (b"PK\x05\x06" + bytes(18), "0 data.pkl"),
+    (b"PK\x03\x04", "zip directory cannot be read"),
+])
+def test_other_files(content: bytes, told: str, tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, told in ((tmp_path, "is a folder"), (tmp_path / "pipe", "no ordinary file"),
+                       (tmp_path / "none.pth", "No such file")):
+        with pytest.raises(UserError, match=told):
+            read_weights(path)
+
+
+def test_big_endian_and_torchscript(tmp_path: Path) -> None:
+    for entry, content, told in (("byteorder", b"big", "big-endian"), ("constants.pkl", b"", "TorchScript")):
+        with zipfile.ZipFile(tmp_path / "w", "w") as archive:
+            archive.writestr("archive/data.pkl", pickle.dumps({}, 2))
+            archive.writestr(f"archive/{entry}", content)
+        with pytest.raises(UserError, match=told):
+            read_weights(tmp_path / "w")
+    (tmp_path / "w").write_bytes(pickle.dumps({"w": np.ones(3, ">f4")}, 4))
+    with pytest.raises(UserError, match="big-endian"):
+        read_weights(tmp_path / "w")
+
+
+def test_reading_needs_neither_torch_nor_paddle() -> None:
+    """In a process of its own, because the tests import Paddle."""
+    code = ("import sys; from engine.weight_files import read_weights; read_weights(sys.argv[1]); "
+            "assert not {'paddle', 'torch'} & set(sys.modules)")
+    subprocess.run([sys.executable, "-c", code, str(DATA / "timm_zip.pth.tar")], check=True,
+                   cwd=Path(__file__).parent.parent)
+
+
+# Damage ------------------------------------------------------------------------------------------------------------
+
+
+def damaged(data: bytes, rng: np.random.Generator) -> bytes:
+    """Return the bytes cut, with flipped bits, with a stretch overwritten, removed, repeated or from elsewhere."""
+    changed = bytearray(data)
+    start = int(rng.integers(len(data)))
+    length = int(rng.integers(1, 40))
+    match rng.integers(6):
+        case 0:
+            return data[:start]
+        case 1:
+            for place in rng.integers(len(data), size=int(rng.integers(1, 4))):
+                changed[place] ^= 1 << int(rng.integers(8))
+        case 2:
+            changed[start : start + length] = rng.bytes(length)
+        case 3:
+            del changed[start : start + length]
+        case 4:
+            changed[start:start] = changed[start : start + length]
+        case 5:
+            other = int(rng.integers(len(data)))
+            changed[start : start + length] = changed[other : other + length]
+    return bytes(changed)
+
+
+def paddle_file(protocol: int) -> bytes:
+    state = {f"{index}.weight": np.arange(12, dtype=np.float32).reshape(3, 4) for index in range(4)}
+    return pickle.dumps({**state, "StructuredToParameterName@@": {key: f"linear_{key}" for key in state}}, protocol)
+
+
+FUZZED = ["kinds_zip.pth", "kinds_legacy.pth", "timm_zip.pth.tar", "timm_legacy.pth.tar", "kinds.safetensors", 2, 3, 4]
+
+
+@pytest.mark.parametrize("source", FUZZED)
+def test_damaged_files(source: str | int, tmp_path: Path) -> None:
+    """Every damage is refused, or, where the format has no checksum and only numbers changed, gives arrays."""
+    data = paddle_file(source) if isinstance(source, int) else (DATA / source).read_bytes()
+    path = tmp_path / "w.pth"
+    path.write_bytes(data)
+    whole = read_weights(path)
+    rng = np.random.default_rng(20 + FUZZED.index(source))
+    read = refused = 0
+    for _ in range(400):
+        wrong = damaged(data, rng)
+        path.write_bytes(wrong)
+        try:
+            weights = read_weights(path)
+        except UserError as error:
+            assert "w.pth" in str(error) and "\n" not in str(error)
+            refused += 1
+            continue
+        read += 1
+        assert not (len(wrong) < len(data) and data.startswith(wrong))  # nothing cut short passes
+        if "zip" in str(source):  # every entry has its checksum
+            assert weights.arrays.keys() == whole.arrays.keys() and weights.nested_under == whole.nested_under
+            for key, array in weights.arrays.items():
+                np.testing.assert_array_equal(array, whole.arrays[key])
+    print(f"{source}: {refused} refused, {read} read")
+    assert refused > 200

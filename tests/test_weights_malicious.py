@@ -1,0 +1,168 @@
+"""Pickles that would run something: refused by name, wherever they stand, and nothing has run."""
+
+from __future__ import annotations
+
+import collections
+import copyreg
+import os
+import pickle
+import pickletools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pickled import as_legacy, as_legacy_keys, as_paddle, as_zip, name, text
+
+from engine.weights import read_weights
+from errors import UserError
+
+DATA = Path(__file__).parent / "data" / "weights"
+
+
+class Reduced:
+    """An object whose pickle calls `function` with `arguments`."""
+
+    def __init__(self, function: Callable, *arguments: object) -> None:
+        self.called = (function, arguments)
+
+    def __reduce__(self) -> tuple:
+        return self.called
+
+
+# Each takes the command of the canary and gives the opcodes of an object, without PROTO and STOP; then the name
+# that the refusal must tell, and whether Python's own unpickler falls for it on this machine.
+def by_reduce(command: str) -> bytes:
+    return name("os", "system") + text(command) + b"\x85R"
+
+
+def by_stack_global(command: str) -> bytes:
+    return text("posix") + text("system") + b"\x93" + text(command) + b"\x85R"
+
+
+def by_eval(command: str) -> bytes:
+    return name("builtins", "eval") + text(f"__import__('os').system({command!r})") + b"\x85R"
+
+
+def by_getattr_chain(command: str) -> bytes:
+    module = name("builtins", "__import__") + text("os") + b"\x85R"
+    return name("builtins", "getattr") + module + text("system") + b"\x86R" + text(command) + b"\x85R"
+
+
+def by_build_trick(command: str) -> bytes:
+    """An allowed class gets ``__setstate__`` from its first state, and the second one calls it."""
+    return (name("argparse", "Namespace") + b")\x81}" + text("__setstate__") + name("os", "system") + b"sb"
+            + text(command) + b"b")
+
+
+def by_reconstructor(command: str) -> bytes:
+    made = name("copyreg", "_reconstructor") + name("argparse", "Namespace") + name("builtins", "object") + b"N\x87R"
+    return made + b"}" + text("__setstate__") + name("os", "system") + b"sb" + text(command) + b"b"
+
+
+def by_inst(command: str) -> bytes:
+    return b"(" + text(command) + b"ios\nsystem\n"
+
+
+def by_obj(command: str) -> bytes:
+    return b"(" + name("os", "system") + text(command) + b"o"
+
+
+def by_extension(command: str) -> bytes:
+    return b"\x82\xf0" + text(command) + b"\x85R"
+
+
+def by_object_array(command: str) -> bytes:
+    return pickle.dumps(np.array([Reduced(os.system, command)], dtype=object), 4)[2:-1]
+
+
+def by_numpy_load(command: str) -> bytes:
+    """A file beside the weights, read by numpy with pickles allowed."""
+    beside = command.split()[-1] + ".npy"
+    np.save(beside, np.array([Reduced(os.system, command)], dtype=object), allow_pickle=True)
+    return name("numpy", "load") + text(beside) + b"N\x88\x87R"
+
+
+def by_nested_pickle(command: str) -> bytes:
+    inner = b"\x80\x02" + by_reduce(command) + b"."
+    return name("pickle", "loads") + b"C" + bytes([len(inner)]) + inner + b"\x85R"
+
+
+def by_dotted_attribute(command: str) -> bytes:
+    return text("shutil") + text("os.system") + b"\x93" + text(command) + b"\x85R"
+
+
+def by_newobj(command: str) -> bytes:
+    """``Popen.__new__`` alone would do nothing; its state would."""
+    return name("subprocess", "Popen") + b"q\x05)\x81}" + text("args") + text(command) + b"sb"
+
+
+def by_windows(command: str) -> bytes:
+    return name("nt", "system") + text(command) + b"\x85R"
+
+
+ATTACKS = {
+    by_reduce: ("os.system", True), by_stack_global: ("posix.system", True), by_eval: ("builtins.eval", True),
+    by_getattr_chain: ("builtins.getattr", True), by_build_trick: ("os.system", True),
+    by_reconstructor: ("copyreg._reconstructor", True), by_inst: ("os.system", True), by_obj: ("os.system", True),
+    by_extension: ("EXT1", True), by_object_array: ("numpy.dtype('O8')", True), by_numpy_load: ("numpy.load", True),
+    by_nested_pickle: ("pickle.loads", True), by_dotted_attribute: ("shutil.os.system", True),
+    by_newobj: ("subprocess.Popen", False), by_windows: ("nt.system", False),
+}
+
+
+def in_storage(payload: bytes) -> bytes:
+    return as_zip(b"}" + text("w") + b"(" + text("storage") + payload + text("0") + text("cpu") + b"K\x01tQs")
+
+
+PLACES = [as_zip, as_legacy, as_legacy_keys, as_paddle, in_storage]
+
+
+@pytest.fixture
+def extension() -> None:
+    copyreg.add_extension("os", "system", 0xF0)
+    yield
+    copyreg.remove_extension("os", "system", 0xF0)
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+def test_nothing_runs(attack: Callable, place: Callable, tmp_path: Path, extension: None) -> None:
+    canary = tmp_path / "canary"
+    payload = attack(f"touch {canary}")
+    (tmp_path / "weights.pth").write_bytes(place(payload))
+    refused, works = ATTACKS[attack]
+    with pytest.raises(UserError) as error:
+        read_weights(tmp_path / "weights.pth")
+    assert refused in str(error.value) and "weights.pth is refused and nothing of it was run" in str(error.value)
+    assert not canary.exists()
+    if works and place is as_paddle:  # the attack is one: Python's own unpickler runs it
+        pickle.loads(as_paddle(payload))
+        assert canary.exists()
+
+
+def test_references_outside_a_paddle_file(tmp_path: Path) -> None:
+    (tmp_path / "w").write_bytes(as_paddle(b"(" + text("storage") + b"tQ"))
+    with pytest.raises(UserError, match="refers to objects outside itself"):
+        read_weights(tmp_path / "w")
+
+
+def test_whole_models_are_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"names torch\.nn\.modules\.linear\.Linear.*save only its state_dict"):
+        read_weights(DATA / "whole_model.pt")
+
+
+def test_the_budget_of_bytes_leaves_real_files_alone(tmp_path: Path) -> None:
+    """Protocol 2 keeps arrays as encoded text; forty of them stay within the file's bytes."""
+    state = collections.OrderedDict((f"w{index}", np.full(50, 200 + index, np.uint8)) for index in range(40))
+    (tmp_path / "w").write_bytes(pickle.dumps(state, 2))
+    assert sum(array.sum() for array in read_weights(tmp_path / "w").arrays.values()) == sum(
+        50 * (200 + index) for index in range(40))
+
+
+def test_opcodes_are_those_of_the_picklers() -> None:
+    """The machine knows no opcode that Python does not, and none that torch.save and paddle.save do not need."""
+    from engine.pickles import _OPERATIONS
+
+    known = {pickletools.code2op[chr(code)].name for code in _OPERATIONS}
+    assert not known & {"INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID", "DUP", "NEXT_BUFFER", "LONG4"}
