@@ -27,6 +27,7 @@ Fixture = dict[str, Any]
 # Fixtures whose reference was built with other arguments than the variant of that name.
 ARGUMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "convmixer_768_32_gelu": ("convmixer_768_32", {"act_layer": "gelu"}),
+    "mobileformer_26m_pvit_64": ("mobileformer_26m_pvit", {"lite_stride": 1}),
 }
 
 
