@@ -69,11 +69,15 @@ def fixture_names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.json") if path.with_suffix(".npz").exists())
 
 
+def model_for(fixture_name: str) -> tuple[str, dict[str, Any]]:
+    """Return the model and its arguments that a fixture is about; its name may end in an image size."""
+    name, arguments = ARGUMENTS.get(fixture_name, (fixture_name, {}))
+    return (name if name in list_models() else re.sub(r"_\d+$", "", name)), arguments
+
+
 def build_for(fixture: Fixture) -> nn.Layer:
-    """Build the network that a fixture is about; its name may end in an image size (``iformer_small_32``)."""
-    name, arguments = ARGUMENTS.get(fixture["name"], (fixture["name"], {}))
-    if name not in list_models():
-        name = re.sub(r"_\d+$", "", name)
+    """Build the network that a fixture is about."""
+    name, arguments = model_for(fixture["name"])
     return create_model(name, num_classes=fixture["num_classes"], image_size=fixture["image_size"], **arguments)
 
 
@@ -137,7 +141,7 @@ def _training_errors(model: nn.Layer, train: dict[str, Any], arrays: dict[str, n
     after = {reference_name(name): tensor.numpy() for name, tensor in model.state_dict().items()}
     before = {reference_name(name): array for name, array in before.items()}
     stats = [_relative(_as_pytorch(name, before[name], after[name], train), arrays[f"stat:{name}"])
-             for name in train["running_stats"]]
+             for name in train.get("running_stats", ())]
     return {"train_logits": _relative(logits.numpy(), arrays["train_logits_float64"]),
             "loss": abs(float(loss) / train["loss"] - 1),
             "gradients": float(max(errors)),
