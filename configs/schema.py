@@ -39,7 +39,7 @@ def default_config() -> CfgNode:
     c.AUGMENT.CROP = "random_resized"  # random_resized; pad (then crop at random); none (resize)
     c.AUGMENT.CROP_SCALE = [0.08, 1.0]  # random_resized: smallest and largest share of the image's area
     c.AUGMENT.CROP_RATIO = [0.75, 1.3333333333]  # random_resized: smallest and largest width / height
-    c.AUGMENT.CROP_PADDING = 4  # pad: black pixels added on each side, at the resolution the network sees
+    c.AUGMENT.CROP_PADDING = 4  # pad: black pixels added on each side of the original image
     c.AUGMENT.BRIGHTNESS = 0.0  # colour jitter: a factor from [1 - x, 1 + x]
     c.AUGMENT.CONTRAST = 0.0  # colour jitter: a factor from [1 - x, 1 + x]
     c.AUGMENT.SATURATION = 0.0  # colour jitter: a factor from [1 - x, 1 + x]

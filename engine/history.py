@@ -24,12 +24,13 @@ Row = dict[str, Any]
 
 
 class History:
-    """The tables of one run; ``iteration`` is the one from which it continues (0: a new run)."""
+    """The tables of one run, which continues after ``iteration`` and ``epoch`` (0: a new run)."""
 
-    def __init__(self, folder: Path, iteration: int = 0) -> None:
+    def __init__(self, folder: Path, iteration: int = 0, epoch: int = 0) -> None:
         self.folder = folder
         for name, columns in _TABLES.items():
-            rows = [row for row in read_table(folder / name) if int(row["iteration"]) <= iteration]
+            column, newest = ("iteration", iteration) if columns is STEP_COLUMNS else ("epoch", epoch)
+            rows = [row for row in read_table(folder / name) if int(row[column]) <= newest]
             write_text(folder / name, _to_csv(columns, rows, header=True))
         self._curves = self._replay(folder / "vdl")
 
@@ -44,9 +45,10 @@ class History:
         self._append("history.csv", row)
         self._draw("epoch/", row, EPOCH_COLUMNS[2:])
 
-    def epochs(self) -> list[Row]:
-        """Return the rows of ``history.csv`` as text."""
-        return read_table(self.folder / "history.csv")
+    def last_step(self) -> Row | None:
+        """Return the newest row of ``steps.csv`` as text."""
+        rows = read_table(self.folder / "steps.csv")
+        return rows[-1] if rows else None
 
     def close(self) -> None:
         """Finish the curves' files."""
@@ -69,7 +71,7 @@ class History:
         self._curves = LogWriter(logdir=str(folder))
         for row in read_table(self.folder / "steps.csv"):
             self._draw("train/", row, ("lr", "train_loss", "train_accuracy"))
-        for row in self.epochs():
+        for row in read_table(self.folder / "history.csv"):
             self._draw("epoch/", row, EPOCH_COLUMNS[2:])
         return self._curves
 

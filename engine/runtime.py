@@ -1,17 +1,18 @@
 """The machine under a run: threads, device, precision and seeds.
 
-``prepare`` must run before Paddle is imported: the thread count and the math library's settings are read when
-Paddle's libraries load. This module therefore imports Paddle inside its functions.
+``prepare`` must run before Paddle is imported elsewhere: the thread count and the math library's settings are read
+when Paddle's libraries load. This module therefore imports Paddle inside its functions.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import subprocess
 import sys
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
 
 
 def prepare(threads: int = 0) -> list[str]:
-    """Set threads (0: one for each core this process may use) and the AMD setting, where the user has not.
+    """Load Paddle with threads (0: one for each core this process may use) and the AMD setting in its environment.
 
-    Returns what was set, as ``NAME=VALUE``, for the log. Does nothing that has an effect once Paddle is loaded.
+    What the user has set stays. Returns what was set, as ``NAME=VALUE``, for the log. Without effect on a process
+    that has loaded Paddle already.
     """
     wanted = {"OMP_NUM_THREADS": str(threads or available_cores())}
     if "AuthenticAMD" in _cpu_description():
@@ -37,6 +39,8 @@ def prepare(threads: int = 0) -> list[str]:
     os.environ.setdefault("GLOG_minloglevel", "2")
     warnings.filterwarnings("ignore", message="No ccache found")
     warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
+    with redirect_stderr(io.StringIO()):  # Paddle warns of every OMP_NUM_THREADS but 1
+        import paddle  # noqa: F401
     return [f"{name}={value}" for name, value in changed.items()]
 
 
@@ -52,6 +56,8 @@ def start(runtime: CfgNode) -> str:
     """
     import paddle
 
+    import kernels
+
     gpus = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
     device = runtime.DEVICE
     if device == "auto":
@@ -62,7 +68,9 @@ def start(runtime: CfgNode) -> str:
         raise UserError(f"RUNTIME.DEVICE is {runtime.DEVICE}, found {gpus} GPUs{build}; expected cpu or auto")
     if runtime.DETERMINISTIC:
         paddle.set_flags({"FLAGS_cudnn_deterministic": True} if gpus else {})
-    return paddle.device.set_device(device)
+    kernels.configure(runtime.KERNELS)
+    paddle.device.set_device(device)
+    return paddle.device.get_device()
 
 
 def seed_everything(seed: int, *path: int) -> None:
@@ -90,6 +98,8 @@ def environment(device: str, settings: list[str]) -> dict[str, Any]:
     import numpy as np
     import paddle
 
+    import kernels
+
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "commit": _git_commit(),
@@ -101,6 +111,7 @@ def environment(device: str, settings: list[str]) -> dict[str, Any]:
         "cores": available_cores(),
         "device": device,
         "gpu": paddle.device.cuda.get_device_name() if device.startswith("gpu") else None,
+        "kernels": kernels.status() if device == "cpu" else None,
         "threads": os.environ.get("OMP_NUM_THREADS", ""),
         "set_by_the_suite": settings,
     }

@@ -19,6 +19,7 @@ from paddle import nn
 from errors import UserError
 from models.layers import (
     Classifier,
+    Conv2D,
     DepthwiseConv2D,
     DropPath,
     Mlp,
@@ -44,10 +45,10 @@ class HighMixer(nn.Layer):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.half = half = dim // 2
-        self.conv1 = nn.Conv2D(half, 2 * half, 1, bias_attr=False)
+        self.conv1 = Conv2D(half, 2 * half, 1, bias_attr=False)
         self.proj1 = DepthwiseConv2D(2 * half, 3, padding=1, bias_attr=False)
         self.max_pool = nn.MaxPool2D(3, stride=1, padding=1)
-        self.proj2 = nn.Conv2D(half, 2 * half, 1)
+        self.proj2 = Conv2D(half, 2 * half, 1)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         conv, pool = x.split([self.half, self.half], axis=1)
@@ -102,7 +103,7 @@ class Mixer(nn.Layer):
         self.high_mixer = HighMixer(high_dim)
         self.low_mixer = LowMixer(low_dim, attention_heads, qkv_bias, attn_drop_rate, pool_size)
         self.conv_fuse = DepthwiseConv2D(fused_dim, 3, padding=1, bias_attr=False)
-        self.proj = nn.Conv2D(fused_dim, dim, 1)
+        self.proj = Conv2D(fused_dim, dim, 1)
         self.proj_drop = nn.Dropout(drop_rate)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -143,9 +144,9 @@ class Stem(nn.Layer):
 
     def __init__(self, in_chans: int, embed_dim: int) -> None:
         super().__init__()
-        self.proj1 = nn.Conv2D(in_chans, embed_dim // 2, 3, stride=2, padding=1)
+        self.proj1 = Conv2D(in_chans, embed_dim // 2, 3, stride=2, padding=1)
         self.norm1 = nn.BatchNorm2D(embed_dim // 2)
-        self.proj2 = nn.Conv2D(embed_dim // 2, embed_dim, 3, stride=2, padding=1)
+        self.proj2 = Conv2D(embed_dim // 2, embed_dim, 3, stride=2, padding=1)
         self.norm2 = nn.BatchNorm2D(embed_dim)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -158,7 +159,7 @@ class PatchEmbed(nn.Layer):
 
     def __init__(self, in_chans: int, embed_dim: int, kernel_size: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2D(in_chans, embed_dim, kernel_size, stride=2, padding=(kernel_size - 1) // 2)
+        self.proj = Conv2D(in_chans, embed_dim, kernel_size, stride=2, padding=(kernel_size - 1) // 2)
         self.norm = nn.BatchNorm2D(embed_dim)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:

@@ -1,4 +1,4 @@
-"""What all tests share: two threads at most, and where the real CIFAR-10 stands."""
+"""What all tests share: Paddle with its threads set, and where the real CIFAR-10 stands."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+
+from engine import runtime
+
+runtime.prepare()
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from errors import UserError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 def argument_parser(description: str, *, config: bool = True) -> argparse.ArgumentParser:
@@ -21,6 +25,30 @@ def argument_parser(description: str, *, config: bool = True) -> argparse.Argume
         parser.add_argument("-o", "--override", metavar="KEY=VALUE", action="append", default=[],
                             help="override a key of the config, for example TRAIN.EPOCHS=3 (repeatable)")
     return parser
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Add ``-w W``, required."""
+    parser.add_argument("-w", "--weights", required=True, metavar="W",
+                        help="a run folder, .pdparams, .safetensors, or a PyTorch file")
+
+
+def config_of(arguments: argparse.Namespace) -> Path:
+    """Return the config that ``-c`` names, or that of the run folder which ``-w`` names or points into."""
+    if arguments.config:
+        return Path(arguments.config)
+    weights = Path(arguments.weights)
+    for folder in (weights, weights.parent):
+        if (folder / "config.yaml").is_file():
+            return folder / "config.yaml"
+    raise UserError(f"no config: name one with -c ({weights} stands in no run folder)")
+
+
+def batches(title: str, count: int) -> tqdm:
+    """Return a progress bar over ``count`` batches, shown where somebody watches."""
+    from tqdm import tqdm
+
+    return tqdm(total=count, desc=title, unit="batch", leave=False, disable=not sys.stderr.isatty())
 
 
 def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser,

@@ -1,0 +1,59 @@
+"""A trained network at work: find its weights, load them, and ask it about images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+from yacs.config import CfgNode
+
+from datasets.transforms import build_eval_transforms
+from engine.runtime import autocast
+from engine.state import build_model
+from engine.weights import LoadReport, load_weights
+from errors import UserError
+
+
+def find_weights(weights: str) -> Path:
+    """Return the file that ``weights`` names: itself, with ``.pdparams`` added, or a run folder's selected weights.
+
+    Raises UserError where there is none.
+    """
+    path = Path(weights)
+    if path.is_dir():
+        found = path / "best_model.pdparams"
+        if not found.exists():
+            raise UserError(f"{path} is no run folder with weights: it has no best_model.pdparams")
+        return found
+    for candidate in (path, path.with_name(path.name + ".pdparams")):
+        if candidate.is_file():
+            return candidate
+    raise UserError(f"{path}: no such weights; expected a run folder, .pdparams, .safetensors, or a PyTorch file")
+
+
+def load_model(config: CfgNode, weights: str | Path) -> tuple[nn.Layer, LoadReport]:
+    """Return the network of a config in evaluation mode with the weights of a file, and what was loaded."""
+    path = find_weights(str(weights))
+    model = build_model(config)
+    report = load_weights(model, path)
+    model.eval()
+    return model, report
+
+
+@paddle.no_grad()
+def predict(config: CfgNode, model: nn.Layer, images: Sequence[np.ndarray]) -> np.ndarray:
+    """Return class probabilities ``[N, num_classes]`` of RGB images, uint8 ``[H, W, 3]`` each, of any sizes."""
+    transform = build_eval_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE)
+    rng = np.random.default_rng(0)  # for the signature: evaluation draws nothing
+    batches = []
+    for start in range(0, len(images), config.DATA.EVAL_BATCH_SIZE):
+        chosen = images[start : start + config.DATA.EVAL_BATCH_SIZE]
+        batch = np.stack([transform(image, rng) for image in chosen])
+        with autocast(config.TRAIN.PRECISION):
+            logits = model(paddle.to_tensor(batch))
+        batches.append(F.softmax(logits.astype("float32"), axis=-1).numpy())
+    return np.concatenate(batches)

@@ -1,0 +1,134 @@
+"""A run's folder: its files, who may write into it, and whether a config may continue it."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from configs.load import flatten, load_config
+from engine.files import write_text
+from errors import UserError
+
+log = logging.getLogger("suite")
+
+# Keys that may differ between a run and its continuation; all others would change what is computed.
+_FREE_KEYS = {
+    "OUTPUT", "DATA.ROOT", "DATA.DOWNLOAD", "DATA.EVAL_BATCH_SIZE", "DATA.WORKERS", "TRAIN.EPOCHS", "TRAIN.MAX_STEPS",
+    "TRAIN.LOG_EVERY", "TRAIN.EVAL_EVERY", "TRAIN.CHECKPOINT_MINUTES", "TRAIN.KEEP_CHECKPOINTS", "RUNTIME.DEVICE",
+    "RUNTIME.THREADS", "RUNTIME.DETERMINISTIC", "RUNTIME.KERNELS",
+}
+
+
+class RunFolder:
+    """The folder ``OUTPUT/NAME`` while one process writes into it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.environment = path / "environment.json"
+        self.results = path / "results.json"
+        self.checkpoints = path / "checkpoints"
+        self._lock: TextIO | None = None
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def open(self, config: CfgNode, *, resume: bool, overwrite: bool) -> None:
+        """Make the folder this process's own, write the config, and start ``train.log``.
+
+        Raises UserError where another process writes into it, where it holds a run and neither ``resume`` nor
+        ``overwrite`` is given, and where ``resume`` is given with a config that is not the run's.
+        """
+        holds_run = self.config.exists()
+        if holds_run and not (resume or overwrite):
+            raise UserError(f"{self.path} holds a run already: continue it with --resume, replace it with --overwrite, "
+                            "or name another with -o NAME=...")
+        if resume and not holds_run:
+            raise UserError(f"{self.path} holds no run to resume")
+        self._acquire()
+        if resume:
+            _check_continuation(load_config(self.config), config, self.config)
+        elif holds_run:
+            self._clear()
+        write_text(self.config, config.dump())
+        self._start_log()
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        for handler in list(log.handlers):
+            log.removeHandler(handler)
+            handler.close()
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def _acquire(self) -> None:
+        """Lock the folder; the system lets go of the lock of a process that dies, so none is ever stale."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / "lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            lock.close()
+            raise UserError(f"{self.path}: process {holder} is writing into this run; wait for it or stop it") from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        self._lock = lock
+
+    def _clear(self) -> None:
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != "lock":
+                entry.unlink()
+
+    def _start_log(self) -> None:
+        file = logging.FileHandler(self / "train.log", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        console = _Console()
+        console.setFormatter(logging.Formatter("%(message)s"))
+        log.setLevel(logging.INFO)
+        log.propagate = False
+        log.addHandler(file)
+        log.addHandler(console)
+
+
+class _Console(logging.Handler):
+    """Prints beside a progress bar without tearing it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def run_folder(config: CfgNode) -> RunFolder:
+    """Return the folder of a config's run; nothing is made."""
+    return RunFolder(Path(config.OUTPUT) / config.NAME)
+
+
+def _check_continuation(old: CfgNode, new: CfgNode, path: Path) -> None:
+    before, now = dict(flatten(old)), dict(flatten(new))
+    changed = [key for key in now if now[key] != before[key]]
+    breaking = [_difference(key, before[key], now[key]) for key in changed if key not in _FREE_KEYS]
+    if breaking:
+        raise UserError(f"{path}: --resume continues a run as it was, but these keys differ: {'; '.join(breaking)}")
+    for key in changed:
+        log.warning("resuming with %s", _difference(key, before[key], now[key]))
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    return f"{key} was {before!r}, now {now!r}"

@@ -1,0 +1,133 @@
+"""What a run trains, one step of it, and all of it to a checkpoint and back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+from yacs.config import CfgNode
+
+from configs.load import to_plain
+from datasets.loader import EvalLoader
+from datasets.mix import BatchMix, mix_images, mix_labels
+from engine import checkpoint, runtime
+from engine.evaluator import Evaluation, evaluate
+from engine.files import write_atomically
+from engine.losses import LabelSmoothingCrossEntropy
+from engine.optim import WeightAverage, build_optimizer
+from engine.run import RunFolder
+from engine.weights import save_weights
+from models import create_model
+
+log = logging.getLogger("suite")
+
+
+def build_model(config: CfgNode) -> nn.Layer:
+    """Return the network of a config, freshly initialised from its seed."""
+    runtime.seed_everything(config.RUNTIME.SEED)
+    size = config.DATA.IMAGE_SIZE
+    return create_model(config.MODEL.NAME, config.MODEL.NUM_CLASSES, tuple(size) if isinstance(size, list) else size,
+                        drop_path_rate=config.MODEL.DROP_PATH, **to_plain(config.MODEL.ARGS))
+
+
+@dataclass
+class Position:
+    """Where a run stands: ``step`` batches into ``epoch`` (both from 0), and what it remembers from before."""
+
+    epoch: int = 0
+    step: int = 0
+    iteration: int = 0
+    sums: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of RunningMean, over the epoch so far
+    best_epoch: int = 0
+    best_accuracy: float = -1.0
+    best_loss: float = 0.0  # decides between equal accuracies
+    average_updates: int = 0
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+class TrainingState:
+    """A network with its loss, optimizer, loss scaler and moving average."""
+
+    def __init__(self, config: CfgNode) -> None:
+        self.config = config
+        self.model = build_model(config)
+        self.loss = LabelSmoothingCrossEntropy(config.LOSS.LABEL_SMOOTHING)
+        self.optimizer = build_optimizer(self.model, config.OPTIMIZER, config.TRAIN.GRAD_CLIP)
+        self.scaler = paddle.amp.GradScaler(enable=config.TRAIN.PRECISION == "float16")
+        self.average = WeightAverage(self.model, config.TRAIN.EMA_DECAY) if config.TRAIN.EMA_DECAY else None
+        augment = config.AUGMENT
+        self.mix = BatchMix(augment.MIXUP, augment.CUTMIX, augment.MIX_PROB, augment.MIX_SWITCH_PROB)
+
+    def step(self, images: np.ndarray, labels: np.ndarray, iteration: int,
+             lr: float) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+        """Take one optimizer step; returns (loss, logits ``[B, classes]``, labels ``[B]``) of the batch."""
+        config = self.config
+        mix = self.mix.draw(config.RUNTIME.SEED, iteration, *images.shape[2:])
+        images = mix_images(images, mix)
+        targets = labels if mix.ratio == 1.0 else mix_labels(labels, config.MODEL.NUM_CLASSES, mix)
+        runtime.seed_everything(config.RUNTIME.SEED, iteration)
+        self.optimizer.set_lr(lr)
+        losses, logits = [], []
+        for part in np.array_split(np.arange(len(labels)), min(config.TRAIN.ACCUMULATE, len(labels))):
+            with runtime.autocast(config.TRAIN.PRECISION):
+                output = self.model(paddle.to_tensor(images[part]))
+            loss = self.loss(output, paddle.to_tensor(targets[part])) * (len(part) / len(labels))
+            self.scaler.scale(loss).backward()
+            losses.append(loss.detach())
+            logits.append(output.detach())
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.clear_grad()
+        if self.average:
+            self.average.update(self.model)
+        return paddle.add_n(losses), paddle.concat(logits), paddle.to_tensor(labels)
+
+    def evaluate(self, loader: EvalLoader, advance: Callable[[int], None]) -> Evaluation:
+        """Evaluate the weights that the run saves: their moving average where there is one."""
+        arguments = (self.model, loader, self.loss, self.config.TRAIN.PRECISION, advance)
+        if not self.average:
+            return evaluate(*arguments)
+        with self.average.applied_to(self.model):
+            return evaluate(*arguments)
+
+    def save_weights(self, run: RunFolder, kind: str) -> None:
+        """Write ``<kind>_model.pdparams`` (the evaluated weights) and ``<kind>_optimizer.pdopt``."""
+        save_weights(run / f"{kind}_model.pdparams", self.average.state if self.average else self.model.state_dict())
+        state = self.optimizer.state_dict()
+        write_atomically(run / f"{kind}_optimizer.pdopt", lambda path: paddle.save(state, str(path)))
+
+    def save(self, run: RunFolder, position: Position) -> Path:
+        """Write the checkpoint of ``position``."""
+        parts = {"model": checkpoint.model_arrays(self.model),
+                 "optimizer": checkpoint.optimizer_arrays(self.optimizer, self.model)}
+        if self.average:
+            parts["average"] = {name: tensor.numpy() for name, tensor in self.average.state.items()}
+            position.average_updates = self.average.updates
+        position.scaler = {key: value.tolist() if isinstance(value, np.ndarray) else value
+                           for key, value in self.scaler.state_dict().items()}
+        return checkpoint.save_checkpoint(run.checkpoints, position.iteration, parts, asdict(position),
+                                          self.config.TRAIN.KEEP_CHECKPOINTS)
+
+    def restore(self, run: RunFolder) -> Position:
+        """Continue from the newest whole checkpoint of a run; from the start where there is none."""
+        saved = checkpoint.load_newest(run.checkpoints, log.warning)
+        if saved is None:
+            log.warning("%s holds no whole checkpoint: starting from the beginning", run.checkpoints)
+            return Position()
+        self.model.set_state_dict(saved.parts["model"])
+        checkpoint.restore_optimizer(self.optimizer, self.model, saved.parts.get("optimizer", {}))
+        position = Position(**saved.position)
+        if self.average:
+            self.average.state = {name: paddle.to_tensor(array) for name, array in saved.parts["average"].items()}
+            self.average.updates = position.average_updates
+        if position.scaler:
+            self.scaler.load_state_dict({key: np.asarray(value, "float32") if isinstance(value, list) else value
+                                         for key, value in position.scaler.items()})
+        log.info("resuming from %s: epoch %d, batch %d", saved.path, position.epoch + 1, position.step)
+        return position

@@ -1,0 +1,216 @@
+"""The training loop: an image goes from the loader through the network into the curves, top to bottom.
+
+What is computed is a function of the config alone: the learning rate is one of the iteration, order and
+augmentation are functions of (seed, epoch), dropout and drop path of (seed, iteration). A run that is interrupted
+and resumed therefore ends with the weights and curves of the run that was not.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import paddle
+from yacs.config import CfgNode
+
+from datasets import build_dataset
+from datasets.loader import EvalLoader, TrainLoader
+from datasets.transforms import build_eval_transforms, build_train_transforms
+from engine.evaluator import Evaluation
+from engine.files import write_json
+from engine.history import History
+from engine.interrupts import Interrupted, StopRequest
+from engine.metrics import RunningMean
+from engine.optim import learning_rate
+from engine.progress import Progress
+from engine.run import RunFolder
+from engine.state import Position, TrainingState
+from engine.weights import load_weights
+from errors import UserError
+
+log = logging.getLogger("suite")
+
+
+def build_train_loader(config: CfgNode) -> TrainLoader:
+    """Return the shuffled, augmented batches of the training split."""
+    transform = build_train_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE)
+    return TrainLoader(build_dataset(config.DATA, "train"), transform, config.DATA.BATCH_SIZE, config.RUNTIME.SEED,
+                       config.DATA.WORKERS)
+
+
+def build_eval_loader(config: CfgNode, split: str) -> EvalLoader:
+    """Return the batches of a split, transformed for evaluation; raises UserError where the head is too small."""
+    dataset = build_dataset(config.DATA, split)
+    if len(dataset.class_names) > config.MODEL.NUM_CLASSES:
+        raise UserError(f"MODEL.NUM_CLASSES is {config.MODEL.NUM_CLASSES}, expected at least the "
+                        f"{len(dataset.class_names)} classes of {dataset.name}")
+    transform = build_eval_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE)
+    return EvalLoader(dataset, transform, config.DATA.EVAL_BATCH_SIZE, config.DATA.WORKERS)
+
+
+class Trainer:
+    """One run: its data, its state, and where it stands."""
+
+    def __init__(self, config: CfgNode, run: RunFolder, *, resume: bool = False, weights: str = "") -> None:
+        self.config, self.run = config, run
+        self.loader = build_train_loader(config)
+        self.selection_split = "holdout" if config.DATA.HOLDOUT else "test"
+        self.selection = build_eval_loader(config, self.selection_split)
+        self.state = TrainingState(config)
+        if weights and not resume:
+            log.info("%s", load_weights(self.state.model, weights, num_classes_mismatch="fresh_head"))
+        self.position = self.state.restore(run) if resume else Position()
+        self.history = History(run.path, self.position.iteration, self.position.epoch)
+        self.means = RunningMean(self.position.sums)
+        self.steps, self.epochs = len(self.loader), config.TRAIN.EPOCHS
+        self.last = min(config.TRAIN.MAX_STEPS or math.inf, self.epochs * self.steps)
+        batch = config.DATA.BATCH_SIZE
+        self.progress = Progress(self.last * batch, self.position.iteration * batch)
+        self.saved_at = time.monotonic()
+        self.stop = StopRequest()
+
+    def fit(self, after_epoch: Callable[[Path], None] = lambda folder: None) -> dict[str, Any]:
+        """Train to the end; returns what ``results.json`` holds.
+
+        ``after_epoch`` is called with the run's folder after each epoch. Raises Interrupted, after saving, when a
+        signal has come, and UserError for a loss that is no number.
+        """
+        log.info("%s: %d images for training, %d from %s for selection; %d epochs of %d iterations", self.config.NAME,
+                 len(self.loader.dataset), len(self.selection.dataset), self.selection_split, self.epochs, self.steps)
+        try:
+            with self.stop:
+                for epoch in range(self.position.epoch, self.epochs):
+                    timing = self._train_epoch(epoch)
+                    evaluation = self._select(epoch)
+                    self._record_epoch(epoch, timing, evaluation)
+                    self._save()
+                    after_epoch(self.run.path)
+                    if self.position.iteration >= self.last:
+                        break
+                self.state.save_weights(self.run, "final")
+                return self._report()
+        except Interrupted as interrupted:
+            log.info("%s: saved %s; continue with --resume", interrupted, self._save())
+            raise
+        finally:
+            self.progress.finish()
+            self.history.close()
+
+    def _train_epoch(self, epoch: int) -> dict[str, Any]:
+        """Train what is left of an epoch; returns its row of ``timing.csv`` without the evaluation's rate."""
+        config, position = self.config, self.position
+        first, started = position.step, time.perf_counter()
+        self.state.model.train()
+        self.progress.start(f"epoch {epoch + 1}/{self.epochs}", self.steps, first)
+        for images, labels in self.loader.epoch(epoch, first):
+            if position.iteration >= self.last:
+                break
+            lr = self._learning_rate(position.iteration)
+            loss, logits, target = self.state.step(images, labels, position.iteration, lr)
+            self.means.add(loss, logits, target)
+            position.step += 1
+            position.iteration += 1
+            if position.iteration % config.TRAIN.LOG_EVERY == 0:
+                self._record_step(epoch, lr, loss, logits, target)
+            self.progress.train_batch(len(labels), self.means.means, lr)
+            self.stop.check()
+            if time.monotonic() - self.saved_at > 60 * config.TRAIN.CHECKPOINT_MINUTES:
+                self._save()
+        seconds = time.perf_counter() - started
+        images_seen = (position.step - first) * config.DATA.BATCH_SIZE
+        return {"epoch": epoch + 1, "iteration": position.iteration, "train_seconds": round(seconds, 3),
+                "train_images_per_second": round(images_seen / seconds, 2)}
+
+    def _select(self, epoch: int) -> Evaluation | None:
+        """Evaluate on the selection split and keep the weights if they are the best so far."""
+        at_the_end = epoch + 1 == self.epochs or self.position.iteration >= self.last
+        if (epoch + 1) % self.config.TRAIN.EVAL_EVERY and not at_the_end:
+            return None
+        evaluation = self._evaluate(self.selection, f"epoch {epoch + 1}/{self.epochs} {self.selection_split}")
+        best = self.position
+        if (evaluation.top1, -evaluation.loss) > (best.best_accuracy, -best.best_loss):
+            best.best_accuracy, best.best_loss, best.best_epoch = evaluation.top1, evaluation.loss, epoch + 1
+            self.state.save_weights(self.run, "best")
+        return evaluation
+
+    def _evaluate(self, loader: EvalLoader, title: str) -> Evaluation:
+        def advance(images: int) -> None:
+            self.progress.eval_batch()
+            self.stop.check()
+
+        with self.progress.pause():
+            self.progress.start(title, len(loader), 0)
+            return self.state.evaluate(loader, advance)
+
+    def _record_step(self, epoch: int, lr: float, loss: paddle.Tensor, logits: paddle.Tensor,
+                     target: paddle.Tensor) -> None:
+        value = float(loss)
+        self._refuse_non_finite(value)
+        accuracy = float((logits.argmax(-1) == target).astype("float64").mean())
+        self.history.add_step({"iteration": self.position.iteration, "epoch": epoch + 1, "lr": lr, "train_loss": value,
+                               "train_accuracy": accuracy})
+
+    def _record_epoch(self, epoch: int, timing: dict[str, Any], evaluation: Evaluation | None) -> None:
+        """Write the epoch's rows and move to the next; an epoch that MAX_STEPS cut short stays the present one."""
+        position = self.position
+        train_loss, train_accuracy = self.means.means()
+        self._refuse_non_finite(train_loss)
+        row = {"epoch": epoch + 1, "iteration": position.iteration,
+               "lr": self._learning_rate(max(position.iteration - 1, 0)), "train_loss": train_loss,
+               "train_accuracy": train_accuracy, "val_loss": "", "val_accuracy": "",
+               "best_val_accuracy": position.best_accuracy if position.best_epoch else ""}
+        text = f"train loss {train_loss:.4f}, accuracy {train_accuracy:.2%}"
+        if evaluation:
+            row |= {"val_loss": evaluation.loss, "val_accuracy": evaluation.top1}
+            text += (f"; {self.selection_split} loss {evaluation.loss:.4f}, accuracy {evaluation.top1:.2%} "
+                     f"(best {position.best_accuracy:.2%} in epoch {position.best_epoch})")
+        log.info("epoch %d/%d: %s; %s images/s", epoch + 1, self.epochs, text, timing["train_images_per_second"])
+        rate = round(evaluation.images_per_second, 2) if evaluation else ""
+        self.history.add_epoch(row, {**timing, "val_images_per_second": rate})
+        if position.step == self.steps:
+            position.epoch, position.step = epoch + 1, 0
+            self.means = RunningMean()
+
+    def _report(self) -> dict[str, Any]:
+        """Evaluate the final and the selected weights on the test set, once, and write ``results.json``."""
+        position, run = self.position, self.run
+        loader = self.selection if self.selection_split == "test" else build_eval_loader(self.config, "test")
+        final = self._evaluate(loader, "final weights, test").figures()
+        last_epoch = min(position.epoch + (position.step > 0), self.epochs)
+        selected = final
+        if position.best_epoch != last_epoch:
+            load_weights(self.state.model, run / "best_model.pdparams")
+            self.state.average = None  # the file holds the average already
+            selected = self._evaluate(loader, "selected weights, test").figures()
+        results = {"selected_on": self.selection_split,
+                   "selected": {"epoch": position.best_epoch, "test": selected},
+                   "final": {"epoch": last_epoch, "test": final}}
+        write_json(run.results, results)
+        for name in ("selected", "final"):
+            figures = results[name]["test"]
+            log.info("%s weights (epoch %d): test top-1 %.2f %%, loss %.4f", name, results[name]["epoch"],
+                     100 * figures["top1"], figures["loss"])
+        return results
+
+    def _learning_rate(self, iteration: int) -> float:
+        return learning_rate(iteration, self.steps, self.epochs, self.config.OPTIMIZER.LR, self.config.SCHEDULE)
+
+    def _save(self) -> Path:
+        self.position.sums = self.means.sums()
+        self._refuse_non_finite(self.position.sums[0])
+        self.saved_at = time.monotonic()
+        return self.state.save(self.run, self.position)
+
+    def _refuse_non_finite(self, loss: float) -> None:
+        if math.isfinite(loss):
+            return
+        finite = self.history.last_step()
+        before = f"the last finite one was {finite['train_loss']} at iteration {finite['iteration']}" if finite else \
+            "no iteration before it was recorded"
+        raise UserError(f"the training loss is {loss} at iteration {self.position.iteration}; {before}; the newest "
+                        "checkpoint is from before: try a lower OPTIMIZER.LR, a longer SCHEDULE.WARMUP_EPOCHS, "
+                        "TRAIN.GRAD_CLIP 1.0, or TRAIN.PRECISION float32")

@@ -1,0 +1,65 @@
+"""Evaluate weights: python tools/eval.py -w output/quickstart"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import cli
+
+from configs.load import load_config
+from engine import runtime
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Print the figures of one split, and write them as JSON and as a picture where asked."""
+    config = load_config(cli.config_of(arguments), arguments.override)
+    runtime.prepare(config.RUNTIME.THREADS)
+
+    from analysis.confusion import confusion_table, draw_confusion
+    from engine.evaluator import evaluate
+    from engine.files import write_json
+    from engine.losses import LabelSmoothingCrossEntropy
+    from engine.predictor import load_model
+    from engine.trainer import build_eval_loader
+
+    device = runtime.start(config.RUNTIME)
+    loader = build_eval_loader(config, arguments.split)
+    model, report = load_model(config, arguments.weights)
+    print("\n".join(report.lines()))
+    with cli.batches(f"{arguments.split} split", len(loader)) as bar:
+        result = evaluate(model, loader, LabelSmoothingCrossEntropy(config.LOSS.LABEL_SMOOTHING),
+                          config.TRAIN.PRECISION, lambda images: bar.update())
+    names = loader.dataset.class_names
+    outputs = [*names, *(f"class {index}" for index in range(len(names), len(result.per_class)))]
+    figures = {"model": config.MODEL.NAME, "weights": str(report.path), "dataset": loader.dataset.name,
+               "split": arguments.split, **result.figures(),
+               "per_class": dict(zip(names, result.per_class, strict=False)),
+               "confusion": result.confusion, "images_per_second": result.images_per_second, "device": device}
+
+    print(f"{config.MODEL.NAME} on {loader.dataset.name} {arguments.split}: {result.images:,} images, "
+          f"{result.images_per_second:.1f} images/s on {device}")
+    print(f"top-1  {result.top1:8.4%}")
+    if result.top5 is not None:
+        print(f"top-5  {result.top5:8.4%}")
+    print(f"loss   {result.loss:.6f} (label smoothing {config.LOSS.LABEL_SMOOTHING:g})")
+    for name, share in figures["per_class"].items():
+        print(f"  {name:<12} {'no images' if share is None else f'{share:7.2%}'}")
+    if len(outputs) <= 20:
+        print(confusion_table(result.confusion, outputs))
+    if arguments.json:
+        write_json(Path(arguments.json), figures)
+        print(f"wrote {arguments.json}")
+    if arguments.confusion:
+        title = f"{config.NAME}, {arguments.split}: top-1 {result.top1:.2%}"
+        print(f"wrote {draw_confusion(result.confusion, outputs, Path(arguments.confusion), title)}")
+
+
+parser = cli.argument_parser(__doc__)
+cli.add_weights(parser)
+parser.add_argument("--split", default="test", choices=("test", "holdout", "train"), help="default: test")
+parser.add_argument("--json", metavar="F", help="write all figures to this file")
+parser.add_argument("--confusion", metavar="PNG", help="draw the confusion matrix")
+
+if __name__ == "__main__":
+    cli.run(main, parser)

@@ -1,0 +1,54 @@
+"""Train a network: python tools/train.py -c configs/quickstart.yaml"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import cli
+
+from configs.load import load_config
+from engine import runtime
+from errors import UserError
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Train the run of a config; 0 when it is done, 130 or 143 when a signal stopped it after saving."""
+    resumed = Path(arguments.resume) if arguments.resume else None
+    if not arguments.config and not resumed:
+        raise UserError("no config: name one with -c, for example -c configs/quickstart.yaml")
+    config = load_config(arguments.config or resumed / "config.yaml", arguments.override)
+    settings = runtime.prepare(config.RUNTIME.THREADS)
+
+    from analysis.curves import draw_curves
+    from analysis.grids import draw_predictions
+    from engine.files import write_json
+    from engine.interrupts import Interrupted
+    from engine.run import RunFolder, log, run_folder
+    from engine.trainer import Trainer
+
+    device = runtime.start(config.RUNTIME)
+    run = RunFolder(resumed) if resumed else run_folder(config)
+    run.open(config, resume=arguments.resume is not None, overwrite=arguments.overwrite)
+    try:
+        write_json(run.environment, runtime.environment(device, settings))
+        log.info("device %s; set in the environment: %s", device, ", ".join(settings) or "nothing")
+        trainer = Trainer(config, run, resume=arguments.resume is not None, weights=arguments.weights)
+        trainer.fit(after_epoch=draw_curves)
+        draw_predictions(config, run / "best_model.pdparams", run / "predictions.png")
+        log.info("wrote %s", run.path)
+    except Interrupted as interrupted:
+        return 128 + interrupted.signum
+    finally:
+        run.close()
+    return 0
+
+
+parser = cli.argument_parser(__doc__)
+parser.add_argument("--resume", nargs="?", const="", metavar="RUN",
+                    help="continue the run of the config, or the run in the folder RUN")
+parser.add_argument("--overwrite", action="store_true", help="delete a run that stands in the folder already")
+parser.add_argument("--weights", default="", metavar="W", help="start from the weights of a file")
+
+if __name__ == "__main__":
+    cli.run(main, parser)
