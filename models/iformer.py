@@ -260,7 +260,8 @@ _LARGE = {"depths": [4, 6, 18, 8], "embed_dims": [96, 192, 448, 640], "num_heads
 _SMALL_P2 = {**_SMALL, "patch_kernel_size": 2, "pos_embed_stages": [1], "layer_scale_init_value": None}
 _WEIGHTS = "https://huggingface.co/sail/dl2/resolve/main/iformer/{}.pth"
 _AT_224 = {"crop_pct": 0.9, "interpolation": "bicubic"}
-_AT_384 = {"image_size": 384, "crop_pct": 1.0, "interpolation": "bicubic"}
+_AT_384 = {"image_size": 384, "crop_pct": 1.0, "interpolation": "bicubic",
+           "note": "the paper prints the parameters of the network for 224 pixels, whose position tables are smaller"}
 
 register_family(
     "iFormer",
@@ -274,11 +275,11 @@ register_family(
                                  weights_url=_WEIGHTS.format("iformer_large"), **_AT_224),
         "iformer_small_384": Variant(_SMALL, 20_899_944, None, "20M", "16.1G", 84.6,
                                      weights_url=_WEIGHTS.format("iformer_small_384"), **_AT_384),
-        "iformer_base_384": Variant(_BASE, None, None, "48M", "30.5G", 85.7,
+        "iformer_base_384": Variant(_BASE, 48_936_296, None, "48M", "30.5G", 85.7,
                                     weights_url=_WEIGHTS.format("iformer_base_384"), **_AT_384),
-        "iformer_large_384": Variant(_LARGE, None, None, "87M", "45.3G", 85.8,
+        "iformer_large_384": Variant(_LARGE, 87_743_656, None, "87M", "45.3G", 85.8,
                                      weights_url=_WEIGHTS.format("iformer_large_384"), **_AT_384),
-        "iformer_small_p2": Variant(_SMALL_P2, 18_612_456, 4_663_000_000, "18.61M", "", 81.928, 95.700,
+        "iformer_small_p2": Variant(_SMALL_P2, 18_612_456, 4_663_258_496, "18.61M", "", 81.928, 95.700,
                                     note="an independent re-implementation with 2×2 patch embeddings"),
     },
     paper="Inception Transformer, NeurIPS 2022",
