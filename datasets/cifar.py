@@ -68,7 +68,7 @@ def find_cifar10(root: str = "") -> Path | None:
     if root and Path(root).is_file():
         return Path(root)
     for folder in ["data", os.path.expanduser("~/data")] if root in ("", "data") else [root]:
-        if (Path(folder) / BATCHES["train"][0]).is_file():
+        if any((Path(folder) / name).is_file() for name in _WANTED):
             return Path(folder)
         for place in [folder, *sorted(glob.glob(f"{glob.escape(folder)}/data*/"))]:
             for name in (ARCHIVE, FOLDER):

@@ -1,0 +1,178 @@
+"""The loaders: which images in which order, the same whatever the workers and wherever one starts."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.schema import default_config
+from datasets import build_dataset
+from datasets.dataset import ImageDataset
+from datasets.loader import EvalLoader, TrainLoader
+from datasets.transforms import Pipeline, build_eval_transforms, build_train_transforms
+from errors import UserError
+
+
+def transforms():
+    section = default_config().AUGMENT
+    changes = {"BRIGHTNESS": 0.2, "SATURATION": 0.2, "ROTATION": 20.0, "RANDAUGMENT_N": 1, "ERASING": 0.3}
+    for key, value in changes.items():
+        section[key] = value
+    return build_train_transforms(section, 24), build_eval_transforms(section, 24)
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageDataset:
+    section = default_config().DATA
+    section.NAME, section.HOLDOUT = "digits", 0
+    return build_dataset(section, "test")
+
+
+def loader(digits, seed=42, workers=0, **changes):
+    return TrainLoader(digits, transforms()[0], 50, seed, workers, **changes)
+
+
+def assert_same(ours, theirs) -> None:
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(mine[0], other[0])
+        np.testing.assert_array_equal(mine[1], other[1])
+
+
+def test_batches_have_their_types_and_every_image_comes_once(digits):
+    training = loader(digits, drop_last=False)
+    batches = list(training.epoch(0))
+    assert len(training) == len(batches) == 8
+    assert [len(labels) for _, labels in batches] == [50] * 7 + [10]
+    assert all(images.dtype == np.float32 and images.shape[1:] == (3, 24, 24) for images, _ in batches)
+    assert all(labels.dtype == np.int64 for _, labels in batches)
+    seen = np.concatenate([training.indices(0, batch) for batch in range(8)])
+    assert np.array_equal(np.sort(seen), np.arange(360))
+    np.testing.assert_array_equal(np.concatenate([labels for _, labels in batches]), digits.labels[seen])
+    assert len(loader(digits)) == len(list(loader(digits).epoch(0))) == 7  # without the short batch
+
+
+def test_workers_change_nothing(digits):
+    expected = list(loader(digits).epoch(3))
+    for workers in (1, 2, 5):
+        assert_same(loader(digits, workers=workers).epoch(3), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_can_be_entered_anywhere(digits, workers):
+    whole = list(loader(digits).epoch(1))
+    for start in (1, 4, 6, 7):
+        assert_same(loader(digits, workers=workers).epoch(1, start), whole[start:])
+
+
+def test_order_and_pixels_depend_on_seed_and_epoch(digits):
+    first = next(loader(digits).epoch(0))
+    for other in (loader(digits).epoch(1), loader(digits, seed=43).epoch(0)):
+        images, labels = next(other)
+        assert (labels != first[1]).any() and abs(images - first[0]).mean() > 0.1
+    same_image = [loader(digits).transform(digits.images[0], np.random.default_rng(seed)) for seed in (1, 2)]
+    assert abs(same_image[0] - same_image[1]).mean() > 0.01
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_has_all_images_in_their_order(digits, workers):
+    evaluation = EvalLoader(digits, transforms()[1], 100, workers)
+    batches = list(evaluation)
+    assert len(evaluation) == 4 and [len(labels) for _, labels in batches] == [100, 100, 100, 60]
+    np.testing.assert_array_equal(np.concatenate([labels for _, labels in batches]), digits.labels)
+    rng = np.random.default_rng(0)
+    np.testing.assert_array_equal(batches[3][0][59], transforms()[1](digits.images[359], rng))
+    assert_same(evaluation, batches)  # once more
+
+
+def test_real_images_resume_bit_equal(cifar10_root):
+    section = default_config()
+    section.DATA.ROOT = cifar10_root
+    dataset = build_dataset(section.DATA, "train")
+    training = TrainLoader(dataset, build_train_transforms(section.AUGMENT, 64), 128, 42, 2)
+    assert len(training) == 351
+    last = list(training.epoch(2, 349))
+    assert_same(TrainLoader(dataset, training.transform, 128, 42).epoch(2, 349), last)
+    assert not np.isnan(last[0][0]).any() and 0.8 < last[0][0].std() < 1.5
+
+
+def test_a_training_set_smaller_than_a_batch_is_told(digits):
+    with pytest.raises(UserError, match=r"BATCH_SIZE is 361, but digits has only 360 images in its split 'test'"):
+        TrainLoader(digits, transforms()[0], 361, 42)
+    assert len(list(TrainLoader(digits, transforms()[0], 361, 42, drop_last=False).epoch(0))) == 1
+
+
+class Watching:
+    """A transform that notes each image and fails at a white one."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def draw(self, rng, height, width):
+        self.seen += 1
+
+    def apply(self, image, parameters):
+        if image.min() == 255:
+            raise RuntimeError("a white image broke")
+        return np.zeros((3, 24, 24), np.float32)
+
+
+def loader_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_reaches_the_reader_after_the_good_batches(digits, workers):
+    images = digits.images.copy()
+    images[loader(digits).indices(0, 2)[10]] = 255
+    training = TrainLoader(replace(digits, images=images), Pipeline((Watching(),), (24, 24)), 50, 42, workers)
+    batches = training.epoch(0)
+    next(batches)
+    next(batches)
+    with pytest.raises(RuntimeError, match="a white image broke"):
+        next(batches)
+    assert not loader_threads()
+
+
+def test_only_a_few_batches_are_prepared_ahead_and_threads_end(digits):
+    watching = Watching()
+    batches = TrainLoader(digits, Pipeline((watching,), (24, 24)), 10, 42, 2).epoch(0)
+    next(batches)
+    time.sleep(0.3)
+    assert watching.seen <= 10 * (1 + 2 * 2)
+    batches.close()
+    assert not loader_threads()
+
+
+def test_ctrl_c_ends_a_process_with_workers_at_once():
+    program = (
+        "import numpy as np, time\n"
+        "from datasets.dataset import ImageDataset\n"
+        "from datasets.loader import TrainLoader\n"
+        "from datasets.transforms import Normalize, Pipeline, Resize\n"
+        "ones = (1.0, 1.0, 1.0)\n"
+        "data = ImageDataset(np.zeros((4000, 32, 32, 3), np.uint8), np.zeros(4000, np.int64), ('a',), 'x', 'train')\n"
+        "pipeline = Pipeline((Resize((256, 256)), Normalize(ones, ones)), (256, 256))\n"
+        "loader = TrainLoader(data, pipeline, 100, 1, workers=2)\n"
+        "while True:\n"
+        "    for images, labels in loader.epoch(0):\n"
+        "        print('batch', flush=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[1], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == "batch\n"
+        process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        _, errors = process.communicate(timeout=20)
+        assert time.monotonic() - start < 10
+        assert process.returncode == -signal.SIGINT and errors.count("KeyboardInterrupt") == 1
+    finally:
+        process.kill()
