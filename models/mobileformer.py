@@ -197,12 +197,12 @@ TABLE: Mapping[str, Mapping[str, Any]] = {
 _DRIVE = "https://drive.google.com/file/d/{}/view"
 _PAPER = [  # parameters, MACs, top-1 and file of the authors' README, our counts on their code
     ("26m", "3.2M", "26M", 64.0, "15uWYzx2VWWUjacZQHB56vOHzKxQDlp5O", 3_232_788, 23_550_208),
-    ("52m", "3.5M", "52M", 68.7, "1ekq_FPl57gjIlYX16Ll0nBuEyB0pjgGt", 3_469_092, None),
-    ("96m", "4.6M", "96M", 72.8, "1kMbRceswujtliCHKr-nxMFsrkvBrEfrW", 4_585_252, None),
-    ("151m", "7.6M", "151M", 75.2, "1w4QO-zhJ8QI1zGu7iOZ7lXxYJ5G1VXdF", 7_595_828, None),
-    ("214m", "9.4M", "214M", 76.7, "13MOjdIMMBJgqyq_ld-grRhBBHOFU5Ggd", 9_425_920, None),
+    ("52m", "3.5M", "52M", 68.7, "1ekq_FPl57gjIlYX16Ll0nBuEyB0pjgGt", 3_469_092, 49_290_496),
+    ("96m", "4.6M", "96M", 72.8, "1kMbRceswujtliCHKr-nxMFsrkvBrEfrW", 4_585_252, 92_017_040),
+    ("151m", "7.6M", "151M", 75.2, "1w4QO-zhJ8QI1zGu7iOZ7lXxYJ5G1VXdF", 7_595_828, 146_249_168),
+    ("214m", "9.4M", "214M", 76.7, "13MOjdIMMBJgqyq_ld-grRhBBHOFU5Ggd", 9_425_920, 208_374_240),
     ("294m", "11.4M", "294M", 77.9, "1JBSM7NJ60fN9TgT5sMnbhmbZwrzcBd0r", 11_422_648, 286_732_160),
-    ("508m", "14.0M", "508M", 79.3, "1bqLIcpbCaxK-Eb4wcxk0iJpFJ1nXfGuF", 13_976_976, None),
+    ("508m", "14.0M", "508M", 79.3, "1bqLIcpbCaxK-Eb4wcxk0iJpFJ1nXfGuF", 13_976_976, 498_467_680),
 ]
 
 register_family(

@@ -129,35 +129,31 @@ class Former(nn.Layer):
 
 
 class DynamicReLU(nn.Layer):
-    """The greatest of ``k`` linear functions for each channel (Chen et al., ECCV 2020), steered by the first token.
+    """The greatest of ``k`` linear functions for each channel: ``[B, C, H, W]`` and ``[B, D]`` to the first shape.
 
-    ``forward`` gives the functions, ``[B, D]`` to ``[B, 2k, C, 1, 1]`` (slopes, then offsets), which ``greatest``
-    applies at both places of a block.
+    Dynamic ReLU B (Chen et al., ECCV 2020); slopes and offsets come from the first token ``[B, D]``.
     """
 
     def __init__(self, channels: int, token_dim: int, settings: DynamicSettings) -> None:
         super().__init__()
-        k, coefs, consts = settings.k, settings.coefs, settings.consts
-        self.project = nn.Sequential(Mlp(token_dim, int(token_dim / settings.reduction), out_features=2 * k * channels),
-                                     nn.LayerNorm(2 * k * channels))
-        self.register_buffer("coef", paddle.to_tensor([coefs[0]] * k + [coefs[1]] * k), persistable=False)
-        self.register_buffer("const", paddle.to_tensor([consts[0]] + [consts[1]] * (2 * k - 1)), persistable=False)
+        self.k, coefs, consts = settings.k, settings.coefs, settings.consts
+        outputs = 2 * self.k * channels
+        self.project = nn.Sequential(Mlp(token_dim, int(token_dim / settings.reduction), out_features=outputs),
+                                     nn.LayerNorm(outputs))
+        self.coefs = [coefs[0]] * self.k + [coefs[1]] * self.k
+        self.consts = [consts[0]] + [consts[1]] * (2 * self.k - 1)
 
-    def forward(self, token: paddle.Tensor) -> paddle.Tensor:
-        outputs = self.project(token).reshape([0, -1, self.coef.shape[0]])  # [B, C, 2k]
-        return (outputs * self.coef + self.const).transpose([0, 2, 1]).unsqueeze([3, 4])
-
-
-def greatest(x: paddle.Tensor, functions: paddle.Tensor) -> paddle.Tensor:
-    """Return the greatest of linear functions, ``[B, C, H, W]`` and ``[B, 2k, C, 1, 1]`` to the first shape."""
-    slopes, offsets = (half.unbind(1) for half in functions.chunk(2, axis=1))
-    return reduce(paddle.maximum, [x * slope + offset for slope, offset in zip(slopes, offsets, strict=True)])
+    def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
+        outputs = self.project(token).reshape([0, -1, 2 * self.k, 1, 1]).unbind(2)  # each [B, C, 1, 1]
+        values = [out * coef + const for out, coef, const in zip(outputs, self.coefs, self.consts, strict=True)]
+        slopes, offsets = values[: self.k], values[self.k :]
+        return reduce(paddle.maximum, [x * slope + offset for slope, offset in zip(slopes, offsets, strict=True)])
 
 
 class Bottleneck(nn.Layer):
     """Pointwise, depthwise, pointwise, ``[B, C, H, W]`` and ``[B, D]`` to ``[B, C', H, W]``, without a skip.
 
-    One dynamic ReLU serves both places; where ``dynamic`` is None, they have ReLU.
+    One dynamic ReLU, steered by the first token, serves both places; where ``dynamic`` is None, they have ReLU.
     """
 
     def __init__(self, row: BlockRow, groups: int, token_dim: int, dynamic: DynamicSettings | None) -> None:
@@ -171,10 +167,9 @@ class Bottleneck(nn.Layer):
         self.act = DynamicReLU(row.exp_size, token_dim, dynamic) if dynamic else None
 
     def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
-        functions = None if self.act is None else self.act(token)
         for conv, norm in ((self.in_pw, self.in_pw_bn), (self.dw, self.dw_bn)):
             x = norm(conv(x))
-            x = F.relu(x) if functions is None else greatest(x, functions)
+            x = F.relu(x) if self.act is None else self.act(x, token)
         return self.out_pw_bn(self.out_pw(x))
 
 
