@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
@@ -214,6 +215,12 @@ class InceptionTransformer(Classifier):
         head = super().build_head(num_classes)
         _init_weights(head)
         return head
+
+    def resize_weights(self, name: str, array: np.ndarray, expected_shape: Sequence[int]) -> np.ndarray | None:
+        """Resample a position table ``[1, H, W, C]`` of another image size, as ``forward`` does for another map."""
+        if not name.startswith("pos_embed"):
+            return None
+        return resize_position_embedding(paddle.to_tensor(array), *expected_shape[1:3]).numpy()
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
         for stage in range(1, 5):
