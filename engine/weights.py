@@ -21,7 +21,7 @@ from errors import UserError
 if TYPE_CHECKING:
     import paddle
 
-__all__ = ["LoadReport", "Weights", "convert_state", "load_weights", "read_weights", "save_weights"]
+__all__ = ["LoadReport", "Weights", "check_suffix", "convert_state", "load_weights", "read_weights", "save_weights"]
 
 SHOWN = 8  # names in a message; the rest is counted
 SUFFIXES = (".pdparams", ".safetensors")
@@ -94,9 +94,10 @@ def load_weights(
 
     Every name of the model's state dict must be in the file with its shape, and the file must hold no other, but
     for integer tables and counters that the model does not keep, which are ignored. Where shapes differ, the
-    model's ``resize_weights(name, array, shape) -> array | None``, if it has one, may resample (position tables,
-    filters). With ``num_classes_mismatch="fresh_head"`` a classifier for another number of classes than
-    ``model.num_classes`` is left as initialised. `ema` asks for the averaged weights of a training checkpoint.
+    model's ``resize_weights(name, array, shape) -> array | None``, if it has one, may resample float32 arrays of as
+    many axes (position tables, filters). With ``num_classes_mismatch="fresh_head"`` a classifier for another number
+    of classes than ``model.num_classes`` is left as initialised. `ema` asks for the averaged weights of a training
+    checkpoint.
     """
     if num_classes_mismatch not in ("refuse", "fresh_head"):
         raise ValueError(f"num_classes_mismatch is refuse or fresh_head, not {num_classes_mismatch!r}")
@@ -136,9 +137,12 @@ def load_weights(
 
 
 def _fit(model: paddle.nn.Layer, name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return the array if it has the shape, or what the model makes of it; None where it cannot fit."""
     if array.shape == shape:
         return array
-    resized = model.resize_weights(name, array, shape) if hasattr(model, "resize_weights") else None
+    if not hasattr(model, "resize_weights") or array.ndim != len(shape) or not array.size or array.dtype.kind != "f":
+        return None
+    resized = model.resize_weights(name, np.ascontiguousarray(array, dtype="float32"), shape)
     return resized if resized is not None and resized.shape == shape else None
 
 
@@ -206,15 +210,21 @@ def _set_values(targets: dict[str, paddle.Tensor], state: dict[str, np.ndarray],
         targets[name].set_value(paddle.to_tensor(array.reshape(state[name].shape)).astype(targets[name].dtype))
 
 
+def check_suffix(path: str | os.PathLike) -> Path:
+    """Return the path; raises UserError if weights cannot be written under such a name."""
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path} ends in {path.suffix or 'nothing'}, expected {' or '.join(SUFFIXES)}")
+    return path
+
+
 def save_weights(path: str | os.PathLike, state: dict[str, paddle.Tensor | np.ndarray]) -> None:
     """Write a state dict, whole or not at all: ``.pdparams`` (as ``paddle.save``) or ``.safetensors`` by the suffix.
 
     The safetensors file says ``{"format": "paddle"}``, so that its layout is known when it is read again.
     Raises UserError for another suffix, and where the file cannot be written.
     """
-    path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path} ends in {path.suffix or 'nothing'}, expected {' or '.join(SUFFIXES)}")
+    path = check_suffix(path)
     write_atomically(path, lambda partial: _write(partial, path.suffix, state))
 
 

@@ -97,6 +97,12 @@ def by_newobj(command: str) -> bytes:
     return name("subprocess", "Popen") + b"q\x05)\x81}" + text("args") + text(command) + b"sb"
 
 
+def by_nested_torch_load(command: str) -> bytes:
+    """What plain pickling of a tensor gives: PyTorch reads the bytes by a ``torch.load`` of its own."""
+    inner = b"\x80\x02" + by_reduce(command) + b"."
+    return name("torch.storage", "_load_from_bytes") + b"C" + bytes([len(inner)]) + inner + b"\x85R"
+
+
 def by_windows(command: str) -> bytes:
     return name("nt", "system") + text(command) + b"\x85R"
 
@@ -108,6 +114,7 @@ ATTACKS = {
     by_extension: ("EXT1", True), by_object_array: ("numpy.dtype('O8')", True), by_numpy_load: ("numpy.load", True),
     by_nested_pickle: ("pickle.loads", True), by_dotted_attribute: ("shutil.os.system", True),
     by_newobj: ("subprocess.Popen", False), by_windows: ("nt.system", False),
+    by_nested_torch_load: ("torch.storage._load_from_bytes", False),
 }
 
 

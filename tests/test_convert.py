@@ -1,0 +1,91 @@
+"""tools/convert.py as a process: released weights to an ordinary .pdparams, or one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+
+from models import create_model
+
+ROOT = Path(__file__).resolve().parent.parent
+NAME = "mobileformer_26m"
+
+
+def convert(*arguments: str | Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "tools" / "convert.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, paddle.nn.Layer]:
+    """Return a file in the reference's names and layouts, and the network whose weights it has."""
+    paddle.seed(5)
+    model = create_model(NAME)
+    linear = {f"{name}.weight" for name, layer in model.named_sublayers() if isinstance(layer, paddle.nn.Linear)}
+    state = {}
+    rng = np.random.default_rng(5)
+    for name, value in model.state_dict().items():
+        if name.endswith(("_mean", "_variance")):
+            value.set_value(paddle.to_tensor(rng.uniform(0.5, 1.5, value.shape).astype("float32")))
+        array = value.numpy().T if name in linear else value.numpy()
+        state[name.replace("._mean", ".running_mean").replace("._variance", ".running_var")] = array
+        if name.endswith("._mean"):
+            state[name.replace("._mean", ".num_batches_tracked")] = np.int64(3)[None]
+    path = tmp_path_factory.mktemp("released") / "weights.pth.tar"
+    path.write_bytes(pickle.dumps({"epoch": 1, "state_dict": {f"module.{name}": state[name] for name in state}}, 4))
+    return path, model
+
+
+def test_conversion(released: tuple[Path, paddle.nn.Layer], tmp_path: Path) -> None:
+    source, model = released
+    done = convert(NAME, source, tmp_path / "new.pdparams")
+    assert done.returncode == 0, done.stderr
+    loaded = len(model.state_dict())
+    assert f"{loaded:6d} loaded" in done.stdout and "torch layout, under state_dict" in done.stdout
+    assert "ignored (counters and index tables)" in done.stdout
+    other = create_model(NAME)
+    assert other.set_state_dict(paddle.load(str(tmp_path / "new.pdparams"))) == ([], [])
+    image = paddle.randn([2, 3, 64, 64])
+    model.eval()
+    other.eval()
+    np.testing.assert_array_equal(other(image).numpy(), model(image).numpy())
+
+
+def test_another_number_of_classes(released: tuple[Path, paddle.nn.Layer], tmp_path: Path) -> None:
+    done = convert(NAME, released[0], tmp_path / "new.safetensors", "--num-classes", "10", "--verbose")
+    assert done.returncode == 0, done.stderr
+    assert "2 left fresh (another number of classes)" in done.stdout and "10 classes" in done.stdout
+    assert "classifier.classifier.1.weight" in done.stdout
+
+
+@pytest.mark.parametrize(("name", "target", "told"), [
+    ("mobileformer_52m", "x.pdparams", "does not fit MobileFormer: "),
+    ("mobileformer_27m", "x.pdparams", "nearest: mobileformer_"),
+    (NAME, "x.bin", "x.bin ends in .bin, expected .pdparams or .safetensors"),
+])
+def test_mistakes(name: str, target: str, told: str, released: tuple[Path, paddle.nn.Layer], tmp_path: Path) -> None:
+    done = convert(name, released[0], tmp_path / target)
+    assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_would_run_a_command(tmp_path: Path) -> None:
+    command = f"touch {tmp_path / 'canary'}"
+    source = tmp_path / "bad.pdparams"
+    source.write_bytes(b"\x80\x02cos\nsystem\nX" + len(command).to_bytes(4, "little") + command.encode() + b"\x85R.")
+    done = convert(NAME, source, tmp_path / "new.pdparams")
+    assert done.returncode == 2 and "its pickle names os.system" in done.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bad.pdparams"]
+
+
+def test_help_does_not_load_paddle() -> None:
+    done = subprocess.run([sys.executable, "-X", "importtime", str(ROOT / "tools" / "convert.py"), "--help"],
+                          capture_output=True, text=True, check=True)
+    assert "--num-classes" in done.stdout and len(done.stdout.splitlines()) <= 30
+    assert " argparse" in done.stderr and " paddle" not in done.stderr and " numpy" not in done.stderr
