@@ -80,7 +80,8 @@ def read_zip(file: BinaryIO, told: str) -> tuple[object, Fetch]:
         except KeyError:
             raise UserError(f"{told} is damaged: it has no entry {printable(name)}") from None
         except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, struct.error) as error:
-            raise UserError(f"{told} is damaged: {printable(error)}") from None
+            reason = f"is damaged, or was written with PyTorch's checksums switched off: {printable(error)}"
+            raise UserError(f"{told} {reason}") from None
 
     names = {entry.filename for entry in entries}
     found = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]

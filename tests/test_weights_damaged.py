@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import subprocess
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paddle import nn
 
-from engine.weights import read_weights
+from engine.weights import load_weights, read_weights
 from errors import UserError
 
 DATA = Path(__file__).parent / "data" / "weights"
@@ -89,6 +91,16 @@ def paddle_file(protocol: int) -> bytes:
     return pickle.dumps({**state, "StructuredToParameterName@@": {key: f"linear_{key}" for key in state}}, protocol)
 
 
+def with_damaged_pickle(data: bytes, rng: np.random.Generator) -> bytes:
+    """Return the zip file with a damaged data.pkl and right checksums, as a stranger would make it."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, damaged(content, rng) if name.endswith("data.pkl") else content)
+    return buffer.getvalue()
+
+
 FUZZED = ["kinds_zip.pth", "kinds_legacy.pth", "timm_zip.pth.tar", "timm_legacy.pth.tar", "kinds.safetensors", 2, 3, 4]
 
 
@@ -118,3 +130,34 @@ def test_damaged_files(source: str | int, tmp_path: Path) -> None:
                 np.testing.assert_array_equal(array, whole.arrays[key])
     print(f"{source}: {refused} refused, {read} read")
     assert refused > 200
+
+
+@pytest.mark.parametrize("name", ["kinds_zip.pth", "timm_zip.pth.tar"])
+def test_damaged_pickles_with_right_checksums(name: str, tmp_path: Path) -> None:
+    data, rng, refused = (DATA / name).read_bytes(), np.random.default_rng(7), 0
+    for _ in range(300):
+        (tmp_path / "w.pth").write_bytes(with_damaged_pickle(data, rng))
+        try:
+            assert sum(array.nbytes for array in read_weights(tmp_path / "w.pth").arrays.values()) < 2 * len(data)
+        except UserError:
+            refused += 1
+    assert refused > 200
+
+
+@pytest.mark.parametrize("name", ["timm_zip.pth.tar", "timm_legacy.pth.tar"])
+def test_damage_leaves_a_model_alone(name: str, tmp_path: Path) -> None:
+    """Either all is loaded and finite, or the model is as it was."""
+    data, rng = (DATA / name).read_bytes(), np.random.default_rng(9)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1D(4), nn.Linear(4, 5))
+    refused = 0
+    for _ in range(200):
+        before = {key: value.numpy() for key, value in model.state_dict().items()}
+        (tmp_path / "w.pth").write_bytes(damaged(data, rng))
+        try:
+            load_weights(model, tmp_path / "w.pth")
+        except UserError:
+            refused += 1
+            for key, value in model.state_dict().items():
+                np.testing.assert_array_equal(value.numpy(), before[key])
+        assert all(np.isfinite(value.numpy()).all() for value in model.state_dict().values())
+    assert 100 < refused < 200
