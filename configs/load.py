@@ -103,9 +103,10 @@ def _read_with_bases(path: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path
     if sum(1 for _ in _walk(tree)) > MAX_VALUES:
         raise UserError(f"{path}: more than {MAX_VALUES} values; this is no config")
     bases = tree.pop("_BASE_", [])
-    for base in [bases] if isinstance(bases, str) else bases:
-        if not isinstance(base, str):
-            raise UserError(f"{path}: _BASE_ takes a path or a list of paths, found {_describe(base)}")
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"{path}: _BASE_ takes a path or a list of paths, found {_describe(bases)}")
+    for base in bases:
         yield from _read_with_bases(path.parent / base, (*above, path.resolve()))
     yield path, tree
 
@@ -160,7 +161,12 @@ def _merge_arguments(node: CfgNode, value: Any, where: str) -> None:
     if not isinstance(value, Mapping):
         raise UserError(f"{where}: MODEL.ARGS takes constructor arguments by name, found {_describe(value)}")
     for key, argument in value.items():
-        node[key] = CfgNode(argument, new_allowed=True) if isinstance(argument, dict) else argument
+        if isinstance(argument, dict):
+            if not isinstance(node.get(key), CfgNode):
+                node[key] = CfgNode(new_allowed=True)
+            _merge_arguments(node[key], argument, where)
+        else:
+            node[key] = argument
 
 
 def _checked(dotted: str, default: Any, value: Any, where: str) -> Any:

@@ -1,7 +1,7 @@
 """Checkpoints: all that resuming needs, in one safetensors file that is whole or not there.
 
 A checkpoint holds tensors under ``model.``, ``optimizer.`` and ``average.``, and in its header a JSON text: the
-position of the run and a SHA-256 of the tensors. Nothing in such a file can be executed.
+position of the run, and a SHA-256 of both. Nothing in such a file can be executed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def save_checkpoint(folder: Path, iteration: int, parts: Mapping[str, Arrays], p
     """
     arrays = {f"{part}.{name}": np.ascontiguousarray(array)
               for part, named in parts.items() for name, array in named.items()}
-    header = {"format": "checkpoint", "position": json.dumps(position), "sha256": _digest(arrays)}
+    text = json.dumps(position)
+    header = {"format": "checkpoint", "position": text, "sha256": _digest(arrays, text)}
     path = folder / f"{iteration:09d}{_SUFFIX}"
 
     def write(temporary: Path) -> None:
@@ -80,7 +81,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             header = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         position = json.loads(header["position"])
-        intact = header["sha256"] == _digest(arrays)
+        intact = header["sha256"] == _digest(arrays, header["position"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path}: not a whole checkpoint ({type(error).__name__}: {error})") from None
     if not intact:
@@ -121,8 +122,8 @@ def restore_optimizer(optimizer: paddle.optimizer.Optimizer, model: nn.Layer, ar
     optimizer.set_state_dict(state)
 
 
-def _digest(arrays: Arrays) -> str:
-    digest = hashlib.sha256()
+def _digest(arrays: Arrays, position: str) -> str:
+    digest = hashlib.sha256(position.encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name} {array.dtype} {array.shape}".encode())

@@ -1,0 +1,35 @@
+# Two commands: `make train` and `make test`; both make the environment first.
+#   make train CONFIG=configs/iformer_s_cifar10_32.yaml OPTS="-o TRAIN.EPOCHS=3"
+
+PYTHON ?= python3
+VENV   ?= .venv
+CONFIG ?= configs/quickstart.yaml
+# The quick start may be repeated; any other run is replaced only when OPTS says --overwrite.
+OPTS   ?= $(if $(filter configs/quickstart.yaml,$(CONFIG)),--overwrite)
+TESTS  ?= tests
+PY     := $(VENV)/bin/python
+
+.PHONY: setup train test lint clean
+
+train: setup
+	$(PY) tools/train.py -c $(CONFIG) $(OPTS)
+
+test: setup lint
+	$(PY) -m pytest -q $(TESTS)
+
+lint: setup
+	$(PY) -m ruff check .
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.txt requirements-dev.txt requirements-explain.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
+	    { echo "$(PYTHON) is not Python 3.10 to 3.12; name one: make setup PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	$(PY) -m pip install -q --disable-pip-version-check -r requirements-explain.txt
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps interpretdl==0.8.0
+	@touch $@
+
+clean:
+	rm -rf $(VENV) output

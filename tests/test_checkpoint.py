@@ -1,0 +1,121 @@
+"""Checkpoints and tables: whole or not there, and nothing but numbers in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+
+from engine import checkpoint
+from engine.files import write_atomically, write_text
+from engine.history import EPOCH_COLUMNS, STEP_COLUMNS, History, read_table
+from errors import UserError
+
+PARTS = {"model": {"a.weight": np.arange(6, dtype="float32").reshape(2, 3), "n": np.array(3)},
+         "optimizer": {"a.weight/moment1_0": np.ones(4)}}
+
+
+def _save(folder: Path, iteration: int, keep: int = 2) -> Path:
+    return checkpoint.save_checkpoint(folder, iteration, PARTS, {"epoch": 1, "sums": [0.1, 1 / 3, 2.0]}, keep)
+
+
+def test_round_trip_is_exact_and_old_ones_go(tmp_path: Path) -> None:
+    for iteration in (1, 5, 10, 100):
+        _save(tmp_path, iteration)
+    assert [int(path.stem) for path in checkpoint.list_checkpoints(tmp_path)] == [100, 10]
+    loaded = checkpoint.load_newest(tmp_path, pytest.fail)
+    assert loaded.position == {"epoch": 1, "sums": [0.1, 1 / 3, 2.0]}
+    for part, arrays in PARTS.items():
+        for name, array in arrays.items():
+            assert loaded.parts[part][name].dtype == array.dtype
+            np.testing.assert_array_equal(loaded.parts[part][name], array)
+
+
+def test_every_damage_is_seen_and_the_one_before_is_used(tmp_path: Path) -> None:
+    whole = _save(tmp_path, 1)
+    path = _save(tmp_path, 2)
+    data = path.read_bytes()
+    rng = np.random.default_rng(0)
+    damages = [data[:length] for length in (0, 1, 7, 8, 9, len(data) // 2, len(data) - 1)] + [data + b"x"]
+    for position in rng.choice(len(data), 60, replace=False):
+        flipped = bytearray(data)
+        flipped[position] ^= 1 << int(rng.integers(8))
+        damages.append(bytes(flipped))
+    seen = 0
+    for damage in damages:
+        path.write_bytes(damage)
+        said: list[str] = []
+        loaded = checkpoint.load_newest(tmp_path, said.append)
+        if loaded.path == whole:
+            assert len(said) == 1 and str(path) in said[0]
+            seen += 1
+        else:  # a flip that changes no tensor and no position, such as white space in the header
+            assert loaded.position == {"epoch": 1, "sums": [0.1, 1 / 3, 2.0]}
+            np.testing.assert_array_equal(loaded.parts["model"]["a.weight"], PARTS["model"]["a.weight"])
+    assert seen >= len(damages) - 3
+
+
+def test_failed_write_leaves_the_file_before(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_text(path, "before")
+
+    def full_disk(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"x\.json: cannot be written: No space left"):
+        write_atomically(path, full_disk)
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_optimizer_state_moves_between_processes_names(tmp_path: Path) -> None:
+    """A network made later in a process has other parameter names in Paddle; the state must find its place."""
+
+    def make() -> tuple[nn.Layer, paddle.optimizer.Optimizer]:
+        paddle.seed(1)
+        model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+        return model, paddle.optimizer.Adam(1e-2, parameters=model.parameters(), weight_decay=1e-3)
+
+    def step(model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> None:
+        (model(paddle.ones([2, 3])) ** 2).sum().backward()
+        optimizer.step()
+        optimizer.clear_grad()
+
+    model, optimizer = make()
+    for _ in range(3):
+        step(model, optimizer)
+    saved = checkpoint.save_checkpoint(tmp_path, 3, {
+        "model": checkpoint.model_arrays(model), "optimizer": checkpoint.optimizer_arrays(optimizer, model)}, {}, 1)
+    step(model, optimizer)
+
+    other, restored = make()
+    loaded = checkpoint.load_checkpoint(saved)
+    other.set_state_dict(loaded.parts["model"])
+    checkpoint.restore_optimizer(restored, other, loaded.parts["optimizer"])
+    step(other, restored)
+    for name, tensor in model.state_dict().items():
+        np.testing.assert_array_equal(other.state_dict()[name].numpy(), tensor.numpy())
+
+
+def test_history_continues_without_gap_or_overlap(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    for iteration in range(1, 8):
+        history.add_step(dict.fromkeys(STEP_COLUMNS, 0.1) | {"iteration": iteration, "epoch": (iteration + 2) // 3})
+    for epoch in (1, 2):
+        history.add_epoch(dict.fromkeys(EPOCH_COLUMNS, 0.5) | {"epoch": epoch, "iteration": 3 * epoch},
+                          {"epoch": epoch, "iteration": 3 * epoch, "train_seconds": 1, "train_images_per_second": 1,
+                           "val_images_per_second": ""})
+    history.close()
+    with (tmp_path / "steps.csv").open("a") as file:
+        file.write("8,3,0.")  # torn by a kill
+    resumed = History(tmp_path, iteration=4, epoch=1)
+    resumed.add_step(dict.fromkeys(STEP_COLUMNS, 1 / 3) | {"iteration": 5, "epoch": 2})
+    resumed.close()
+    assert [int(row["iteration"]) for row in read_table(tmp_path / "steps.csv")] == [1, 2, 3, 4, 5]
+    assert float(read_table(tmp_path / "steps.csv")[-1]["lr"]) == 1 / 3
+    assert [row["epoch"] for row in read_table(tmp_path / "history.csv")] == ["1"]
+    assert len(list((tmp_path / "vdl").iterdir())) == 1

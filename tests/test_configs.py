@@ -1,0 +1,128 @@
+"""Configs: what ships loads and says what the recipes say; what is wrong is refused in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from configs.load import MAX_BYTES, flatten, load_config
+from configs.schema import CHECKS, TYPES, default_config
+from errors import UserError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+SHIPPED = sorted(CONFIGS.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_config_loads_and_says_its_command(path: Path) -> None:
+    config = load_config(path)
+    assert path.stem == config.NAME
+    header = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    assert any("Command:" in line for line in header)
+
+
+def test_iformer_cifar10_is_the_recipe_of_its_source() -> None:
+    config = dict(flatten(load_config(CONFIGS / "iformer_s_cifar10.yaml")))
+    recipe = {
+        "MODEL.NAME": "iformer_small", "MODEL.NUM_CLASSES": 10, "MODEL.DROP_PATH": 0.0, "DATA.IMAGE_SIZE": 224,
+        "DATA.BATCH_SIZE": 128, "DATA.HOLDOUT": 0, "AUGMENT.CROP": "random_resized", "AUGMENT.CROP_SCALE": [0.08, 1.0],
+        "AUGMENT.BRIGHTNESS": 0.2, "AUGMENT.CONTRAST": 0.2, "AUGMENT.SATURATION": 0.2, "AUGMENT.HUE": 0.0,
+        "AUGMENT.HFLIP": 0.5, "AUGMENT.ROTATION": 20.0, "AUGMENT.MIXUP": 0.0, "AUGMENT.CUTMIX": 0.0,
+        "AUGMENT.MEAN": [0.485, 0.456, 0.406], "AUGMENT.STD": [0.229, 0.224, 0.225], "LOSS.LABEL_SMOOTHING": 0.1,
+        "OPTIMIZER.NAME": "adam", "OPTIMIZER.LR": 1e-3, "OPTIMIZER.WEIGHT_DECAY": 1e-5, "OPTIMIZER.DECAY_ALL": True,
+        "SCHEDULE.NAME": "cosine", "SCHEDULE.MIN_LR": 0.0, "SCHEDULE.WARMUP_EPOCHS": 0.0, "TRAIN.EPOCHS": 100,
+        "TRAIN.LOG_EVERY": 10, "TRAIN.EMA_DECAY": 0.0, "TRAIN.GRAD_CLIP": 0.0, "RUNTIME.SEED": 42,
+    }
+    assert {key: config[key] for key in recipe} == recipe
+
+
+def test_every_key_is_explained_and_every_check_has_a_key() -> None:
+    keys = {key for key, _ in flatten(default_config())}
+    assert set(CHECKS) | set(TYPES) <= keys
+    source = (CONFIGS / "schema.py").read_text(encoding="utf-8").splitlines()
+    plain = {"OPTIMIZER.WEIGHT_DECAY", "SCHEDULE.WARMUP_LR", "TRAIN.EPOCHS", "AUGMENT.STD"}
+    for key in keys - plain:
+        line = next(line for line in source if line.strip().startswith(f"c.{key} ="))
+        assert "  # " in line, f"{key} has no explanation"
+
+
+def test_defaults_pass_their_own_checks() -> None:
+    for key, value in flatten(default_config()):
+        assert key not in CHECKS or CHECKS[key][0](value) or key in ("NAME",), key
+
+
+def test_base_is_merged_and_frozen(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("TRAIN: {EPOCHS: 7}\nMODEL: {ARGS: {depths: [1, 1], deep: {a: 1}}}\n")
+    (tmp_path / "b.yaml").write_text("OPTIMIZER: {LR: 1e-2}\nTRAIN: {EPOCHS: 8}\n")
+    (tmp_path / "c.yaml").write_text("_BASE_: [a.yaml, b.yaml]\nDATA: {IMAGE_SIZE: [32, 48]}\n")
+    config = load_config(tmp_path / "c.yaml", ["MODEL.ARGS.deep.b=2", "TRAIN.GRAD_CLIP=2"])
+    assert (config.TRAIN.EPOCHS, config.OPTIMIZER.LR, config.DATA.IMAGE_SIZE) == (8, 0.01, [32, 48])
+    assert (config.MODEL.ARGS.depths, dict(config.MODEL.ARGS.deep)) == ([1, 1], {"a": 1, "b": 2})
+    assert config.TRAIN.GRAD_CLIP == 2.0 and isinstance(config.TRAIN.GRAD_CLIP, float)
+    with pytest.raises(AttributeError):
+        config.TRAIN.EPOCHS = 1
+
+
+def test_resolved_config_loads_as_itself(tmp_path: Path) -> None:
+    config = load_config(CONFIGS / "quickstart.yaml", ["OPTIMIZER.LR=1e-5"])
+    (tmp_path / "config.yaml").write_text(config.dump())
+    assert dict(flatten(load_config(tmp_path / "config.yaml"))) == dict(flatten(config))
+
+
+@pytest.mark.parametrize(("override", "said"), [
+    ("TRAIN.EPOCH=3", ["TRAIN.EPOCH", "nearest: TRAIN.EPOCHS"]),
+    ("EPOCHS=3", ["EPOCHS", "TRAIN.EPOCHS"]),
+    ("TRAIN.EPOCHS=many", ["TRAIN.EPOCHS", "whole number", "'many'"]),
+    ("TRAIN.EPOCHS=true", ["whole number", "True"]),
+    ("TRAIN.EPOCHS=0", ["TRAIN.EPOCHS is 0", "1 or more"]),
+    ("TRAIN=3", ["TRAIN is a section"]),
+    ("OPTIMIZER.NAME=adan", ["'adan'", "nearest: adam"]),
+    ("OPTIMIZER.LR=-1", ["OPTIMIZER.LR"]),
+    ("OPTIMIZER.LR=.nan", ["nan"]),
+    ("AUGMENT.CROP_SCALE=[0.5, 0.2]", ["AUGMENT.CROP_SCALE"]),
+    ("AUGMENT.CROP_SCALE=[a, b]", ["AUGMENT.CROP_SCALE"]),
+    ("DATA.IMAGE_SIZE=[32, 32, 32]", ["DATA.IMAGE_SIZE"]),
+    ("SCHEDULE.POINTS=[[0, 1], [0, 1]]", ["SCHEDULE.POINTS"]),
+    ("RUNTIME.DEVICE=tpu", ["RUNTIME.DEVICE"]),
+    ("NAME=a/b", ["NAME"]),
+    ("MODEL.ARGS=3", ["MODEL.ARGS"]),
+    ("TRAIN.EPOCHS", ["KEY=VALUE"]),
+    ("=3", ["KEY=VALUE"]),
+    ("TRAIN.EPOCHS=[", ["not valid YAML"]),
+    ("TRAIN.EPOCHS=!!python/object/apply:os.system ['true']", ["not valid YAML"]),
+])
+def test_bad_override_is_refused(override: str, said: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(None, [override])
+    assert all(words in str(caught.value) for words in said), caught.value
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    (b"TRAIN:\n  EPOCHS: 3\n  EPOCHS: 4\n", "stands twice"),
+    (b"- 1\n", "expected sections"),
+    (b"1: 2\n", "expected a text"),
+    (b"TRAIN: &a {EPOCHS: 3}\nDATA: *a\n", "aliases"),
+    (b"_BASE_: bad.yaml\n", "leads back"),
+    (b"_BASE_: 3\n", "_BASE_ takes a path"),
+    (b"_BASE_: nowhere.yaml\n", "no such config file"),
+    (b"\xff\xfe\x00", "not UTF-8"),
+    (b"A: " + b"[" * 5000, "not valid YAML"),
+    (b"# " + b"x" * MAX_BYTES, "larger than"),
+    (b"MODEL: {ARGS: {a: !!python/name:os.system }}\n", "not valid YAML"),
+    (b"TRAIN: {EPOCHS: 2001-99-99}\n", "not valid YAML"),
+])
+def test_bad_file_is_refused(tmp_path: Path, text: bytes, said: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(text)
+    with pytest.raises(UserError, match=said) as caught:
+        load_config(path)
+    assert str(path.parent) in str(caught.value)
+
+
+def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such config file \(nearest: quickstart.yaml"):
+        load_config(CONFIGS / "quickstrat.yaml")
+    with pytest.raises(UserError, match="no such config file"):
+        load_config(tmp_path)

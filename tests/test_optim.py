@@ -1,0 +1,130 @@
+"""Loss, schedules, optimizers and the moving average against Paddle's own and against hand-computed numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+from paddle import nn
+from yacs.config import CfgNode
+
+from configs.load import load_config
+from engine.losses import LabelSmoothingCrossEntropy
+from engine.metrics import RunningMean
+from engine.optim import WeightAverage, build_optimizer, learning_rate
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_equals_paddles_cross_entropy(smoothing: float) -> None:
+    logits = paddle.to_tensor(RNG.standard_normal((16, 10)).astype("float32"))
+    labels = paddle.to_tensor(RNG.integers(0, 10, 16))
+    loss = LabelSmoothingCrossEntropy(smoothing)
+    expected = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none").numpy().ravel()
+    np.testing.assert_allclose(loss(logits, labels, reduction="none").numpy(), expected, rtol=1e-5)
+    soft = F.one_hot(labels, 10)
+    np.testing.assert_allclose(float(loss(logits, soft)), expected.mean(), rtol=1e-5)
+
+
+def test_loss_of_a_mixture_is_the_mixture_of_losses() -> None:
+    logits = paddle.to_tensor(RNG.standard_normal((4, 10)).astype("float32"))
+    a, b = paddle.to_tensor([0, 1, 2, 3]), paddle.to_tensor([4, 5, 6, 7])
+    loss = LabelSmoothingCrossEntropy(0.1)
+    mixed = 0.3 * F.one_hot(a, 10) + 0.7 * F.one_hot(b, 10)
+    expected = 0.3 * float(loss(logits, a)) + 0.7 * float(loss(logits, b))
+    assert float(loss(logits, mixed)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_cosine_is_paddles_annealing_stepped_every_iteration() -> None:
+    schedule = load_config(None).SCHEDULE
+    paddles = paddle.optimizer.lr.CosineAnnealingDecay(1e-3, T_max=390 * 100)
+    for iteration in range(2000):
+        assert learning_rate(iteration, 390, 100, 1e-3, schedule) == pytest.approx(paddles(), rel=1e-9)
+        paddles.step()
+    assert learning_rate(39_000, 390, 100, 1e-3, schedule) == pytest.approx(0.0, abs=1e-18)
+    assert learning_rate(19_500, 390, 100, 1e-3, schedule) == pytest.approx(5e-4)
+
+
+def test_warm_up_and_piecewise_linear() -> None:
+    warm = load_config(None, ["SCHEDULE.WARMUP_EPOCHS=2", "SCHEDULE.WARMUP_LR=0.1", "SCHEDULE.MIN_LR=0.01"]).SCHEDULE
+    rates = [learning_rate(i, 10, 12, 1.1, warm) for i in (0, 10, 20, 70, 120)]
+    assert rates == pytest.approx([0.1, 0.6, 1.1, (1.1 + 0.01) / 2, 0.01])
+    points = load_config(None, ["SCHEDULE.NAME=piecewise_linear"]).SCHEDULE  # the CIFAR-10 recipe of ConvMixer
+    rates = [learning_rate(i, 100, 25, 0.05, points) for i in (0, 500, 1000, 1500, 2000, 2250, 2500)]
+    assert rates == pytest.approx([0.0, 0.025, 0.05, 0.02625, 0.0025, 0.00125, 0.0])
+
+
+def _one_layer() -> nn.Layer:
+    paddle.seed(0)
+    return nn.Linear(3, 2)
+
+
+def _config(*overrides: str) -> CfgNode:
+    return load_config(None, overrides).OPTIMIZER
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_weight_decay_spares_biases_where_asked(name: str) -> None:
+    for decay_all in (True, False):
+        layer = _one_layer()
+        layer.bias.set_value(paddle.ones([2]))
+        overrides = [f"OPTIMIZER.NAME={name}", "OPTIMIZER.WEIGHT_DECAY=0.1"]
+        optimizer = build_optimizer(layer, _config(*overrides, f"OPTIMIZER.DECAY_ALL={str(decay_all).lower()}"))
+        optimizer.set_lr(0.1)
+        (0.0 * layer(paddle.ones([1, 3]))).sum().backward()
+        before = layer.weight.numpy()
+        optimizer.step()
+        assert bool((layer.bias.numpy() < 1).all()) == decay_all
+        assert not np.array_equal(layer.weight.numpy(), before)
+
+
+def test_adam_takes_coupled_decay_and_adamw_decoupled() -> None:
+    for name in ("adam", "adamw"):
+        layer, reference = _one_layer(), _one_layer()
+        optimizer = build_optimizer(layer, _config(f"OPTIMIZER.NAME={name}", "OPTIMIZER.WEIGHT_DECAY=0.1"))
+        kind = paddle.optimizer.Adam if name == "adam" else paddle.optimizer.AdamW
+        paddles = kind(learning_rate=1e-3, parameters=reference.parameters(), weight_decay=0.1)
+        for _ in range(3):
+            for model, step in ((layer, optimizer), (reference, paddles)):
+                (model(paddle.ones([4, 3])) ** 2).mean().backward()
+                step.step()
+                step.clear_grad()
+        np.testing.assert_array_equal(layer.weight.numpy(), reference.weight.numpy())
+
+
+def test_gradient_clipping_bounds_the_global_norm() -> None:
+    layer = _one_layer()
+    optimizer = build_optimizer(layer, _config("OPTIMIZER.NAME=sgd", "OPTIMIZER.WEIGHT_DECAY=0"), 1.0)
+    optimizer.set_lr(1.0)
+    before = [p.numpy() for p in layer.parameters()]
+    (1000 * layer(paddle.ones([1, 3]))).sum().backward()
+    optimizer.step()
+    moved = np.sqrt(sum(((p.numpy() - b) ** 2).sum() for p, b in zip(layer.parameters(), before, strict=True)))
+    assert moved == pytest.approx(1.0, rel=1e-5)
+
+
+def test_average_follows_its_formula_and_leaves_the_weights() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1D(2))
+    average = WeightAverage(model, 0.5)
+    expected = model[0].weight.numpy().astype("float64")
+    for n in range(20):
+        model[0].weight.set_value(paddle.full([2, 2], float(n)))
+        average.update(model)
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * n
+    np.testing.assert_allclose(average.state["0.weight"].numpy(), expected, rtol=1e-5)
+    with average.applied_to(model):
+        np.testing.assert_array_equal(model[0].weight.numpy(), average.state["0.weight"].numpy())
+    np.testing.assert_array_equal(model[0].weight.numpy(), np.full((2, 2), 19.0, "float32"))
+
+
+def test_running_mean_weighs_images_not_batches() -> None:
+    mean = RunningMean()
+    for size, loss in ((128, 1.0), (16, 2.0)):
+        logits = paddle.zeros([size, 3])
+        logits[:, 1] = 1.0
+        mean.add(paddle.to_tensor(loss), logits, paddle.full([size], 1 if size == 16 else 0, "int64"))
+    assert mean.means() == pytest.approx(((128 + 32) / 144, 16 / 144))
+    assert RunningMean(mean.sums()).sums() == mean.sums()
