@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from errors import UserError
 
 NESTS = ("state_dict", "model", "model_state_dict", "params", "net")
 EMA_NESTS = ("state_dict_ema", "model_ema", "params_ema")
-PREFIXES = ("module.", "_orig_mod.")
+PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+")
 PADDLE_NAMES = "StructuredToParameterName@@"
 PADDLE_SLICES = "UnpackBigParamInfor@@"
 SAFETENSORS_KINDS = {
@@ -89,17 +90,17 @@ def read_weights(path: str | os.PathLike, ema: bool = False) -> Weights:
 def _read(path: Path, told: str, ema: bool) -> Weights:
     with path.open("rb") as file:
         head = file.read(512)
-        if head.startswith(b"PK"):
+        if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
             tree, fetch = read_zip(file, told)
             return _gather(tree, fetch, path, told, ema, "PyTorch zip", "torch")
+        file.seek(0)
+        if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:  # a length, and no text
+            return _read_safetensors(file.read(), path, told, ema)
         for start, meaning in STRANGERS.items():
             if head.lstrip().startswith(start):
                 raise UserError(f"{told} is no file of weights but {meaning}")
         if head[257:262] == b"ustar":
             raise UserError(f"{told} is a tar archive (PyTorch before 0.1.10 wrote weights so), and that is not read")
-        file.seek(0)
-        if head[8:9] == b"{":
-            return _read_safetensors(file.read(), path, told, ema)
         if not head.startswith(b"\x80"):
             what = "is empty" if not head else f"starts with {head[:8].hex(' ')}"
             raise UserError(f"{told} {what}: neither PyTorch (zip or legacy) nor Paddle nor safetensors wrote it")
@@ -223,9 +224,7 @@ def _gather(tree: object, fetch: Callable, path: Path, told: str, ema: bool, kin
         raise _no_weights(tree, told, ema)
     arrays, skipped = {}, []
     for key, value in state.items():
-        name = str(key)
-        while name.startswith(PREFIXES):
-            name = name.removeprefix("module.").removeprefix("_orig_mod.")
+        name = PREFIXES.sub("", str(key))
         weight = _weight_of(value)
         if name in arrays:
             raise UserError(f"{told} holds {printable(name)} twice, once behind a prefix such as module.")

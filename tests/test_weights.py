@@ -91,6 +91,17 @@ def test_parameters_and_missing_averages() -> None:
         read_weights(DATA / "compiled.pt", ema=True)
 
 
+@pytest.mark.parametrize("length", [0x3C20, 0x4B50, 0x3C80, 0x7630])
+def test_safetensors_whose_length_looks_like_something_else(length: int, tmp_path: Path) -> None:
+    """The first bytes are a number, and may read `` <``, ``PK``, a pickle's start or a letter."""
+    header = b'{"w":{"dtype":"BF16","shape":[3,4],"data_offsets":[0,24]}}'
+    bits = (rule(3, 4).view(np.uint32) >> 16).astype("<u2")
+    (tmp_path / "w").write_bytes(length.to_bytes(8, "little") + header.ljust(length) + bits.tobytes())
+    weights = read_weights(tmp_path / "w")
+    assert weights.kind == "safetensors"
+    np.testing.assert_array_equal(weights.arrays["w"], rule(3, 4))
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4])
 def test_paddle_files(protocol: int, tmp_path: Path) -> None:
     model = Net()

@@ -67,13 +67,17 @@ BOMBS = {  # what they are: the file, and the reason told
     "one storage as two types": (
         as_zip(b"](" + tensor(4, 0, (4,), (1,)) + tensor(4, 0, (4,), (1,), "LongStorage") + b"e"),
         "two types or sizes"),
+    "module. a million times": (
+        b"\x80\x04}" + b"".join(text(key) + NUMBERS + b"(K\x01K\x01\x85" + KIND + b"\x89C\x04aaaatbs"
+                               for key in ("w", "module." * 1_000_000 + "w")) + b".",
+        "holds w twice"),
     "empty stack": (b"\x80\x04.", "stops making sense"),
     "popping nothing": (b"\x80\x04\x87R.", "takes more than it has"),
     "no mark": (b"\x80\x04Nt.", "stops making sense"),
     "legacy storage of 2**60": (
         as_legacy(tensor(2**32, 0, (4,), (1,))).removesuffix(LEGACY_KEYS) + pickle.dumps(["0"], 2) + sized(2**60),
         "not as long as promised"),
-    "safetensors header of 2**62": (sized(2**62) + b"{" + b" " * 100, "header too large"),
+    "safetensors header of 2**39": (sized(2**39) + b"{" + b" " * 100, "header too large"),
     "safetensors nested": (sized(200_000) + b'{"a":' * 40_000, "recursion limit"),
     "safetensors shape": (
         sized(75) + b'{"w":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}} ', "overflow"),
