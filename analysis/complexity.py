@@ -58,6 +58,7 @@ def count(model: nn.Layer, image_size: int | tuple[int, int], in_chans: int = 3)
 class _Tally:
     macs: int = 0
     activations: int = 0
+    inside: bool = False
 
 
 Rule = Callable[..., int]
@@ -136,11 +137,17 @@ def _recording() -> Iterator[_Tally]:
 
     def wrap(function: Callable[..., Any], rule: Rule) -> Callable[..., Any]:
         def counted(*args: Any, **kwargs: Any) -> Any:
-            result = function(*args, **kwargs)
-            if threading.get_ident() == thread:
-                out = result[0] if isinstance(result, (tuple, list)) else result
-                tally.macs += rule(out, *args, **kwargs)
-                tally.activations += out.size
+            if threading.get_ident() != thread or tally.inside:
+                return function(*args, **kwargs)
+            tally.inside = True  # what a counted function is made of is not counted again
+            try:
+                result = function(*args, **kwargs)
+            finally:
+                tally.inside = False
+            out = result[0] if isinstance(result, (tuple, list)) else result
+            macs = rule(out, *args, **kwargs)
+            tally.macs += macs
+            tally.activations += out.size if macs else 0
             return result
 
         return counted

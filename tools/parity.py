@@ -20,14 +20,14 @@ HEADINGS = ("float32", "float64", "training", "loss", "gradients", "statistics")
 
 def parser() -> argparse.ArgumentParser:
     """Return the arguments of this command."""
-    parser = argument_parser(__doc__, config=False)
-    parser.epilog = EPILOG
-    parser.add_argument("names", metavar="NAME", nargs="*", help="a fixture (default: all)")
-    parser.add_argument("--fixtures", metavar="FOLDER", type=Path,
+    result = argument_parser(__doc__, config=False)
+    result.epilog = EPILOG
+    result.add_argument("names", metavar="NAME", nargs="*", help="a fixture (default: all)")
+    result.add_argument("--fixtures", metavar="FOLDER", type=Path,
                         default=Path(__file__).resolve().parent.parent / "tests" / "reference",
                         help="folder of fixtures (default: tests/reference)")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the errors as JSON")
-    return parser
+    result.add_argument("--json", metavar="FILE", type=Path, help="also write the errors as JSON")
+    return result
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,88 @@
+"""Print what networks cost, beside the figures of their papers."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from cli import argument_parser, run
+
+from errors import UserError
+
+EPILOG = """Counted are convolutions, fully connected layers and matrix products, one MAC a multiply-accumulate;
+"=" means that our figure rounds to the paper's."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the arguments of this command."""
+    result = argument_parser(__doc__, config=False)
+    result.epilog = EPILOG
+    result.add_argument("names", metavar="NAME", nargs="*",
+                        help="a model, or a pattern such as 'iformer_*' (default: all); paddle/NAME for Paddle's own")
+    result.add_argument("--image-size", metavar="S", help="side or HxW in pixels (default: the variant's own)")
+    result.add_argument("--num-classes", metavar="N", type=int, default=1000, help="default: 1000")
+    result.add_argument("--json", metavar="FILE", type=Path, help="also write the table as JSON")
+    result.add_argument("--write", metavar="PAGE", type=Path,
+                        help="instead of printing, write the page of all models, with parity errors (minutes)")
+    return result
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Print the table, or write the page."""
+    from engine.runtime import prepare
+
+    prepare()
+    image_size = _image_size(arguments.image_size)
+    from analysis import zoo
+    from engine.files import write_json
+
+    if arguments.write:
+        if arguments.names or arguments.image_size or arguments.num_classes != 1000:
+            raise UserError("--write is for all models as published, expected neither NAME, --image-size nor "
+                            "--num-classes with it")
+        _write_page(arguments.write)
+        return
+    names = zoo.select(arguments.names)
+    print(zoo.heading(names))
+    rows = []
+    for name in names:
+        rows.append(zoo.measure(name, arguments.num_classes, image_size))
+        print(zoo.line(rows[-1], names), flush=True)
+    for note in zoo.notes(rows):
+        print(f"  {note}")
+    if arguments.json:
+        write_json(arguments.json, [row.record() for row in rows])
+        print(f"wrote {arguments.json}")
+
+
+def _write_page(path: Path) -> None:
+    from analysis import zoo
+    from analysis.parity import compare, fixture_names
+    from analysis.zoo_page import page
+    from engine.files import write_text
+
+    references = Path(__file__).resolve().parent.parent / "tests" / "reference"
+    names, fixtures = zoo.select([]), fixture_names(references)
+    rows, parities = {}, {}
+    for name in names:
+        rows[name] = zoo.measure(name)
+        print(f"counted {len(rows)} of {len(names)}: {name}", flush=True)
+    for name in fixtures:
+        parities[name] = compare(name, references)
+        print(f"compared {len(parities)} of {len(fixtures)}: {name}", flush=True)
+    write_text(path, page(rows, parities, fixtures))
+    print(f"wrote {path}")
+
+
+def _image_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", text):
+        raise UserError(f"--image-size is {text!r}, expected a side such as 224 or a height and width such as 192x256")
+    height, _, width = text.partition("x")
+    return int(height), int(width or height)
+
+
+if __name__ == "__main__":
+    run(main, parser())
