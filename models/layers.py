@@ -106,6 +106,19 @@ class Conv2D(nn.Conv2D):
         return y if self.bias is None else y + self.bias.reshape([-1, 1, 1])
 
 
+class PointwiseConv2D(nn.Conv2D):
+    """1×1 convolution over the last axis, ``[..., C]`` to ``[..., C']``; weights ``[C', C, 1, 1]`` as in Conv2D.
+
+    One matrix product for the whole batch: on maps of a few pixels several times as fast as one for each image.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return paddle.matmul(x, self.weight.flatten(1), transpose_y=True) + self.bias
+
+
 class DepthwiseConv2D(Conv2D):
     """Depthwise convolution, ``[B, C, H, W]`` to ``[B, mC, H', W']``; weights ``[mC, 1, k, k]`` as in Conv2D.
 
