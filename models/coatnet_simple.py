@@ -22,7 +22,8 @@ head                             norm, linear, tanh, linear           linear wit
 LayerNorm epsilon                1e-6                                 1e-5
 ===============================  ===================================  ======================================
 
-The accuracies of the paper are those of its own networks; none are known of these.
+Of the 7.2M parameters that CoAtNet-0 has more in the paper's form, 3.5M are in its attention, 3.0M in its feed-forward
+layers and 0.6M in its head. The paper's accuracies are those of its own networks; none are published for these.
 
 Where we are not the reference: CoAtNet-2 ends in 1024 channels, not 1026 (a slip there; ``embed_dims`` takes either);
 the final pooling is the mean of any map; odd and rectangular images work, and a map that differs from its tables of
@@ -205,17 +206,19 @@ def _init_weights(layer: nn.Layer) -> None:
         pytorch_default_(layer)
 
 
-_NOTE = "another network than the paper's: 8 heads of 32 at every width; see models/coatnet_simple.py"
+_NOTE = ("another network than the paper's, whose figures are given beside it: 8 attention heads of 32 at every width "
+         "instead of width / 32, hidden widths from a block's input instead of its output, a plain linear head; "
+         "`models/coatnet_simple.py` lists what differs")
 
 register_family(
     "CoAtNet",
     CoAtNetSimple,
     {
         "coatnet_0_simple": Variant(ARCHITECTURES["0"], 17_788_344, 3_395_216_384, "25M", "4.2G", note=_NOTE),
-        "coatnet_1_simple": Variant(ARCHITECTURES["1"], 33_168_192, None, "42M", "8.4G", note=_NOTE),
-        "coatnet_2_simple": Variant(ARCHITECTURES["2"], 55_717_632, None, "75M", "15.7G", note=_NOTE),
-        "coatnet_3_simple": Variant(ARCHITECTURES["3"], 117_719_488, None, "168M", "34.7G", note=_NOTE),
-        "coatnet_4_simple": Variant(ARCHITECTURES["4"], 203_950_768, None, "275M", note=_NOTE),
+        "coatnet_1_simple": Variant(ARCHITECTURES["1"], 33_168_192, 7_056_880_640, "42M", "8.4G", note=_NOTE),
+        "coatnet_2_simple": Variant(ARCHITECTURES["2"], 55_717_632, 13_050_397_696, "75M", "15.7G", note=_NOTE),
+        "coatnet_3_simple": Variant(ARCHITECTURES["3"], 117_719_488, 27_818_648_576, "168M", "34.7G", note=_NOTE),
+        "coatnet_4_simple": Variant(ARCHITECTURES["4"], 203_950_768, 48_815_662_080, "275M", note=_NOTE),
     },
     paper="CoAtNet: Marrying Convolution and Attention for All Data Sizes, NeurIPS 2021",
     paper_url="https://arxiv.org/abs/2106.04803",

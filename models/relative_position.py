@@ -12,9 +12,23 @@ import math
 
 import numpy as np
 import paddle
+from paddle import nn
 
 from errors import UserError
-from models.layers import resize_position_embedding
+from models.layers import resize_position_embedding, trunc_normal_
+
+
+class RelativePositionBias(nn.Layer):
+    """A table for maps of ``size``; gives the bias of a map of any size, ``[num_heads, H·W, H·W]``."""
+
+    def __init__(self, size: tuple[int, int], num_heads: int) -> None:
+        super().__init__()
+        self.size = size
+        self.relative_position_bias_table = self.create_parameter([table_rows(size), num_heads],
+                                                                  default_initializer=trunc_normal_)
+
+    def forward(self, height: int, width: int) -> paddle.Tensor:
+        return relative_bias(self.relative_position_bias_table, self.size, height, width)
 
 
 def table_rows(size: tuple[int, int]) -> int:
