@@ -93,9 +93,8 @@ def _read(path: Path, told: str, ema: bool) -> Weights:
         if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
             tree, fetch = read_zip(file, told)
             return _gather(tree, fetch, path, told, ema, "PyTorch zip", "torch")
-        file.seek(0)
         if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:  # a length, and no text
-            return _read_safetensors(file.read(), path, told, ema)
+            return _read_safetensors(path.read_bytes(), path, told, ema)
         for start, meaning in STRANGERS.items():
             if head.lstrip().startswith(start):
                 raise UserError(f"{told} is no file of weights but {meaning}")
@@ -104,7 +103,7 @@ def _read(path: Path, told: str, ema: bool) -> Weights:
         if not head.startswith(b"\x80"):
             what = "is empty" if not head else f"starts with {head[:8].hex(' ')}"
             raise UserError(f"{told} {what}: neither PyTorch (zip or legacy) nor Paddle nor safetensors wrote it")
-        data = memoryview(file.read())
+    data = memoryview(path.read_bytes())
     tree, end = pickles.load(data, 0, told)
     if tree == MAGIC and type(tree) is int:
         tree, fetch = read_legacy(data, end, told)
