@@ -1,0 +1,213 @@
+"""DFFormer, CDFFormer and GFFormer (Tatsunami and Taki, "FFT-Based Dynamic Token Mixer for Vision", AAAI 2024,
+https://arxiv.org/abs/2303.03932): MetaFormers whose token mixers are filters in the frequency domain.
+
+Names and numbers follow the authors' code, okojoalg/dfformer at 2b757c511a1b (``models/dfformer.py``), without
+its AFNO ablation. Maps are channels-last.
+
+Filters belong to a map size. The reference takes it as ``image_size // 4``, ``// 8``, ... and fails where the
+strided convolutions round otherwise; here filters have the map's own size, which is the same for multiples of 32.
+On another map they are resampled in the forward pass (bicubic, ``align_corners``), for DynamicFilter as the
+reference does when told to (``weight_resize``), and for GlobalFilter as well; ``resize_weights`` resamples the
+filters of a checkpoint in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from errors import UserError, nearest
+from models.dfformer_mixers import DynamicFilter, GlobalFilter, Mlp, SepConv, StarReLU, resize_filters
+from models.layers import (
+    ACTIVATIONS,
+    Classifier,
+    Conv2D,
+    DropPath,
+    activation,
+    check_image_size,
+    drop_path_rates,
+    ones_,
+    pair,
+    trunc_normal_,
+    zeros_,
+)
+from models.registry import Variant, register_family
+
+LayerNorm = partial(nn.LayerNorm, epsilon=1e-6, bias_attr=False)
+
+
+class Scale(nn.Layer):
+    """A learned factor for each channel, the last axis."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale = self.create_parameter([dim], default_initializer=ones_)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return x * self.scale
+
+
+class Block(nn.Layer):
+    """MetaFormer block, ``[B, H, W, C]`` to the same; each branch has a drop path of its own."""
+
+    def __init__(self, dim: int, token_mixer: nn.Layer, mlp: nn.Layer, drop_path: float, res_scale: bool) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(dim)
+        self.token_mixer = token_mixer
+        self.res_scale1 = Scale(dim) if res_scale else nn.Identity()
+        self.norm2 = LayerNorm(dim)
+        self.mlp = mlp
+        self.res_scale2 = Scale(dim) if res_scale else nn.Identity()
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        x = self.res_scale1(x) + self.drop_path(self.token_mixer(self.norm1(x)))
+        return self.res_scale2(x) + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Downsampling(nn.Layer):
+    """A strided convolution to a channels-last map: after a norm between stages, before one in the stem."""
+
+    def __init__(self, in_chans: int, embed_dim: int, stem: bool) -> None:
+        super().__init__()
+        self.stem = stem
+        if stem:
+            self.conv = Conv2D(in_chans, embed_dim, 7, stride=4, padding=2)  # of [B, in_chans, H, W]
+            self.post_norm = LayerNorm(embed_dim)
+        else:
+            self.pre_norm = LayerNorm(in_chans)
+            self.conv = Conv2D(in_chans, embed_dim, 3, stride=2, padding=1)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        if self.stem:
+            return self.post_norm(self.conv(x).transpose([0, 2, 3, 1]))
+        return self.conv(self.pre_norm(x).transpose([0, 3, 1, 2])).transpose([0, 2, 3, 1])
+
+
+class MlpHead(nn.Layer):
+    """Classifier head: linear, squared ReLU, norm, linear; ``[B, C]`` to ``[B, num_classes]``."""
+
+    def __init__(self, dim: int, num_classes: int, drop_rate: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.norm = nn.LayerNorm(4 * dim)
+        self.fc2 = nn.Linear(4 * dim, num_classes)
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.fc2(self.drop(self.norm(F.relu(self.fc1(x)).square())))
+
+
+class DFFormer(Classifier):
+    """A MetaFormer (figure 3, table 1): stages on maps of 1/4, 1/8, 1/16 and 1/32 of the image.
+
+    ``depths``, ``embed_dims`` and ``token_mixers`` have an entry for each stage. A token mixer is
+    "dynamic_filter" (with ``num_filters`` filters and a router of ``reweight_expansion_ratio`` of the width),
+    "global_filter" or "sep_conv"; ``expansion_ratio`` is the width of its inside. ``act_layer``, in mixers and
+    MLPs, is "star_relu", "gelu" or "relu"; routers always have StarReLU. Stages from ``res_scale_stage`` on
+    (counted from 1) scale their skip connections. Takes images of any size from 3 pixels on.
+    """
+
+    def __init__(self, num_classes: int, image_size: int | tuple[int, int], in_chans: int, drop_path_rate: float,
+                 depths: Sequence[int], embed_dims: Sequence[int], token_mixers: Sequence[str],
+                 act_layer: str = "star_relu", num_filters: int = 4, expansion_ratio: float = 2.0,
+                 reweight_expansion_ratio: float = 0.25, mlp_ratio: float = 4.0, res_scale_stage: int = 3,
+                 head_drop_rate: float = 0.0) -> None:
+        super().__init__()
+        check_image_size("DFFormer", image_size, 3)
+        if not depths or not len(depths) == len(embed_dims) == len(token_mixers):
+            raise UserError("depths, embed_dims and token_mixers of DFFormer take an entry for each stage, got "
+                            f"{list(depths)}, {list(embed_dims)} and {list(token_mixers)}")
+        act = activation(act_layer, {**ACTIVATIONS, "star_relu": StarReLU})
+        common = {"act_layer": act, "expansion_ratio": expansion_ratio}
+        routing = {"num_filters": num_filters, "reweight_expansion_ratio": reweight_expansion_ratio}
+        mixers = {"dynamic_filter": partial(DynamicFilter, **common, **routing),
+                  "global_filter": partial(GlobalFilter, **common), "sep_conv": partial(SepConv, **common)}
+        self.num_features = embed_dims[-1]
+        self.head_drop_rate = head_drop_rate
+        self.downsample_layers, self.stages = nn.LayerList(), nn.LayerList()
+        size = [(side - 3) // 4 + 1 for side in pair(image_size)]
+        for stage, (dim, name, rates) in enumerate(
+                zip(embed_dims, token_mixers, drop_path_rates(drop_path_rate, depths), strict=True)):
+            if name not in mixers:
+                raise UserError(f"unknown token mixer {name!r}{nearest(name, mixers)}; known: {', '.join(mixers)}")
+            if stage > 0:
+                size = [(side - 1) // 2 + 1 for side in size]
+            self.downsample_layers.append(Downsampling(embed_dims[stage - 1] if stage else in_chans, dim, stage == 0))
+            sized = {} if name == "sep_conv" else {"size": size}
+            self.stages.append(nn.Sequential(*(
+                Block(dim, mixers[name](dim, **sized), Mlp(dim, int(mlp_ratio * dim), dim, act), rate,
+                      res_scale=stage + 1 >= res_scale_stage) for rate in rates)))
+        self.norm = nn.LayerNorm(self.num_features, epsilon=1e-6)
+        self.apply(_init_weights)
+        self.reset_classifier(num_classes)
+
+    def build_head(self, num_classes: int) -> nn.Layer:
+        head = MlpHead(self.num_features, num_classes, self.head_drop_rate)
+        head.apply(_init_weights)
+        return head
+
+    def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
+        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
+            x = stage(downsample(x))  # [B, H, W, C]
+        return self.norm(x.mean([1, 2]))
+
+    def resize_weights(self, name: str, array: np.ndarray, expected_shape: Sequence[int]) -> np.ndarray | None:
+        """Resample the filters of another image size to ``expected_shape``; None for what are no filters."""
+        if not name.endswith("complex_weights") or array.ndim != 4 or tuple(array.shape[2:]) != (*expected_shape[2:],):
+            return None
+        return resize_filters(paddle.to_tensor(array), *expected_shape[:2]).numpy()
+
+
+def _init_weights(layer: nn.Layer) -> None:
+    """Initialise as the reference: truncated normal of 0.02 for weights, biases zero."""
+    if isinstance(layer, (nn.Linear, nn.Conv2D)):
+        trunc_normal_(layer.weight)
+        if layer.bias is not None:
+            zeros_(layer.bias)
+
+
+_S18 = {"depths": [3, 3, 9, 3], "embed_dims": [64, 128, 320, 512]}
+_S36 = {"depths": [3, 12, 18, 3], "embed_dims": [64, 128, 320, 512]}
+_M36 = {"depths": [3, 12, 18, 3], "embed_dims": [96, 192, 384, 576]}
+_B36 = {"depths": [3, 12, 18, 3], "embed_dims": [128, 256, 512, 768]}
+_DF = {"token_mixers": ["dynamic_filter"] * 4}
+_CDF = {"token_mixers": ["sep_conv"] * 2 + ["dynamic_filter"] * 2}
+_GF = {"token_mixers": ["global_filter"] * 4}
+_AT_224 = {"crop_pct": 1.0, "interpolation": "bicubic"}
+
+
+def _released(name: str, arguments: dict, parameters: int, macs: int, top1: float | None = None) -> Variant:
+    url = f"https://github.com/okojoalg/dfformer/releases/download/weights/{name}.pth"
+    return Variant(arguments, parameters, macs, top1=top1, weights_url=url, **_AT_224)
+
+
+register_family(
+    "DFFormer",
+    DFFormer,
+    {
+        "dfformer_s18": _released("dfformer_s18", {**_S18, **_DF}, 30_324_372, 3_800_469_504),
+        "dfformer_s36": _released("dfformer_s36", {**_S36, **_DF}, 45_610_656, 7_364_195_328),
+        "dfformer_m36": _released("dfformer_m36", {**_M36, **_DF}, 65_316_064, 12_463_070_976),
+        "dfformer_b36": _released("dfformer_b36", {**_B36, **_DF}, 114_989_344, 22_127_849_472),
+        "cdfformer_s18": _released("cdfformer_s18", {**_S18, **_CDF}, 30_193_512, 3_885_057_024),
+        "cdfformer_s36": _released("cdfformer_s36", {**_S36, **_CDF}, 45_230_658, 7_533_090_816),
+        "cdfformer_m36": _released("cdfformer_m36", {**_M36, **_CDF}, 64_433_218, 12_716_061_696),
+        "cdfformer_b36": _released("cdfformer_b36", {**_B36, **_CDF}, 113_368_642, 22_464_700_416, 85.0),
+        "gfformer_s18": Variant({**_S18, **_GF}, 29_639_856, 3_789_778_944, **_AT_224, note="a fixed filter a channel"),
+        "dfformer_s18_gelu": Variant({**_S18, **_DF, "act_layer": "gelu"}, 30_324_300, 3_800_469_504, **_AT_224, note="GELU"),
+        "dfformer_s18_relu": Variant({**_S18, **_DF, "act_layer": "relu"}, 30_324_300, 3_800_469_504, **_AT_224, note="ReLU"),
+        "dfformer_s18_k2": Variant({**_S18, **_DF, "num_filters": 2}, 28_526_004, 3_795_345_408, **_AT_224,
+                                   note="two filters for four"),
+        "dfformer_s18_d8": Variant({**_S18, **_DF, "reweight_expansion_ratio": 0.125}, 28_333_716, 3_798_478_848, **_AT_224,
+                                   note="routers of half the width"),
+    },
+    paper="FFT-Based Dynamic Token Mixer for Vision, AAAI 2024",
+    paper_url="https://arxiv.org/abs/2303.03932",
+    reference="okojoalg/dfformer@2b757c511a1b",
+)
