@@ -47,16 +47,16 @@ class TrainLoader:
         count = len(self.dataset)
         return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
 
-    def indices(self, epoch: int, batch: int) -> np.ndarray:
-        """Return which images of the data set are in one batch."""
-        order = generator(self.seed, ORDER, epoch).permutation(len(self.dataset))
-        return order[batch * self.batch_size : (batch + 1) * self.batch_size]
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the indices of all images in the order of an epoch; batches are its consecutive pieces."""
+        return generator(self.seed, ORDER, epoch).permutation(len(self.dataset))
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """Yield (images float32 ``[B, 3, H, W]``, labels int64 ``[B]``) from batch ``start_batch`` on."""
+        order = self.order(epoch)
 
         def load(batch: int) -> Batch:
-            indices = self.indices(epoch, batch)
+            indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             rngs = (generator(self.seed, AUGMENT, epoch, int(index)) for index in indices)
             return _transformed(self.dataset, self.transform, indices, rngs)
 

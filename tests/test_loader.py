@@ -53,7 +53,7 @@ def test_batches_have_their_types_and_every_image_comes_once(digits):
     assert [len(labels) for _, labels in batches] == [50] * 7 + [10]
     assert all(images.dtype == np.float32 and images.shape[1:] == (3, 24, 24) for images, _ in batches)
     assert all(labels.dtype == np.int64 for _, labels in batches)
-    seen = np.concatenate([training.indices(0, batch) for batch in range(8)])
+    seen = training.order(0)
     assert np.array_equal(np.sort(seen), np.arange(360))
     np.testing.assert_array_equal(np.concatenate([labels for _, labels in batches]), digits.labels[seen])
     assert len(loader(digits)) == len(list(loader(digits).epoch(0))) == 7  # without the short batch
@@ -131,7 +131,7 @@ def loader_threads() -> list[threading.Thread]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_reaches_the_reader_after_the_good_batches(digits, workers):
     images = digits.images.copy()
-    images[loader(digits).indices(0, 2)[10]] = 255
+    images[loader(digits).order(0)[110]] = 255
     training = TrainLoader(replace(digits, images=images), Pipeline((Watching(),), (24, 24)), 50, 42, workers)
     batches = training.epoch(0)
     next(batches)
