@@ -74,6 +74,11 @@ def filter_map(x: paddle.Tensor, real: paddle.Tensor, imag: paddle.Tensor) -> pa
     return paddle.fft.irfft2(spectrum * weight, s=(height, width), axes=(1, 2), norm="ortho")
 
 
+def mix_planes(real: paddle.Tensor, imag: paddle.Tensor, routing: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Mix complex planes, in parts ``[M, K]``, by weights ``[B, K, C]``; returns the mix in parts, ``[B, M, C]``."""
+    return paddle.matmul(real, routing), paddle.matmul(imag, routing)
+
+
 def resize_filters(filters: paddle.Tensor, height: int, bins: int) -> paddle.Tensor:
     """Resample filters ``[H, W // 2 + 1, K, 2]`` to ``[height, bins, K, 2]`` (bicubic, align_corners)."""
     if filters.shape[:2] == [height, bins]:
@@ -113,7 +118,7 @@ class FrequencyFilter(nn.Layer):
             if routing is None:
                 real, imag = (part.unsqueeze(0) for part in parts)
             else:
-                real, imag = (paddle.matmul(part, routing.astype(x.dtype)) for part in parts)
+                real, imag = mix_planes(*parts, routing.astype(x.dtype))
             x = filter_map(x, real, imag)
         return self.pwconv2(x)
 
