@@ -60,6 +60,7 @@ class MobileFormer(Classifier):
                        head_channels=head_channels, num_features=num_features, groups=groups, num_heads=num_heads,
                        token_heads=token_heads, reduction_ratio=reduction_ratio, ffn_ratio=ffn_ratio,
                        downsample_ratio=downsample_ratio)
+        check_range(0, 1, drop_rate=drop_rate)
         check_stride("the stem", stem_stride)
         lite, *rows = block_rows(stem_channels, [lite_exp_size, lite_channels, lite_stride], blocks)
         check_widths([lite, *rows], head_channels, groups, num_heads)
@@ -145,6 +146,13 @@ def check_positive(part: str = "", /, **sizes: int) -> None:
     for key, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UserError(f"{key} of {part or 'Mobile-Former'} is {value!r}, expected a whole number from 1 up")
+
+
+def check_range(low: float, high: float, **numbers: float) -> None:
+    """Raise UserError for what is no number from ``low`` up to, and below, ``high``."""
+    for key, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < high:
+            raise UserError(f"{key} of Mobile-Former is {value!r}, expected a number, {low} <= {key} < {high}")
 
 
 def check_multiples(divisor_name: str, divisor: int, part: str = "", /, **sizes: int) -> None:

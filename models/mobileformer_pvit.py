@@ -27,6 +27,7 @@ Keys of its YAML files under ``MODEL.MF`` and arguments here: ``TOKENS`` are ``t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import paddle
@@ -34,7 +35,15 @@ from paddle import nn
 
 from errors import UserError
 from models.layers import Classifier, Conv2D, trunc_normal_, zeros_
-from models.mobileformer import TABLE, block_rows, check_multiples, check_positive, check_stride, check_widths
+from models.mobileformer import (
+    TABLE,
+    block_rows,
+    check_multiples,
+    check_positive,
+    check_range,
+    check_stride,
+    check_widths,
+)
 from models.mobileformer_pvit_blocks import (
     Block,
     DynamicSettings,
@@ -79,12 +88,13 @@ class MobileFormerPViT(Classifier):
         check_widths([lite, *rows], head_channels, groups, num_heads)
         check_multiples("groups", groups, stem_channels=stem_channels)
         check_multiples("num_heads", num_heads, token_dim=token_dim)
-        if not 1 <= dyrelu_reduction <= token_dim:
-            raise UserError(f"dyrelu_reduction is {dyrelu_reduction}, expected a number from 1 to token_dim, which is "
-                            f"{token_dim}")
-        if len(dyrelu_coefs) != 2 or len(dyrelu_consts) != 2:
-            raise UserError(f"dyrelu_coefs and dyrelu_consts take two numbers each, got {list(dyrelu_coefs)} and "
-                            f"{list(dyrelu_consts)}")
+        check_range(1, token_dim + 1, dyrelu_reduction=dyrelu_reduction)
+        check_range(1, math.inf, mlp_ratio=mlp_ratio)
+        check_range(0, 1, drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, mlp_drop_rate=mlp_drop_rate)
+        for name, pair in {"dyrelu_coefs": dyrelu_coefs, "dyrelu_consts": dyrelu_consts}.items():
+            if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+                raise UserError(f"{name} of Mobile-Former is {pair!r}, expected two numbers")
+            check_range(-1e3, 1e3, **{f"{name}[{i}]": value for i, value in enumerate(pair)})
         settings = TokenSettings(token_dim, num_heads, mlp_ratio, qkv_bias, drop_rate, attn_drop_rate, mlp_drop_rate,
                                  drop_path_rate)
         dynamic = DynamicSettings(dyrelu_k, dyrelu_reduction, dyrelu_coefs, dyrelu_consts) if use_dyrelu else None
@@ -114,7 +124,7 @@ class MobileFormerPViT(Classifier):
         for block in self.blocks:
             x, tokens = block(x, tokens)
         tokens = self.end_toformer_bridge(x, tokens)
-        x = paddle.concat([self.channel_conv(x).mean([2, 3]), tokens[:, 0]], axis=1)
+        x = paddle.concat([self.channel_conv(x).flatten(2).mean(2), tokens[:, 0]], axis=1)
         return self.head.dropout(self.head.act(self.head.fc1(x)))
 
 

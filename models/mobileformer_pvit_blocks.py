@@ -15,7 +15,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from models.layers import Conv2D, DepthwiseConv2D, DropPath, Mlp, activation
-from models.mobileformer_blocks import BlockRow, attend_map, attend_tokens, split_heads
+from models.mobileformer_blocks import BlockRow, attend_map, attend_tokens, greater, split_heads
 
 
 class TokenSettings(NamedTuple):
@@ -52,8 +52,7 @@ class HeadProjections(nn.LayerList):
                                     bias_attr=None if settings.qkv_bias else False) for _ in range(heads)])
 
     def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
-        slices = tokens.chunk(len(self), axis=2)
-        return paddle.stack([project(part) for project, part in zip(self, slices, strict=True)], axis=1)
+        return paddle.stack([self[i](part) for i, part in enumerate(tokens.chunk(len(self), axis=2))], axis=1)
 
 
 class MobileToFormer(nn.Layer):
@@ -145,9 +144,8 @@ class DynamicReLU(nn.Layer):
 
     def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
         outputs = self.project(token).reshape([0, -1, 2 * self.k, 1, 1]).unbind(2)  # each [B, C, 1, 1]
-        values = [out * coef + const for out, coef, const in zip(outputs, self.coefs, self.consts, strict=True)]
-        slopes, offsets = values[: self.k], values[self.k :]
-        return reduce(paddle.maximum, [x * slope + offset for slope, offset in zip(slopes, offsets, strict=True)])
+        values = [out * self.coefs[i] + self.consts[i] for i, out in enumerate(outputs)]  # slopes, then offsets
+        return reduce(greater, [x * values[i] + values[self.k + i] for i in range(self.k)])
 
 
 class Bottleneck(nn.Layer):

@@ -1,0 +1,230 @@
+"""Mobile-Former: what its two forms promise beyond what every network does."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+
+from analysis.complexity import count
+from analysis.parity import reference_name, set_state
+from configs.load import load_config, to_plain
+from errors import UserError
+from models import create_model, model_info
+from models.mobileformer_blocks import greater
+
+sys.path.append(str(Path(__file__).parent / "reference"))
+
+import fill
+
+PVIT = "mobileformer_26m_pvit"
+BOTH_FORMS = pytest.mark.parametrize("name", ["mobileformer_26m", PVIT])
+
+# The notebook's 26M network with the stride that it has for CIFAR-10, every argument written out.
+WHOLE_PVIT = """
+MODEL:
+  NAME: mobileformer_508m_pvit
+  NUM_CLASSES: 10
+  ARGS:
+    token_num: 3
+    token_dim: 128
+    num_heads: 4
+    mlp_ratio: 2.0
+    qkv_bias: true
+    groups: 4
+    stem_channels: 8
+    stem_stride: 2
+    lite_exp_size: 24
+    lite_channels: 12
+    lite_stride: 1
+    lite_act: null
+    blocks:  # exp_size, channels, stride
+      - [36, 12, 1]
+      - [72, 24, 2]
+      - [72, 24, 1]
+      - [144, 48, 2]
+      - [192, 48, 1]
+      - [288, 64, 1]
+      - [384, 96, 2]
+      - [576, 96, 1]
+    head_channels: 576
+    num_features: 1024
+    use_dyrelu: true
+    dyrelu_k: 2
+    dyrelu_reduction: 6.0
+    dyrelu_coefs: [1.0, 0.5]
+    dyrelu_consts: [1.0, 0.0]
+    drop_rate: 0.1
+    attn_drop_rate: 0.1
+    mlp_drop_rate: 0.1
+"""
+
+SMALL: dict[str, Any] = {
+    "stem_channels": 8, "lite_exp_size": 16, "lite_channels": 8, "blocks": [[24, 8, 1], [16, 16, 2, 5], [32, 16, 1]],
+    "token_num": 2, "token_dim": 16, "head_channels": 32, "num_features": 24, "groups": 2,
+}
+
+
+def images(batch: int, side: int) -> paddle.Tensor:
+    return paddle.to_tensor(fill.image_batch(7, batch, 3, side, side))
+
+
+def filled(name: str, **arguments: Any) -> paddle.nn.Layer:
+    """Return a network in evaluation mode, filled by the fixtures' rule."""
+    model = create_model(name, num_classes=10, **arguments)
+    linear = {f"{key}.weight" for key, layer in model.named_sublayers() if isinstance(layer, paddle.nn.Linear)}
+    set_state(model, {reference_name(key): fill.tensor(reference_name(key), value.shape[:: -1 if key in linear else 1])
+                      for key, value in model.state_dict().items()})
+    model.eval()
+    return model
+
+
+def test_lite_stride_of_the_authors_form() -> None:
+    """The numbers are the reference's, its first block's stride set to 1, on 64-pixel images."""
+    model = filled("mobileformer_26m", lite_stride=1)
+    model.to(dtype="float64")
+    logits = model(images(2, 64).astype("float64")).numpy()
+    np.testing.assert_allclose(logits[:, :4], [[0.89252386, 0.94126724, -1.30112922, -1.57284609],
+                                               [1.09380101, 0.54842126, -0.32823533, -1.28475475]], rtol=0, atol=1e-8)
+    assert count(model, 64).macs == 9_530_368
+
+
+def test_the_52m_file_has_stride_1() -> None:
+    assert count(create_model("mobileformer_52m_pvit"), 224).macs == 159_744_544
+    assert count(create_model("mobileformer_52m_pvit", lite_stride=2), 224).macs == 48_245_632
+
+
+def test_whole_architecture_in_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "whole.yaml"
+    path.write_text(WHOLE_PVIT)
+    config = load_config(path)
+    written = filled(config.MODEL.NAME, **to_plain(config.MODEL.ARGS))
+    named = filled(PVIT, lite_stride=1)
+    assert written.state_dict().keys() == named.state_dict().keys()
+    assert (written(images(2, 64)) == named(images(2, 64))).all()
+    assert set(config.MODEL.ARGS) >= set(model_info(PVIT).variant.arguments)
+
+
+@BOTH_FORMS
+def test_small_architecture_trains(name: str) -> None:
+    arguments = copy.deepcopy(SMALL)
+    model = create_model(name, num_classes=3, stem_stride=1, lite_stride=1, **arguments)
+    assert model(images(2, 32)).shape == [2, 3]
+    model(images(2, 32)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.trainable)
+    assert arguments == SMALL
+
+
+def test_a_training_batch_of_one_image() -> None:
+    model = create_model("mobileformer_26m", num_classes=10)
+    with pytest.raises(UserError, match="training batch of 1 image, expected 2 or more"):
+        model(images(1, 32))
+    model.eval()
+    assert np.isfinite(model(images(1, 32)).numpy()).all()
+    model.train()
+    model.classifier.fc[1].eval()  # a frozen norm takes any batch
+    assert np.isfinite(model(images(1, 32)).numpy()).all()
+    assert np.isfinite(create_model(PVIT, num_classes=10)(images(1, 64)).numpy()).all()
+
+
+@pytest.mark.parametrize(("name", "rates"), [
+    ("mobileformer_26m", ["drop_rate"]), (PVIT, ["drop_rate", "attn_drop_rate", "mlp_drop_rate"])])
+def test_each_dropout_is_one(name: str, rates: list[str]) -> None:
+    x = images(4, 64)
+    for rate in rates:
+        model = create_model(name, num_classes=10, **{rate: 0.5})
+        assert (model(x) != model(x)).any(), rate
+        model.eval()
+        assert (model(x) == model(x)).all()
+        with pytest.raises(UserError, match=f"{rate} of Mobile-Former is 1.5"):
+            create_model(name, **{rate: 1.5})
+    model = create_model(name, num_classes=10)
+    assert (model(x) == model(x)).all()
+
+
+def test_dropouts_stand_where_their_names_say() -> None:
+    model = create_model(PVIT, num_classes=10, drop_path_rate=0.4, drop_rate=0.1, attn_drop_rate=0.2,
+                         mlp_drop_rate=0.3)
+    rates = {key.split(".", 2)[-1]: getattr(layer, "p", getattr(layer, "rate", None))
+             for key, layer in model.named_sublayers() if key.startswith("blocks.3.")}
+    assert {key: rate for key, rate in rates.items() if rate is not None} == {
+        "toformer_bridge.dropout": 0.1, "toformer_bridge.attn_dropout": 0.2, "toformer_bridge.droppath": 0.4,
+        "former.attn.dropout": 0.1, "former.attn.attn_dropout": 0.2, "former.attn_droppath": 0.4,
+        "former.mlp.drop": 0.3, "former.mlp_droppath": 0.4, "mobile.bneck.act.project.0.drop": 0.0,
+        "tomobile_bridge.dropout": 0.1, "tomobile_bridge.attn_dropout": 0.2, "tomobile_bridge.droppath": 0.4}
+    assert model.head.dropout.p == 0.1
+
+
+def test_drop_path_rates_of_the_authors_form() -> None:
+    model = create_model("mobileformer_26m", drop_path_rate=0.45)
+    rates = [block.drop_path.rate for block in model.features[1:]]
+    np.testing.assert_allclose(rates, [0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45])
+    assert model.local_global.drop_path.rate == 0.45
+
+
+def test_options_of_the_notebooks_form() -> None:
+    x = images(2, 64)
+    plain = filled(PVIT)(x).numpy()
+    assert np.abs(filled(PVIT, lite_act="relu")(x).numpy() - plain).max() > 1e-3
+    without = create_model(PVIT, use_dyrelu=False)
+    assert not [key for key in without.state_dict() if ".project." in key]
+    biases = create_model(PVIT).state_dict().keys() - create_model(PVIT, qkv_bias=False).state_dict().keys()
+    assert {key.rsplit(".", 3)[-3 if "heads" in key else -2] for key in biases} == {
+        "heads_q_proj", "heads_k_proj", "heads_v_proj", "qkv_proj"}
+    assert create_model(PVIT, num_classes=10, dyrelu_k=3)(x).shape == [2, 10]
+
+
+@BOTH_FORMS
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({"blocks": []}, "blocks of Mobile-Former is \\[\\], expected a list of rows"),
+    ({"blocks": [[36, 12]]}, "block 1 of Mobile-Former is \\[36, 12\\], expected \\[exp_size, channels, stride\\]"),
+    ({"blocks": [[36, 12, 3]]}, "stride of block 1 is 3, expected 1 or 2"),
+    ({"blocks": [[36, 12, 1, 4]]}, "kernel_size of block 1 is 4, expected an odd number"),
+    ({"blocks": [[36, 12, 1], [72, "24", 2]]}, "channels of block 2 is '24', expected a whole number"),
+    ({"blocks": [[38, 12, 1]]}, "exp_size of block 1 is 38, expected a multiple of groups, which is 4"),
+    ({"groups": 1, "lite_channels": 9}, "channels of the lite bottleneck is 9, expected a multiple of num_heads"),
+    ({"lite_stride": 4}, "stride of the lite bottleneck is 4, expected 1 or 2"),
+    ({"stem_stride": 0}, "stride of the stem is 0, expected 1 or 2"),
+    ({"token_num": 0}, "token_num of Mobile-Former is 0, expected a whole number from 1 up"),
+    ({"head_channels": 578}, "head_channels of Mobile-Former is 578, expected a multiple of groups"),
+])
+def test_impossible_architectures_are_told(name: str, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        create_model(name, **wrong)
+
+
+@pytest.mark.parametrize(("name", "wrong", "message"), [
+    ("mobileformer_26m", {"blocks": [[80, 12, 2]]}, "exp_size of block 1 is 80, expected a multiple of the width"),
+    ("mobileformer_26m", {"token_dim": 126}, "token_dim of Mobile-Former is 126, expected a multiple of token_heads"),
+    (PVIT, {"token_dim": 126}, "token_dim of Mobile-Former is 126, expected a multiple of num_heads, which is 4"),
+    (PVIT, {"dyrelu_reduction": 0}, "dyrelu_reduction of Mobile-Former is 0"),
+    (PVIT, {"dyrelu_coefs": [1.0]}, "dyrelu_coefs of Mobile-Former is \\[1.0\\], expected two numbers"),
+    (PVIT, {"lite_act": "rleu"}, "unknown activation 'rleu' \\(nearest: relu"),
+])
+def test_impossible_arguments_of_one_form(name: str, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        create_model(name, **wrong)
+
+
+def test_greater_is_the_maximum() -> None:
+    generator = np.random.default_rng(0)
+    a, b = (paddle.to_tensor(generator.standard_normal((3, 5)), stop_gradient=False) for _ in range(2))
+    np.testing.assert_allclose(greater(a, b).numpy(), np.maximum(a.numpy(), b.numpy()), rtol=0, atol=1e-15)
+    for ours, theirs in zip(paddle.grad(greater(a, b).sum(), [a, b]), paddle.grad(paddle.maximum(a, b).sum(), [a, b]),
+                            strict=True):
+        assert (ours == theirs).all()
+
+
+@pytest.mark.slow
+@BOTH_FORMS
+def test_exported_network_takes_any_batch_and_size(name: str, tmp_path: Path) -> None:
+    model = filled(name)
+    paddle.jit.save(model, str(tmp_path / "net"), input_spec=[paddle.static.InputSpec([None, 3, None, None])])
+    exported = paddle.jit.load(str(tmp_path / "net"))
+    for batch, side in ((1, 64), (3, 33)):
+        np.testing.assert_allclose(exported(images(batch, side)).numpy(), model(images(batch, side)).numpy(), atol=1e-5)
