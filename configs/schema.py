@@ -39,10 +39,10 @@ def default_config() -> CfgNode:
     c.AUGMENT.CROP = "random_resized"  # random_resized; pad (then crop at random); none (resize)
     c.AUGMENT.CROP_SCALE = [0.08, 1.0]  # random_resized: smallest and largest share of the image's area
     c.AUGMENT.CROP_RATIO = [0.75, 1.3333333333]  # random_resized: smallest and largest width / height
-    c.AUGMENT.CROP_PADDING = 4  # pad: black pixels added on each side of the original image
+    c.AUGMENT.CROP_PADDING = 4  # pad: black pixels added on each side, at the size that the network sees
     c.AUGMENT.BRIGHTNESS = 0.0  # colour jitter: a factor from [1 - x, 1 + x]
     c.AUGMENT.CONTRAST = 0.0  # colour jitter: a factor from [1 - x, 1 + x]
-    c.AUGMENT.SATURATION = 0.0  # colour jitter: a factor from [1 - x, 1 + x]
+    c.AUGMENT.SATURATION = 0.0  # colour jitter as Paddle draws it (twice: see datasets/color.py)
     c.AUGMENT.HUE = 0.0  # colour jitter: a shift from [-x, x] turns, at most 0.5
     c.AUGMENT.HFLIP = 0.5  # probability of a horizontal flip
     c.AUGMENT.ROTATION = 0.0  # largest rotation to either side, in degrees

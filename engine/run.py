@@ -54,12 +54,13 @@ class RunFolder:
         if resume and not holds_run:
             raise UserError(f"{self.path} holds no run to resume")
         self._acquire()
-        if resume:
-            _check_continuation(load_config(self.config), config, self.config)
-        elif holds_run:
+        differences = _check_continuation(load_config(self.config), config, self.config) if resume else []
+        if holds_run and not resume:
             self._clear()
         write_text(self.config, config.dump())
         self._start_log()
+        for difference in differences:
+            log.warning("resuming with %s", difference)
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -120,14 +121,14 @@ def run_folder(config: CfgNode) -> RunFolder:
     return RunFolder(Path(config.OUTPUT) / config.NAME)
 
 
-def _check_continuation(old: CfgNode, new: CfgNode, path: Path) -> None:
+def _check_continuation(old: CfgNode, new: CfgNode, path: Path) -> list[str]:
+    """Return the harmless differences, told; raises UserError where one would change what the run computes."""
     before, now = dict(flatten(old)), dict(flatten(new))
     changed = [key for key in now if now[key] != before[key]]
     breaking = [_difference(key, before[key], now[key]) for key in changed if key not in _FREE_KEYS]
     if breaking:
         raise UserError(f"{path}: --resume continues a run as it was, but these keys differ: {'; '.join(breaking)}")
-    for key in changed:
-        log.warning("resuming with %s", _difference(key, before[key], now[key]))
+    return [_difference(key, before[key], now[key]) for key in changed]
 
 
 def _difference(key: str, before: Any, now: Any) -> str:
