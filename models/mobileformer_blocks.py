@@ -33,7 +33,7 @@ def hard_sigmoid(x: paddle.Tensor) -> paddle.Tensor:
 
 
 def greater(a: paddle.Tensor, b: paddle.Tensor) -> paddle.Tensor:
-    """Return the elementwise maximum; the backward pass of Paddle's operator takes ten times as long on a CPU."""
+    """Return the elementwise maximum; the backward pass of Paddle's operator is several times as long on a CPU."""
     return b + F.relu(a - b)
 
 
