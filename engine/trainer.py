@@ -26,6 +26,7 @@ from engine.history import History
 from engine.interrupts import Interrupted, StopRequest
 from engine.metrics import RunningMean
 from engine.optim import learning_rate
+from engine.predictor import find_weights
 from engine.progress import Progress
 from engine.run import RunFolder
 from engine.state import Position, TrainingState
@@ -62,7 +63,8 @@ class Trainer:
         self.selection = build_eval_loader(config, self.selection_split)
         self.state = TrainingState(config)
         if weights and not resume:
-            log.info("%s", load_weights(self.state.model, weights, num_classes_mismatch="fresh_head"))
+            report = load_weights(self.state.model, find_weights(weights), num_classes_mismatch="fresh_head")
+            log.info("%s", "\n".join(report.lines()))
         self.position = self.state.restore(run) if resume else Position()
         self.history = History(run.path, self.position.iteration, self.position.epoch)
         self.means = RunningMean(self.position.sums)

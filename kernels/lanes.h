@@ -21,10 +21,11 @@ typedef float VecU __attribute__((vector_size(LANES * 4), aligned(4), may_alias)
 static inline Vec load(const float* p) { return *reinterpret_cast<const VecU*>(p); }
 static inline void store(float* p, Vec v) { *reinterpret_cast<VecU*>(p) = v; }
 
+typedef int32_t IVec __attribute__((vector_size(LANES * 4)));
+
 #if defined(__clang__)
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-typedef int32_t IVec __attribute__((vector_size(LANES * 4)));
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, IVec{__VA_ARGS__})
 #endif
 #if LANES == 16

@@ -43,18 +43,22 @@ from models.relative_position import RelativePositionBias, resize_square_table
 class CoAtNetBase(Classifier):
     """What both forms share: a stem at 1/2 and four stages at 1/4 to 1/32 of the image, and tables of offsets.
 
-    A layer that holds a table of offsets has the (height, width) of its map in ``size``.
+    ``numbers`` are further arguments, which must be positive. A layer that holds a table of offsets has the (height,
+    width) of its map in ``size``.
     """
 
     def __init__(self, image_size: int | tuple[int, int], depths: Sequence[int], embed_dims: Sequence[int],
-                 stem_dim: int, block_types: Sequence[str]) -> None:
+                 block_types: Sequence[str], **numbers: float) -> None:
         super().__init__()
-        if not len(depths) == len(embed_dims) == len(block_types) == 4 or set(block_types) - {"C", "T"}:
-            raise UserError("CoAtNet has four stages: depths and embed_dims take four numbers each, block_types four "
-                            f"of C and T; got {list(depths)}, {list(embed_dims)}, {list(block_types)}")
-        if min(*depths, *embed_dims, stem_dim, *pair(image_size)) < 1:
-            raise UserError("depths, embed_dims, stem_dim and image_size of CoAtNet must be 1 or more, got "
-                            f"{list(depths)}, {list(embed_dims)}, {stem_dim}, {image_size}")
+        for key, value in (("depths", depths), ("embed_dims", embed_dims)):
+            if not isinstance(value, (list, tuple)) or len(value) != 4 or min(value) < 1:
+                raise UserError(f"{key} of CoAtNet is {value}, expected four numbers of 1 or more, one for each stage")
+        if len(block_types) != 4 or set(block_types) - {"C", "T"}:
+            raise UserError(f"block_types of CoAtNet is {block_types}, expected four of C (convolution) and T "
+                            "(Transformer), such as CCTT")
+        for key, value in {"image_size": min(pair(image_size)), **numbers}.items():
+            if value <= 0:
+                raise UserError(f"{key} of CoAtNet is {value}, expected more than 0")
         self.num_features = embed_dims[-1]
         self.map_sizes = [tuple(-(-side // stride) for side in pair(image_size)) for stride in (4, 8, 16, 32)]
 
@@ -212,7 +216,8 @@ class CoAtNet(CoAtNetBase):
                  depths: Sequence[int], embed_dims: Sequence[int], stem_dim: int = 64,
                  block_types: Sequence[str] = "CCTT", expand_ratio: float = 4.0, se_ratio: float = 0.25,
                  head_dim: int = 32) -> None:
-        super().__init__(image_size, depths, embed_dims, stem_dim, block_types)
+        super().__init__(image_size, depths, embed_dims, block_types, stem_dim=stem_dim, expand_ratio=expand_ratio,
+                         se_ratio=se_ratio, head_dim=head_dim)
         self.stem = Stem(in_chans, stem_dim)
         dim = stem_dim
         stages = []

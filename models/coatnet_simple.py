@@ -161,7 +161,8 @@ class CoAtNetSimple(CoAtNetBase):
                  depths: Sequence[int], embed_dims: Sequence[int], stem_dim: int = 64, stem_depth: int = 2,
                  block_types: Sequence[str] = "CCTT", expand_ratio: float = 4.0, se_ratio: float = 0.25,
                  num_heads: int = 8, head_dim: int = 32, drop_rate: float = 0.0) -> None:
-        super().__init__(image_size, depths, embed_dims, stem_dim, block_types)
+        super().__init__(image_size, depths, embed_dims, block_types, stem_dim=stem_dim, stem_depth=stem_depth,
+                         expand_ratio=expand_ratio, se_ratio=se_ratio, num_heads=num_heads, head_dim=head_dim)
         dims = [in_chans] + [stem_dim] * stem_depth
         self.s0 = nn.Sequential(*[
             conv_bn_gelu(nn.Conv2D(dims[i], stem_dim, 3, stride=1 if i else 2, padding=1, bias_attr=False))
