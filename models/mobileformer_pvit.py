@@ -139,19 +139,20 @@ def _init_weights(layer: nn.Layer) -> None:
 _VARIANTS = [  # dynamic ReLU's reduction, heads, README's parameters and MACs, our counts on the source's code
     ("26m", {"num_heads": 4, "dyrelu_reduction": 6.0}, "3.227M", "26M", 3_204_324, 22_714_752, ""),
     ("52m", {"num_heads": 4, "dyrelu_reduction": 4.4, "lite_stride": 1}, "3.513M", "52M", 3_490_860, 159_744_544,
-     "the source's file has the lite bottleneck's stride 1; lite_stride 2 costs 48M MACs"),
+     "the source's file has the lite bottleneck's stride 1, against the paper; lite_stride 2 costs 48M MACs"),
     ("96m", {"num_heads": 4, "dyrelu_reduction": 4.0}, "4.595M", "96M", 4_564_400, 86_857_000, ""),
     ("151m", {"num_heads": 4, "dyrelu_reduction": 5.5}, "7.616M", "151M", 7_570_582, 142_807_656, ""),
     ("214m", {"num_heads": 4, "dyrelu_reduction": 4.65}, "9.416M", "214M", 9_357_167, 199_300_496, ""),
     ("294m", {"num_heads": 8, "dyrelu_reduction": 3.8}, "11.392M", "294M", 11_320_606, 274_900_288, ""),
     ("508m", {"num_heads": 8, "dyrelu_reduction": 3.25}, "14.013M", "508M", 13_916_561, 477_961_072, ""),
 ]
+_NOTE = "the source's README repeats the MACs that the paper gives for its own, slightly larger networks"
 
 register_family(
     "Mobile-Former (PaddleViT)",
     MobileFormerPViT,
     {f"mobileformer_{size}_pvit": Variant({**TABLE[size], **arguments}, parameters, macs, paper_parameters, paper_macs,
-                                          crop_pct=0.9, interpolation="bicubic", note=note)
+                                          crop_pct=0.9, interpolation="bicubic", note=note or _NOTE)
      for size, arguments, paper_parameters, paper_macs, parameters, macs, note in _VARIANTS},
     paper="Mobile-Former: Bridging MobileNet and Transformer, CVPR 2022",
     paper_url="https://arxiv.org/abs/2108.05895",
