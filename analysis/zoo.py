@@ -129,13 +129,13 @@ def line(row: Row, names: Sequence[str]) -> str:
     return _line(row.info.name, cells, names)
 
 
-def notes(rows: Iterable[Row]) -> list[str]:
-    """Return the notes of the variants in these rows, each once, with the models that it is about."""
+def notes(infos: Iterable[ModelInfo]) -> dict[str, list[str]]:
+    """Return the notes of these variants, each with the names that it is about."""
     about: dict[str, list[str]] = {}
-    for row in rows:
-        if row.info.variant.note:
-            about.setdefault(row.info.variant.note, []).append(row.info.name)
-    return [f"{', '.join(models)}: {note}" for note, models in about.items()]
+    for info in infos:
+        if info.variant.note:
+            about.setdefault(info.variant.note, []).append(info.name)
+    return about
 
 
 def quantity(value: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 
 from analysis.parity import Parity, model_for
-from analysis.zoo import Row, percent, quantity
+from analysis.zoo import Row, notes, percent, quantity
 from models import ModelInfo, list_models, model_info
 
 INTRODUCTION = """\
@@ -59,12 +59,10 @@ def _section(family: list[ModelInfo], rows: Mapping[str, Row], parities: Mapping
     lines = [f"## {first.family}: `{first.name}`" + (f" to `{family[-1].name}`" if family[1:] else ""), "",
              f"[{first.paper}]({first.paper_url}). Reference: [{first.reference}]({source}).", ""]
     lines += _table(MODEL_HEADINGS, (_model_cells(info, rows.get(info.name)) for info in family))
-    noted = {}
-    for info in family:
-        if info.variant.note:
-            noted.setdefault(info.variant.note, []).append(f"`{info.name}`")
+    noted = notes(family)
     if noted:
-        lines += ["", *(f"- {', '.join(names)}: {note}." for note, names in noted.items())]
+        lines += ["", *(f"- {'all' if len(names) == len(family) else ', '.join(f'`{name}`' for name in names)}: {note}."
+                        for note, names in noted.items())]
     named = [fixture for info in family for fixture in fixtures.get(info.name, ())]
     if named:
         lines += ["", *_table(PARITY_HEADINGS, (_parity_cells(name, parities.get(name)) for name in named))]

@@ -49,8 +49,8 @@ def main(arguments: argparse.Namespace) -> None:
     for name in names:
         rows.append(zoo.measure(name, arguments.num_classes, image_size))
         print(zoo.line(rows[-1], names), flush=True)
-    for note in zoo.notes(rows):
-        print(f"  {note}")
+    for note, about in zoo.notes(row.info for row in rows).items():
+        print(f"  {', '.join(about)}: {note}")
     if arguments.json:
         write_json(arguments.json, [row.record() for row in rows])
         print(f"wrote {arguments.json}")
