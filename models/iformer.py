@@ -24,6 +24,9 @@ from models.layers import (
     DepthwiseConv2D,
     DropPath,
     Mlp,
+    PointwiseConv2D,
+    channels_first,
+    channels_last,
     drop_path_rates,
     ones_,
     pair,
@@ -37,7 +40,7 @@ LayerNorm = partial(nn.LayerNorm, epsilon=1e-6)
 
 
 class HighMixer(nn.Layer):
-    """High-frequency mixer (section 3.1, equations 2 and 3): ``[B, C, H, W]`` to ``[B, 2C, H, W]``.
+    """High-frequency mixer (section 3.1, equations 2 and 3): channels-last ``[B, H, W, C]`` to ``[B, 2C, H, W]``.
 
     The first half of the channels goes through a 1×1, then a depthwise convolution, the second through a
     max-pool, then a 1×1 convolution; each path doubles its width.
@@ -46,23 +49,23 @@ class HighMixer(nn.Layer):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.half = half = dim // 2
-        self.conv1 = Conv2D(half, 2 * half, 1, bias_attr=False)
+        self.conv1 = PointwiseConv2D(half, 2 * half, bias_attr=False)
         self.proj1 = DepthwiseConv2D(2 * half, 3, padding=1, bias_attr=False)
         self.max_pool = nn.MaxPool2D(3, stride=1, padding=1)
-        self.proj2 = Conv2D(half, 2 * half, 1)
+        self.proj2 = PointwiseConv2D(half, 2 * half)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        conv, pool = x.split([self.half, self.half], axis=1)
-        conv = F.gelu(self.proj1(self.conv1(conv)))
-        pool = F.gelu(self.proj2(self.max_pool(pool)))
-        return paddle.concat([conv, pool], axis=1)
+        conv, pool = x.split([self.half, self.half], axis=-1)
+        conv = F.gelu(self.proj1(channels_first(self.conv1(conv))))
+        pool = channels_last(self.max_pool(channels_first(pool)))
+        return paddle.concat([conv, channels_first(F.gelu(self.proj2(pool)))], axis=1)
 
 
 class LowMixer(nn.Layer):
     """Low-frequency mixer (section 3.1, equation 4): attention between average pooling and upsampling.
 
-    ``[B, C, H, W]`` to the same. An odd side is pooled with a last window of one row or column, so that
-    upsampling by ``pool_size`` covers the map, and cropped.
+    Channels-last ``[B, H, W, C]`` to ``[B, C, H, W]``. An odd side is pooled with a last window of one row or column,
+    so that upsampling by ``pool_size`` covers the map, and cropped.
     """
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool, attn_drop_rate: float, pool_size: int) -> None:
@@ -74,11 +77,10 @@ class LowMixer(nn.Layer):
         self.attn_drop = nn.Dropout(attn_drop_rate)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        height, width = x.shape[2:]
+        height, width = x.shape[1:3]
         if self.pool_size > 1:
-            x = F.avg_pool2d(x, self.pool_size, stride=self.pool_size, ceil_mode=True)
-        b, c, h, w = x.shape
-        x = x.flatten(2).transpose([0, 2, 1])  # [B, N, C]
+            x = channels_last(F.avg_pool2d(channels_first(x), self.pool_size, stride=self.pool_size, ceil_mode=True))
+        b, h, w, c = x.shape
         qkv = self.qkv(x).reshape([b, h * w, 3, self.num_heads, c // self.num_heads])
         q, k, v = qkv.transpose([2, 0, 3, 1, 4]).unbind(0)  # each [B, heads, N, head_dim]
         attn = self.attn_drop(F.softmax(paddle.matmul(q * self.scale, k, transpose_y=True), axis=-1))
@@ -104,14 +106,14 @@ class Mixer(nn.Layer):
         self.high_mixer = HighMixer(high_dim)
         self.low_mixer = LowMixer(low_dim, attention_heads, qkv_bias, attn_drop_rate, pool_size)
         self.conv_fuse = DepthwiseConv2D(fused_dim, 3, padding=1, bias_attr=False)
-        self.proj = Conv2D(fused_dim, dim, 1)
+        self.proj = PointwiseConv2D(fused_dim, dim)
         self.proj_drop = nn.Dropout(drop_rate)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        high, low = x.transpose([0, 3, 1, 2]).split(self.split_sizes, axis=1)
+        high, low = x.split(self.split_sizes, axis=-1)
         x = paddle.concat([self.high_mixer(high), self.low_mixer(low)], axis=1)
         x = x + self.conv_fuse(x)  # equation 6
-        return self.proj_drop(self.proj(x)).transpose([0, 2, 3, 1])
+        return self.proj_drop(self.proj(channels_last(x)))
 
 
 class Block(nn.Layer):
@@ -152,7 +154,7 @@ class Stem(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         x = F.gelu(self.norm1(self.proj1(x)))
-        return self.norm2(self.proj2(x)).transpose([0, 2, 3, 1])
+        return channels_last(self.norm2(self.proj2(x)))
 
 
 class PatchEmbed(nn.Layer):
@@ -164,7 +166,7 @@ class PatchEmbed(nn.Layer):
         self.norm = nn.BatchNorm2D(embed_dim)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.norm(self.proj(x.transpose([0, 3, 1, 2]))).transpose([0, 2, 3, 1])
+        return channels_last(self.norm(self.proj(channels_first(x))))
 
 
 class InceptionTransformer(Classifier):

@@ -56,6 +56,16 @@ def pytorch_default_(layer: nn.Layer) -> None:
         nn.initializer.Uniform(-bound, bound)(layer.bias)
 
 
+def channels_last(x: paddle.Tensor) -> paddle.Tensor:
+    """Return ``[B, C, H, W]`` as ``[B, H, W, C]``."""
+    return x.transpose([0, 2, 3, 1])
+
+
+def channels_first(x: paddle.Tensor) -> paddle.Tensor:
+    """Return ``[B, H, W, C]`` as ``[B, C, H, W]``."""
+    return x.transpose([0, 3, 1, 2])
+
+
 class DropPath(nn.Layer):
     """Stochastic depth: in training, drop a sample's branch with probability ``rate`` and scale the others.
 
@@ -112,11 +122,12 @@ class PointwiseConv2D(nn.Conv2D):
     One matrix product for the whole batch: on maps of a few pixels several times as fast as one for each image.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 1)
+    def __init__(self, in_channels: int, out_channels: int, bias_attr: bool | None = None) -> None:
+        super().__init__(in_channels, out_channels, 1, bias_attr=bias_attr)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return paddle.matmul(x, self.weight.flatten(1), transpose_y=True) + self.bias
+        y = paddle.matmul(x, self.weight.flatten(1), transpose_y=True)
+        return y if self.bias is None else y + self.bias
 
 
 class DepthwiseConv2D(Conv2D):
@@ -170,5 +181,5 @@ def resize_position_embedding(table: paddle.Tensor, height: int, width: int) -> 
     """Resample a channels-last table ``[1, H, W, C]`` to ``[1, height, width, C]`` (bilinear, half-pixel centres)."""
     if table.shape[1:3] == [height, width]:
         return table
-    table = F.interpolate(table.transpose([0, 3, 1, 2]), size=(height, width), mode="bilinear")
-    return table.transpose([0, 2, 3, 1])
+    table = F.interpolate(channels_first(table), size=(height, width), mode="bilinear")
+    return channels_last(table)
