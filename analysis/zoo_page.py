@@ -18,7 +18,7 @@ Written by `python tools/summary.py --write MODEL_ZOO.md`; do not edit by hand.
 **FLOPs** (multiply-accumulates of one image, as papers use the word) are counted by us with 1,000 classes at the image
 size given; behind them stand the paper's figures and how far ours are from them (`=`: ours round to the paper's).
 Counted are convolutions, fully connected layers and matrix products, not norms, activation functions, pooling,
-element-wise products and FFTs. **Weights** are the authors' files; `tools/convert.py` reads them.
+element-wise products and FFTs. **Link** leads to the authors' weights; `tools/convert.py` reads them.
 
 The **parity** tables hold our networks against the reference implementation on the same weights and images
 (`python tools/parity.py`, on a CPU): largest error of the logits in single and double precision over their standard
@@ -27,7 +27,7 @@ statistics of the batch norms. The references' numbers are kept in single precis
 near 1e-7. A dash: not measured by that fixture.
 """
 MODEL_HEADINGS = ("Model", "Acc@1", "Acc@5", "#Params", "#Params (paper)", "FLOPs", "FLOPs (paper)", "Image Size",
-                  "Crop_pct", "Interpolation", "Weights")
+                  "Crop_pct", "Interpolation", "Link")
 PARITY_HEADINGS = ("Parity with the reference", "#Params", "Logits, float32", "Logits, float64", "Training logits",
                    "Loss", "Gradients", "Statistics")
 _DASH = "–"

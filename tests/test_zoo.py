@@ -1,0 +1,176 @@
+"""The table of the zoo, the page that is made of it, and the commands that print them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis import zoo
+from analysis.parity import fixture_names
+from analysis.zoo_page import MODEL_HEADINGS, PARITY_HEADINGS, page
+from errors import UserError
+from models import list_models, model_info
+
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = ROOT / "tests" / "reference"
+MEASURED = {MODEL_HEADINGS: ("#Params", "FLOPs"), PARITY_HEADINGS: PARITY_HEADINGS[1:]}
+
+
+def tool(name: str, *arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "tools" / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def without_measurements(text: str) -> list[str]:
+    """Return the lines of a page with dashes for what was measured."""
+    lines, measured = [], []
+    for line in text.splitlines():
+        if line.startswith("| "):
+            row = cells(line)
+            if tuple(row) in MEASURED:
+                measured = [row.index(heading) for heading in MEASURED[tuple(row)]]
+            elif line.startswith("| `"):
+                line = " | ".join("–" if index in measured else cell for index, cell in enumerate(row))
+        lines.append(line.strip("| "))
+    return lines
+
+
+def page_rows(headings: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """Return the rows of the committed page's tables with these headings, by their first cell."""
+    rows, inside = {}, False
+    for line in (ROOT / "MODEL_ZOO.md").read_text(encoding="utf-8").splitlines():
+        inside = tuple(cells(line)) == headings or (inside and line.startswith("| "))
+        if inside and line.startswith("| `"):
+            row = dict(zip(headings, cells(line), strict=True))
+            rows[row[headings[0]].strip("`")] = row
+    return rows
+
+
+def test_page_is_the_generated_one() -> None:
+    committed = (ROOT / "MODEL_ZOO.md").read_text(encoding="utf-8")
+    assert without_measurements(committed) == without_measurements(page({}, {}, fixture_names(REFERENCE)))
+
+
+def test_page_has_the_counts_of_the_registry() -> None:
+    rows = page_rows(MODEL_HEADINGS)
+    assert list(rows) == list_models()
+    for name, row in rows.items():
+        variant = model_info(name).variant
+        assert row["#Params"].split(" ")[0] == f"{variant.parameters:,}"
+        assert row["FLOPs"].split(" ")[0] == zoo.quantity(variant.macs)
+
+
+def test_page_shows_parity_of_every_fixture() -> None:
+    rows = page_rows(PARITY_HEADINGS)
+    assert sorted(rows) == fixture_names(REFERENCE)
+    for row in rows.values():
+        assert row["#Params"] == "equal"
+        assert float(row["Logits, float32"]) < 1e-4
+        assert float(row["Logits, float64"]) < 1e-8
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_deviations_are_explained(name: str) -> None:
+    info = model_info(name)
+    variant = info.variant
+    assert zoo.explained(info, (zoo.deviation(variant.parameters, variant.paper_parameters),
+                                zoo.deviation(variant.macs, variant.paper_macs)))
+
+
+@pytest.mark.parametrize(
+    ("value", "figure", "expected"),
+    [(19_866_344, "19.866M", 0), (19_866_344, "20M", 0), (20_899_944, "20M", 0.045), (1_812_267_008, "1.8G", 0),
+     (4_825_828_736, "4.849G", -0.004779), (23_550_208, "26M", -0.09422), (5, "", None), (5, "n/a", None)],
+)
+def test_deviation_from_a_printed_figure(value: int, figure: str, expected: float | None) -> None:
+    assert zoo.deviation(value, figure) == (expected if expected is None else pytest.approx(expected, abs=1e-5))
+
+
+def test_patterns_and_names_select_models() -> None:
+    assert zoo.select([]) == list_models()
+    assert zoo.select(["convmixer_*_20", "iformer_small", "convmixer_1536_20"]) == [
+        "convmixer_1536_20", "convmixer_1024_20", "iformer_small"]
+    assert zoo.select(["paddle/resnet18"]) == ["paddle/resnet18"]
+    with pytest.raises(UserError, match="nearest: iformer_small"):
+        zoo.select(["iformer_smal"])
+    with pytest.raises(UserError, match=r"no model fits the pattern 'iformr_\*'"):
+        zoo.select(["iformr_*"])
+
+
+def test_summary_prints_and_writes(tmp_path: Path) -> None:
+    done = tool("summary.py", "iformer_small", "convmixer_256_8", "--json", tmp_path / "table.json")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"iformer_small +224 +19,866,344 +19\.866M += +4\.826G +4\.849G +-0\.5 % +26\.4M\n", done.stdout)
+    first, second = json.loads((tmp_path / "table.json").read_text())
+    assert (first["parameters"], first["macs"]) == (19_866_344, 4_825_828_736)
+    assert first["macs_deviation"] == pytest.approx(4_825_828_736 / 4.849e9 - 1)
+    assert second["image_size"] == [32, 32]
+
+    done = tool("summary.py", "iformer_small", "--image-size", "32x64", "--num-classes", "10")
+    assert done.returncode == 0, done.stderr
+    assert "32x64" in done.stdout
+    assert "19.866M" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("iformer_smal",), "nearest: iformer_small"),
+        (("iformer_small", "--image-size", "-3"), "--image-size is '-3'"),
+        (("iformer_small", "--num-classes", "-3"), "num_classes is -3"),
+        (("iformer_small", "--write", "page.md"), "--write is for all models"),
+    ],
+)
+def test_summary_tells_mistakes(arguments: tuple[str, ...], told: str) -> None:
+    done = tool("summary.py", *arguments)
+    assert done.returncode == 2
+    assert told in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["summary.py", "parity.py"])
+def test_help_comes_at_once(name: str) -> None:
+    start = time.monotonic()
+    done = tool(name, "--help")
+    assert done.returncode == 0
+    assert time.monotonic() - start < 1.0
+    assert len(done.stdout.splitlines()) <= 24
+
+
+def test_parity_prints_errors_and_ends_with_1_for_another_network(tmp_path: Path) -> None:
+    for path in (REFERENCE / "fill.py", REFERENCE / "convmixer_256_8.json"):
+        shutil.copy(path, tmp_path)
+    arrays = dict(np.load(REFERENCE / "convmixer_256_8.npz"))
+    np.savez(tmp_path / "convmixer_256_8.npz", **arrays)
+    done = tool("parity.py", "--fixtures", tmp_path, "--json", tmp_path / "errors.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 of 1 equal their references" in done.stdout
+    (record,) = json.loads((tmp_path / "errors.json").read_text())
+    assert record["missed"] == []
+    assert 0 < record["logits_float64"] < 1e-8
+
+    arrays["logits_float64"][1, 3] += 1e-3
+    np.savez(tmp_path / "convmixer_256_8.npz", **arrays)
+    done = tool("parity.py", "--fixtures", tmp_path)
+    assert done.returncode == 1
+    assert "not equal: logits_float32" in done.stdout
+    assert "0 of 1 equal their references" in done.stdout
+
+
+def test_parity_tells_mistakes(tmp_path: Path) -> None:
+    done = tool("parity.py", "iformer_smal")
+    assert (done.returncode, "nearest: iformer_small" in done.stderr) == (2, True)
+    done = tool("parity.py", "--fixtures", tmp_path)
+    assert (done.returncode, "has no fixtures" in done.stderr) == (2, True)
