@@ -49,15 +49,17 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def start(runtime: CfgNode) -> str:
+def start(config: CfgNode) -> str:
     """Choose device, kernels and determinism for this process; returns the device (``cpu`` or ``gpu:N``).
 
-    Raises UserError where a GPU is asked for and there is none.
+    Raises UserError where a GPU is asked for and there is none, and for mixed precision without one: Paddle's CPU
+    operators have none.
     """
     import paddle
 
     import kernels
 
+    runtime = config.RUNTIME
     gpus = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
     device = runtime.DEVICE
     if device == "auto":
@@ -66,6 +68,8 @@ def start(runtime: CfgNode) -> str:
     if device.startswith("gpu") and number >= gpus:
         build = "" if paddle.is_compiled_with_cuda() else " (this is the CPU build of Paddle; README.md has the GPU's)"
         raise UserError(f"RUNTIME.DEVICE is {runtime.DEVICE}, found {gpus} GPUs{build}; expected cpu or auto")
+    if device == "cpu" and config.TRAIN.PRECISION != "float32":
+        raise UserError(f"TRAIN.PRECISION is {config.TRAIN.PRECISION}, expected float32 on a CPU")
     if runtime.DETERMINISTIC:
         paddle.set_flags({"FLAGS_cudnn_deterministic": True} if gpus else {})
     kernels.configure(runtime.KERNELS)

@@ -126,3 +126,19 @@ def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
         load_config(CONFIGS / "quickstrat.yaml")
     with pytest.raises(UserError, match="no such config file"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_config_builds_and_trains(path: Path) -> None:
+    """Every shipped config takes an optimizer step on two images of its size; the loss is near that of chance."""
+    import numpy as np
+
+    from engine.state import TrainingState
+
+    config = load_config(path)
+    state = TrainingState(config)
+    size = config.DATA.IMAGE_SIZE
+    images = np.random.default_rng(0).standard_normal((2, 3, size, size)).astype("float32")
+    loss, logits, _ = state.step(images, np.array([3, 7]), 0, config.OPTIMIZER.LR)
+    assert logits.shape == [2, 10]
+    assert 0.5 < float(loss) < 6.0

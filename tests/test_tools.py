@@ -50,6 +50,7 @@ def test_help_fits_a_screen_and_loads_no_paddle(name: str) -> None:
     (["train", "-c", "configs/quickstart.yaml", "-o", "DATA.HOLDOUT=1437"], ["DATA.HOLDOUT is 1437"]),
     (["train", "-c", "configs/quickstart.yaml", "-o", "DATA.BATCH_SIZE=5000"], ["DATA.BATCH_SIZE is 5000"]),
     (["train", "-c", "configs/quickstart.yaml", "-o", "RUNTIME.DEVICE=gpu:9"], ["gpu:9", "found"]),
+    (["train", "-c", "configs/quickstart.yaml", "-o", "TRAIN.PRECISION=float16"], ["TRAIN.PRECISION is float16"]),
     (["train", "-c", "configs/quickstart.yaml", "--weights", "nowhere.pdparams"], ["nowhere.pdparams"]),
     (["train", "-c", "configs/quickstart.yaml", "--resume"], ["no run to resume"]),
     (["train", "-c", "configs/iformer_s_cifar10_32.yaml", "-o", "DATA.ROOT=nowhere", "-o", "DATA.DOWNLOAD=false"],

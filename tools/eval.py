@@ -23,7 +23,7 @@ def main(arguments: argparse.Namespace) -> None:
     from engine.predictor import load_model
     from engine.trainer import build_eval_loader
 
-    device = runtime.start(config.RUNTIME)
+    device = runtime.start(config)
     loader = build_eval_loader(config, arguments.split)
     model, report = load_model(config, arguments.weights)
     print("\n".join(report.lines()))

@@ -24,7 +24,7 @@ def main(arguments: argparse.Namespace) -> None:
     from datasets.files import read_image
     from engine.predictor import load_model, predict
 
-    runtime.start(config.RUNTIME)
+    runtime.start(config)
     images = [read_image(Path(path)) for path in arguments.images]
     titles = [Path(path).name for path in arguments.images]
     truths: list[str | None] = [None] * len(images)

@@ -27,7 +27,7 @@ def main(arguments: argparse.Namespace) -> int:
     from engine.run import RunFolder, log, run_folder
     from engine.trainer import Trainer
 
-    device = runtime.start(config.RUNTIME)
+    device = runtime.start(config)
     run = RunFolder(resumed) if resumed else run_folder(config)
     run.open(config, resume=arguments.resume is not None, overwrite=arguments.overwrite)
     try:
