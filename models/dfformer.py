@@ -123,6 +123,13 @@ class DFFormer(Classifier):
         if not depths or not len(depths) == len(embed_dims) == len(token_mixers):
             raise UserError("depths, embed_dims and token_mixers of DFFormer take an entry for each stage, got "
                             f"{list(depths)}, {list(embed_dims)} and {list(token_mixers)}")
+        if num_filters < 1:
+            raise UserError(f"num_filters of DFFormer is {num_filters}, expected 1 or more")
+        ratios = {"expansion_ratio": expansion_ratio, "reweight_expansion_ratio": reweight_expansion_ratio,
+                  "mlp_ratio": mlp_ratio}
+        for key, ratio in ratios.items():
+            if ratio * min(embed_dims) < 1:
+                raise UserError(f"{key} of DFFormer is {ratio}, which leaves no channel of {min(embed_dims)}")
         act = activation(act_layer, {**ACTIVATIONS, "star_relu": StarReLU})
         common = {"act_layer": act, "expansion_ratio": expansion_ratio}
         routing = {"num_filters": num_filters, "reweight_expansion_ratio": reweight_expansion_ratio}
@@ -153,8 +160,8 @@ class DFFormer(Classifier):
         return head
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
-        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
-            x = stage(downsample(x))  # [B, H, W, C]
+        for stage, downsample in enumerate(self.downsample_layers):
+            x = self.stages[stage](downsample(x))  # [B, H, W, C]
         return self.norm(x.mean([1, 2]))
 
     def resize_weights(self, name: str, array: np.ndarray, expected_shape: Sequence[int]) -> np.ndarray | None:

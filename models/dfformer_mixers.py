@@ -89,7 +89,7 @@ def resize_filters(filters: paddle.Tensor, height: int, bins: int) -> paddle.Ten
 
 
 class FrequencyFilter(nn.Layer):
-    """A filter of K planes between two fully connected layers, ``[B, H, W, C]`` to the same.
+    """What the frequency filters share: K planes between two fully connected layers, ``[B, H, W, C]`` to the same.
 
     ``complex_weights``, ``[H, W // 2 + 1, K, 2]``, holds real and imaginary parts. The spectrum is computed in
     float32 under mixed precision.
@@ -103,24 +103,19 @@ class FrequencyFilter(nn.Layer):
                                                      default_initializer=nn.initializer.Normal(std=0.02))
         self.pwconv2 = nn.Linear(med_channels, dim, bias_attr=False)
 
-    def route(self, x: paddle.Tensor) -> paddle.Tensor | None:
-        """Return weights ``[B, K, med_channels]`` that mix the planes for each image; None: a plane a channel."""
-        raise NotImplementedError
+    def filter(self, x: paddle.Tensor, routing: paddle.Tensor | None) -> paddle.Tensor:
+        """Filter ``x``, ``[B, H, W, med_channels]``, by planes mixed by ``routing``, or by a plane a channel for None.
 
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        routing = self.route(x)
-        x = self.act1(self.pwconv1(x))
+        ``routing`` is ``[B, K, med_channels]``.
+        """
         with paddle.amp.auto_cast(enable=False):
             if x.dtype != paddle.float64:
                 x = x.astype("float32")
             filters = resize_filters(self.complex_weights, x.shape[1], x.shape[2] // 2 + 1)
-            parts = filters.flatten(0, 1).unbind(-1)  # real and imaginary, [H · (W // 2 + 1), K]
+            real, imag = filters.flatten(0, 1).unbind(-1)  # [H · (W // 2 + 1), K]
             if routing is None:
-                real, imag = (part.unsqueeze(0) for part in parts)
-            else:
-                real, imag = mix_planes(*parts, routing.astype(x.dtype))
-            x = filter_map(x, real, imag)
-        return self.pwconv2(x)
+                return filter_map(x, real.unsqueeze(0), imag.unsqueeze(0))
+            return filter_map(x, *mix_planes(real, imag, routing.astype(x.dtype)))
 
 
 class DynamicFilter(FrequencyFilter):
@@ -134,9 +129,10 @@ class DynamicFilter(FrequencyFilter):
         self.med_channels = med_channels
         self.reweight = Mlp(dim, int(reweight_expansion_ratio * dim), num_filters * med_channels, StarReLU)
 
-    def route(self, x: paddle.Tensor) -> paddle.Tensor:
-        scores = self.reweight(x.mean([1, 2]))
-        return F.softmax(scores.reshape([-1, self.num_filters, self.med_channels]), axis=1)
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        scores = self.reweight(x.mean([1, 2])).reshape([-1, self.num_filters, self.med_channels])
+        routing = F.softmax(scores, axis=1)
+        return self.pwconv2(self.filter(self.act1(self.pwconv1(x)), routing))
 
 
 class GlobalFilter(FrequencyFilter):
@@ -146,8 +142,8 @@ class GlobalFilter(FrequencyFilter):
         med_channels = int(expansion_ratio * dim)
         super().__init__(dim, med_channels, med_channels, size, act_layer)
 
-    def route(self, x: paddle.Tensor) -> None:
-        return None
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.pwconv2(self.filter(self.act1(self.pwconv1(x)), None))
 
 
 class SepConv(nn.Layer):

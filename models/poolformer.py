@@ -126,7 +126,7 @@ class PoolFormer(Classifier):
                  depths: Sequence[int], embed_dims: Sequence[int], mlp_ratio: float = 4.0, pool_size: int = 3,
                  drop_rate: float = 0.0, layer_scale_init_value: float | None = 1e-5) -> None:
         super().__init__()
-        _check_architecture(image_size, depths, embed_dims, pool_size)
+        _check_architecture(image_size, depths, embed_dims, mlp_ratio, pool_size)
         self.num_features = embed_dims[-1]
         self.patch_embed = PatchEmbed(in_chans, embed_dims[0], kernel_size=7, stride=4, padding=2)
         network = []
@@ -153,10 +153,12 @@ class PoolFormer(Classifier):
 
 
 def _check_architecture(image_size: int | tuple[int, int], depths: Sequence[int], embed_dims: Sequence[int],
-                        pool_size: int) -> None:
+                        mlp_ratio: float, pool_size: int) -> None:
     if not depths or len(depths) != len(embed_dims):
         raise UserError("depths and embed_dims of PoolFormer take a number for each stage, got "
                         f"{list(depths)} and {list(embed_dims)}")
+    if min(embed_dims) < 1 or mlp_ratio * min(embed_dims) < 1:
+        raise UserError(f"embed_dims {list(embed_dims)} with mlp_ratio {mlp_ratio} leave PoolFormer without a channel")
     if pool_size < 1 or pool_size % 2 == 0:
         raise UserError(f"pool_size of PoolFormer is {pool_size}, expected an odd number")
     check_image_size("PoolFormer", image_size, 3)
