@@ -14,8 +14,8 @@ squeeze width                    1/4 of the output width              1/4 of the
 squeeze-and-excitation           SiLU, biases                         GELU, no biases
 norms of an MBConv               before it and inside                 inside and after it
 stride of an MBConv              in the depthwise convolution         in the 1×1 expansion
-shortcut of a stride             average pooling 2×2, 1×1 with bias   max-pooling 3×3, 1×1 without bias
-attention with stride            norm, then pooling                   pooling, then norm
+shortcut at stride 2             average pooling 2×2, 1×1 with bias   max-pooling 3×3, 1×1 without bias
+attention at stride 2            norm, then pooling                   pooling, then norm
 query, key, value                with biases                          without
 stem                             one norm and activation              a norm and activation for each layer
 head                             norm, linear, tanh, linear           linear without bias
