@@ -42,8 +42,8 @@ def main(arguments: argparse.Namespace) -> int:
     for name in arguments.names:
         if name not in known:
             raise UserError(f"{arguments.fixtures} has no fixture {name!r}{nearest(name, known)}")
-    if not known:
-        raise UserError(f"{arguments.fixtures} has no fixtures, expected pairs of NAME.json and NAME.npz")
+    if not known or not (arguments.fixtures / "fill.py").exists():
+        raise UserError(f"{arguments.fixtures} has no fixtures, expected fill.py and pairs of NAME.json and NAME.npz")
     names = arguments.names or known
     width = max(map(len, names))
     print(" " * width + "".join(f"{heading:>11}" for heading in HEADINGS) + "   parameters  seconds")
