@@ -1,0 +1,70 @@
+"""ConvMixer: what it promises beyond what every network does."""
+
+from __future__ import annotations
+
+from math import erf
+
+import numpy as np
+import paddle
+import pytest
+
+from errors import UserError
+from models import create_model
+
+SMALL = {"dim": 8, "depth": 2, "kernel_size": 4, "patch_size": 3}
+
+
+def depthwise_same(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Correlate each channel with its kernel; of an odd number of padding rows, the last is at the bottom."""
+    size = weight.shape[-1]
+    before = (size - 1) // 2
+    after = size - 1 - before
+    padded = np.pad(x, ((0, 0), (0, 0), (before, after), (before, after)))
+    out = np.zeros_like(x)
+    for i in range(size):
+        for j in range(size):
+            out += weight[None, :, 0, i, j, None, None] * padded[:, :, i : i + x.shape[2], j : j + x.shape[3]]
+    return out + bias[None, :, None, None]
+
+
+@pytest.mark.parametrize("kernel_size", [2, 3, 4])
+def test_block_computes_its_equations(kernel_size: int) -> None:
+    """Even kernels as well: z' = BN(σ(depthwise(z))) + z, then BN(σ(pointwise(z'))), σ the exact GELU."""
+    paddle.seed(0)
+    model = create_model("convmixer_256_8", 3, 20, **{**SMALL, "kernel_size": kernel_size})
+    model.to(dtype="float64")
+    model.eval()
+    block = getattr(model, "3")
+    state = {name: tensor.numpy() for name, tensor in block.state_dict().items()}
+    x = np.random.default_rng(0).standard_normal((2, 8, 5, 7))
+
+    def gelu(x: np.ndarray) -> np.ndarray:
+        return x * 0.5 * (1 + np.vectorize(erf)(x / np.sqrt(2)))
+
+    fresh_norm = 1 / np.sqrt(1 + 1e-5)
+    mixed = gelu(depthwise_same(x, state["0.fn.0.weight"], state["0.fn.0.bias"])) * fresh_norm + x
+    pointwise = np.einsum("oc,bchw->bohw", state["1.weight"][:, :, 0, 0], mixed) + state["1.bias"][:, None, None]
+    with paddle.no_grad():
+        out = block(paddle.to_tensor(x)).numpy()
+    np.testing.assert_allclose(out, gelu(pointwise) * fresh_norm, rtol=0, atol=1e-12)
+
+
+def test_even_kernels_train() -> None:
+    model = create_model("convmixer_256_8", 3, 20, **SMALL)
+    model.train()
+    model(paddle.randn([4, 3, 20, 20])).square().mean().backward()
+    assert all(float(p.grad.abs().max()) > 0 for p in model.parameters() if p.trainable)
+
+
+def test_drop_path_rises_over_the_blocks_and_spares_the_pointwise_part() -> None:
+    model = create_model("convmixer_256_8", 3, 32, drop_path_rate=0.7)
+    assert [getattr(model, str(3 + i))[0].drop_path.rate for i in range(8)] == pytest.approx(np.linspace(0, 0.7, 8))
+
+
+def test_mistakes_are_told() -> None:
+    with pytest.raises(UserError, match=r"unknown activation 'rellu' \(nearest: relu"):
+        create_model("convmixer_256_8", act_layer="rellu")
+    with pytest.raises(UserError, match="image_size is 8, expected 14 or more a side for ConvMixer with patch_size 14"):
+        create_model("convmixer_1024_20", image_size=8)
+    with pytest.raises(UserError, match="kernel_size of ConvMixer is 0"):
+        create_model("convmixer_256_8", kernel_size=0)

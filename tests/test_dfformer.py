@@ -1,0 +1,143 @@
+"""The DFFormer family: what it promises beyond what every network does."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import pytest
+
+from errors import UserError
+from models import create_model, dfformer_mixers
+from models.dfformer_mixers import DynamicFilter, StarReLU, filter_map, resize_filters
+
+SMALL = {"depths": [1, 1], "embed_dims": [4, 8], "token_mixers": ["dynamic_filter", "global_filter"]}
+
+
+def random(*shape: int) -> paddle.Tensor:
+    x = paddle.to_tensor(np.random.default_rng(0).standard_normal(shape))
+    x.stop_gradient = False
+    return x
+
+
+@pytest.mark.parametrize("limit", [0, 64], ids=["fft", "matrix"])
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 5), (8, 8), (5, 6), (9, 10)])
+def test_filter_is_a_product_of_spectra(limit: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dfformer_mixers, "MATRIX_POSITIONS", limit)
+    bins = size[1] // 2 + 1
+    x, real, imag = random(2, *size, 3), random(2, size[0] * bins, 3), 0.5 * random(2, size[0] * bins, 3).flip(1)
+    weight = (real.numpy() + 1j * imag.numpy()).reshape(2, size[0], bins, 3)
+    spectrum = np.fft.rfft2(x.numpy(), axes=(1, 2)) * weight
+    expected = np.fft.irfft2(spectrum, s=size, axes=(1, 2))
+    np.testing.assert_allclose(filter_map(x, real, imag).numpy(), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (3, 5), (8, 7)])
+def test_both_transforms_have_the_same_gradients(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    bins = size[0] * (size[1] // 2 + 1)
+    inputs = [random(2, *size, 3), random(2, bins, 3), random(1, bins, 3)]
+
+    def gradients(limit: int) -> list[np.ndarray]:
+        monkeypatch.setattr(dfformer_mixers, "MATRIX_POSITIONS", limit)
+        y = filter_map(*inputs)
+        return [gradient.numpy() for gradient in paddle.grad((y * random(*y.shape)).sum(), inputs)]
+
+    for ours, theirs in zip(gradients(64), gradients(0), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_router_reads_filters_first() -> None:
+    """A router whose scores choose filter c % 4 for channel c makes the mixer filter each channel by its own."""
+    mixer = DynamicFilter(4, size=(4, 4), act_layer=StarReLU, num_filters=4, expansion_ratio=2.0,
+                          reweight_expansion_ratio=1.0)
+    chosen = np.arange(8) % 4
+    scores = np.where(np.arange(4)[:, None] == chosen, 100.0, 0.0).astype("float32")  # [filters, channels]
+    mixer.reweight.forward = lambda x: paddle.to_tensor(scores.reshape(1, -1)).expand([x.shape[0], 32])
+    x = paddle.randn([2, 4, 4, 4])
+    inside = mixer.act1(mixer.pwconv1(x)).numpy()
+    filters = mixer.complex_weights.numpy().astype(np.float64)[:, :, chosen]
+    weight = filters[..., 0] + 1j * filters[..., 1]
+    filtered = np.fft.irfft2(np.fft.rfft2(inside, axes=(1, 2)) * weight, s=(4, 4), axes=(1, 2))
+    np.testing.assert_allclose(mixer(x).numpy(), filtered @ mixer.pwconv2.weight.numpy(), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("size", [4, 12], ids=["matrix", "fft"])
+def test_half_precision_is_filtered_in_float32(size: int) -> None:
+    """What mixed precision hands over is in half precision; on a CPU ``auto_cast`` does nothing by itself."""
+    mixer = DynamicFilter(8, (size, size), StarReLU, 4, 2.0, 0.25)
+    x, routing = paddle.randn([2, size, size, 16]).astype("bfloat16"), paddle.rand([2, 4, 16]).astype("bfloat16")
+    weight = np.einsum("hwfl,bfc->bhwcl", mixer.complex_weights.numpy(), routing.astype("float64").numpy())
+    spectrum = np.fft.rfft2(x.astype("float32").numpy(), axes=(1, 2)) * (weight[..., 0] + 1j * weight[..., 1])
+    filtered = mixer.filter(x, routing)
+    assert filtered.dtype == paddle.float32
+    np.testing.assert_allclose(filtered.numpy(), np.fft.irfft2(spectrum, s=(size, size), axes=(1, 2)), atol=1e-6)
+
+
+def test_resampling_is_bicubic_with_aligned_corners() -> None:
+    filters = paddle.randn([4, 3, 5, 2])
+    large = resize_filters(filters, 7, 5)
+    np.testing.assert_allclose(large[::2, ::2].numpy(), filters.numpy(), rtol=0, atol=1e-6)
+    # Between four equidistant points, the cubic with slope factor -0.75 weighs them by -3, 19, 19, -3 of 32.
+    middle = np.tensordot([-3 / 32, 19 / 32, 19 / 32, -3 / 32], filters.numpy(), 1)
+    np.testing.assert_allclose(large[3, ::2].numpy(), middle, rtol=0, atol=1e-6)
+    one = paddle.randn([1, 1, 5, 2])
+    np.testing.assert_allclose(resize_filters(one, 3, 2).numpy(), np.broadcast_to(one.numpy(), (3, 2, 5, 2)), atol=1e-6)
+
+
+def test_weights_of_another_size_give_what_the_network_gives_there() -> None:
+    paddle.seed(0)
+    small = create_model("dfformer_s18", 3, 32, **SMALL)
+    large = create_model("dfformer_s18", 3, (48, 64), **SMALL)
+    state = {}
+    for name, tensor in small.state_dict().items():
+        shape = tuple(large.state_dict()[name].shape)
+        resized = small.resize_weights(name, tensor.numpy(), shape)
+        assert (resized is None) == (not name.endswith("complex_weights"))
+        state[name] = tensor.numpy() if resized is None else resized
+        assert state[name].shape == shape
+    large.set_state_dict(state)
+    small.eval()
+    large.eval()
+    x = paddle.randn([2, 3, 48, 64])
+    np.testing.assert_allclose(small(x).numpy(), large(x).numpy(), rtol=0, atol=1e-6)
+    assert small.resize_weights("token_mixer.complex_weights", np.zeros((8, 5, 4, 2), "float32"), (8, 5, 2, 2)) is None
+
+
+@pytest.mark.parametrize("size", [(33, 50), (48, 31), (63, 65)])
+def test_filters_have_the_size_of_the_maps(size: tuple[int, int]) -> None:
+    """Also where image_size // 4, the reference's rule, is not the map's size."""
+    model = create_model("dfformer_s18", 3, size, **SMALL)
+    x = paddle.randn([1, 3, *size])
+    for downsample, stage in zip(model.downsample_layers, model.stages, strict=True):
+        x = downsample(x)
+        _, height, width, _ = x.shape
+        assert stage[0].token_mixer.complex_weights.shape[:2] == [height, width // 2 + 1]
+
+
+def test_drop_path_falls_on_both_branches() -> None:
+    model = create_model("dfformer_s18", 3, 32, drop_path_rate=0.2)
+    rates = [block.drop_path.rate for stage in model.stages for block in stage]
+    assert rates == pytest.approx(np.linspace(0, 0.2, 18))
+    block = create_model("dfformer_s18", 3, 32, drop_path_rate=0.5, **SMALL).stages[1][0]
+    block.train()
+    x = paddle.randn([400, 4, 4, 8])
+    with paddle.no_grad():
+        mixed = x + 2 * block.token_mixer(block.norm1(x))
+        images = block(x)
+        outcomes = {"neither": x, "mixer": mixed, "mlp": x + 2 * block.mlp(block.norm2(x)),
+                    "both": mixed + 2 * block.mlp(block.norm2(mixed))}
+        counts = {key: int((abs(images - value).max((1, 2, 3)) < 1e-5).sum()) for key, value in outcomes.items()}
+    assert sum(counts.values()) == 400
+    assert all(60 < count < 140 for count in counts.values()), counts
+
+
+def test_mistakes_are_told() -> None:
+    with pytest.raises(UserError, match=r"unknown token mixer 'dynamic_filters' \(nearest: dynamic_filter"):
+        create_model("dfformer_s18", token_mixers=["dynamic_filters"] * 4)
+    with pytest.raises(UserError, match="take an entry for each stage"):
+        create_model("dfformer_s18", depths=[1, 1])
+    with pytest.raises(UserError, match=r"unknown activation 'starrelu' \(nearest: star_relu"):
+        create_model("dfformer_s18", act_layer="starrelu")
+    with pytest.raises(UserError, match="num_filters of DFFormer is 0"):
+        create_model("dfformer_s18", num_filters=0)
+    with pytest.raises(UserError, match=r"reweight_expansion_ratio of DFFormer is 0\.001"):
+        create_model("dfformer_s18", reweight_expansion_ratio=0.001)

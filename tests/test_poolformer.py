@@ -1,0 +1,52 @@
+"""PoolFormer: what it promises beyond what every network does."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+
+from errors import UserError
+from models import create_model
+from models.poolformer import ConvMlp, Pooling
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 5), (6, 4)])
+def test_pooling_leaves_padding_out_of_its_mean(shape: tuple[int, int]) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3, *shape))
+    expected = np.empty_like(x)
+    for i in range(shape[0]):
+        for j in range(shape[1]):
+            window = x[:, :, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2]
+            expected[:, :, i, j] = window.mean((2, 3)) - x[:, :, i, j]
+    np.testing.assert_allclose(Pooling(3)(paddle.to_tensor(x)).numpy(), expected, rtol=0, atol=1e-14)
+
+
+def test_mlp_is_two_pointwise_convolutions() -> None:
+    paddle.seed(0)
+    mlp = ConvMlp(6, 24, drop_rate=0.0)
+    mlp.to(dtype="float64")
+    for parameter in mlp.parameters():
+        parameter.set_value(paddle.randn(parameter.shape, dtype="float64"))
+    x = paddle.randn([3, 6, 2, 5], dtype="float64")
+    hidden = F.gelu(F.conv2d(x, mlp.fc1.weight, mlp.fc1.bias))
+    expected = F.conv2d(hidden, mlp.fc2.weight, mlp.fc2.bias)
+    np.testing.assert_allclose(mlp(x).numpy(), expected.numpy(), rtol=0, atol=1e-12)
+
+
+def test_architecture_in_arguments() -> None:
+    model = create_model("poolformer_s12", 3, 32, depths=[1, 2], embed_dims=[8, 12], layer_scale_init_value=None,
+                         pool_size=5)
+    assert model(paddle.randn([2, 3, 32, 32])).shape == [2, 3]
+    assert [name for name in model.state_dict() if "layer_scale" in name] == []
+    assert len(model.network) == 3
+
+
+def test_mistakes_are_told() -> None:
+    with pytest.raises(UserError, match="pool_size of PoolFormer is 4, expected an odd number"):
+        create_model("poolformer_s12", pool_size=4)
+    with pytest.raises(UserError, match=r"a number for each stage, got \[1\] and \[64, 128, 320, 512\]"):
+        create_model("poolformer_s12", depths=[1])
+    with pytest.raises(UserError, match="image_size is 2"):
+        create_model("poolformer_s12", image_size=2)
