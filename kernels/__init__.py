@@ -85,3 +85,43 @@ def depthwise_conv2d(
     from paddle.nn.functional import conv2d
 
     return conv2d(x, weight, bias, stride, padding, dilation, groups=x.shape[1])
+
+
+def gelu(x: paddle.Tensor) -> paddle.Tensor:
+    """Return ``x`` times the normal distribution function of ``x``, as ``paddle.nn.functional.gelu``; any shape."""
+    if _mode == "auto":
+        from kernels import dispatch, rows
+
+        if dispatch.usable(x):
+            return rows.Gelu.apply(x)
+    from paddle.nn.functional import gelu as stock
+
+    return stock(x)
+
+
+def linear(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None = None) -> paddle.Tensor:
+    """Return ``x @ weight + bias`` as ``paddle.nn.functional.linear``.
+
+    ``[..., C]``, ``[C, D]`` and ``[D]`` or None to ``[..., D]``.
+    The products are Paddle's; compiled are the sum and the gradient of the bias.
+    """
+    if _mode == "auto" and bias is not None:
+        from kernels import dispatch, rows
+
+        if dispatch.usable(x, weight, bias) and x.ndim > 1 and bias.shape == weight.shape[1:]:
+            return rows.Linear.apply(x, weight, bias)
+    from paddle.nn.functional import linear as stock
+
+    return stock(x, weight, bias)
+
+
+def layer_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor, epsilon: float = 1e-5) -> paddle.Tensor:
+    """Normalise the last axis as ``paddle.nn.functional.layer_norm``: ``[..., C]`` with ``[C]`` and ``[C]``."""
+    if _mode == "auto":
+        from kernels import dispatch, rows
+
+        if dispatch.usable(x, weight, bias) and x.shape[-1:] == weight.shape == bias.shape:
+            return rows.LayerNorm.apply(x, weight, bias, epsilon)
+    from paddle.nn.functional import layer_norm as stock
+
+    return stock(x, weight.shape, weight, bias, epsilon)

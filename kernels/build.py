@@ -1,6 +1,6 @@
 """Compiles the C++ operators once into a cache and loads them.
 
-A library is kept at ``<cache>/kernels/<key>/depthwise-<sha256 of the file>.so``. The key holds everything that
+A library is kept at ``<cache>/kernels/<key>/kernels-<sha256 of the file>.so``. The key holds everything that
 the machine code depends on; the name tells whether the file is whole, so that a truncated or altered one is
 built again. Files appear by renaming, hence several processes may build at once; a lock only spares them the
 double work. Whatever goes wrong is a reason to use Paddle's operators, never an error.
@@ -25,11 +25,22 @@ from typing import Any
 
 import paddle
 
-SOURCE = Path(__file__).with_name("depthwise.cc")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("depthwise.cc", "rows.cc"))
 HEADERS = (Path(__file__).with_name("lanes.h"),)
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp")
 COMPILERS = ("g++", "c++", "clang++")
 TIMEOUT_SECONDS = 180
+# Each operator's arguments: integer, float or pointer. All return 0, or 1 where memory ran out.
+OPERATORS = {
+    "depthwise_forward": "ppppp",
+    "depthwise_backward": "ppppppp",
+    "gelu_forward": "ipp",
+    "gelu_backward": "ippp",
+    "bias_forward": "iipp",
+    "bias_backward": "iipp",
+    "norm_forward": "iifpppp",
+    "norm_backward": "iifpppppp",
+}
 
 _lock = threading.Lock()
 _library: Library | Unavailable | None = None
@@ -43,17 +54,17 @@ class Unavailable:
 
 
 class Library:
-    """The compiled operators, loaded."""
+    """The compiled operators, loaded: a method for each of ``OPERATORS``."""
 
     def __init__(self, path: Path, compiler: str) -> None:
         self.path = path
         self.compiler = compiler
         handle = ctypes.CDLL(str(path))
-        pointer = ctypes.c_void_p
-        self.depthwise_forward = handle.depthwise_forward
-        self.depthwise_forward.argtypes = [pointer] * 5
-        self.depthwise_backward = handle.depthwise_backward
-        self.depthwise_backward.argtypes = [pointer] * 7
+        types = {"i": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
+        for name, arguments in OPERATORS.items():
+            function = getattr(handle, name)
+            function.argtypes = [types[letter] for letter in arguments]
+            setattr(self, name, function)
         self._threads = handle.depthwise_threads
 
     def about(self) -> dict[str, Any]:
@@ -122,7 +133,7 @@ def _openmp() -> list[str]:
 
 
 def _key(version: str, compiler: list[str]) -> str:
-    code = [path.read_bytes() for path in (SOURCE, *HEADERS)]
+    code = [path.read_bytes() for path in (*SOURCES, *HEADERS)]
     facts = [code, version, compiler, FLAGS, _openmp(), paddle.__version__, _processor()]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
 
@@ -145,7 +156,7 @@ def _cached(folder: Path) -> Path | None:
 
 
 def _name(digest: str) -> str:
-    return f"depthwise-{digest}.so"
+    return f"kernels-{digest}.so"
 
 
 def _digest(path: Path) -> str:
@@ -170,13 +181,15 @@ def _build_once(folder: Path, compiler: list[str]) -> Path:
 
 def _build(folder: Path, compiler: list[str]) -> Path:
     with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as private:
-        made = Path(private, "depthwise.o"), Path(private, "depthwise.so")
-        _call([*compiler, *FLAGS, "-c", str(SOURCE), "-o", str(made[0])])
-        _call([*compiler, "-shared", str(made[0]), *_openmp(), "-o", str(made[1])])
-        with made[1].open("rb") as file:
+        made = Path(private, "kernels.so")
+        objects = [str(Path(private, source.stem + ".o")) for source in SOURCES]
+        for source, target in zip(SOURCES, objects, strict=True):
+            _call([*compiler, *FLAGS, "-c", str(source), "-o", target])
+        _call([*compiler, "-shared", *objects, *_openmp(), "-o", str(made)])
+        with made.open("rb") as file:
             os.fsync(file.fileno())
-        path = folder / _name(_digest(made[1]))
-        os.replace(made[1], path)
+        path = folder / _name(_digest(made))
+        os.replace(made, path)
     return path
 
 

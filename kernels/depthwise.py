@@ -11,7 +11,7 @@ from paddle.autograd import PyLayer
 from paddle.autograd.py_layer import once_differentiable
 
 from errors import UserError
-from kernels import build
+from kernels.dispatch import empty, run, usable
 
 
 class Shape(ctypes.Structure):
@@ -25,8 +25,12 @@ class Shape(ctypes.Structure):
         )
     )
 
+    @property
+    def pointer(self) -> int:
+        """The address, as long as this object lives."""
+        return ctypes.addressof(self)
 
-@paddle.jit.not_to_static
+
 def applicable(
     x: paddle.Tensor,
     weight: paddle.Tensor,
@@ -37,20 +41,14 @@ def applicable(
 ) -> Shape | None:
     """Return the geometry of a call that the compiled operator takes; None for Paddle's operator to take it.
 
-    Mixed precision needs no case of its own: Paddle has none on the CPU.
-
     Raises:
         UserError: when the kernel is larger than the padded map (Paddle returns a map of size -1).
     """
-    if not paddle.in_dynamic_mode() or not paddle.get_device().startswith("cpu"):
+    if not usable(x, weight, bias):
         return None
-    for tensor in (x, weight) if bias is None else (x, weight, bias):
-        if tensor.dtype != paddle.float32 or not tensor.place.is_cpu_place():
-            return None
     if bias is not None and bias.shape != weight.shape[:1]:
         return None
-    shape = geometry(tuple(x.shape), tuple(weight.shape), *map(_setting, (stride, padding, dilation)))
-    return None if shape is None or isinstance(build.library(), build.Unavailable) else shape
+    return geometry(tuple(x.shape), tuple(weight.shape), *map(_setting, (stride, padding, dilation)))
 
 
 def _setting(value: int | str | Sequence[int]) -> int | str | tuple[int, ...] | None:
@@ -69,7 +67,7 @@ def geometry(
     dilation: int | tuple[int, ...] | None,
 ) -> Shape | None:
     """Return the sizes of a convolution of ``x`` by ``weight`` (shapes); None where the operator has no such."""
-    if len(x) != 4 or len(weight) != 4 or weight[1] != 1 or weight[0] != x[1] or min(x + weight) < 1:
+    if len(x) != 4 or len(weight) != 4 or weight[1] != 1 or weight[0] != x[1]:
         return None
     step = stride[0] if stride in {(1, 1), (2, 2)} else stride
     if step not in {1, 2} or dilation not in {1, (1, 1)}:
@@ -116,12 +114,8 @@ class _Convolution(PyLayer):
     @staticmethod
     def forward(ctx, x, weight, bias=None, *, shape):
         x, weight = x.contiguous(), weight.contiguous()
-        y = paddle.empty([shape.batch, shape.channels, shape.out_height, shape.out_width], dtype="float32")
-        bias_pointer = None if bias is None else bias.contiguous().data_ptr()
-        _run(
-            build.library().depthwise_forward,
-            *(shape, x.data_ptr(), weight.data_ptr(), bias_pointer, y.data_ptr()),
-        )
+        y = empty(shape.batch, shape.channels, shape.out_height, shape.out_width)
+        run("depthwise_forward", shape.pointer, x, weight, None if bias is None else bias.contiguous(), y)
         ctx.save_for_backward(x, weight)
         ctx.shape = shape
         ctx.has_bias = bias is not None
@@ -132,20 +126,8 @@ class _Convolution(PyLayer):
     @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensor()
-        grad = grad.contiguous()
         shapes = (x.shape, weight.shape, weight.shape[:1])
-        grads = [
-            paddle.empty(size, dtype="float32") if wanted else None
-            for size, wanted in zip(shapes, ctx.wanted, strict=True)
-        ]
-        pointers = [None if item is None else item.data_ptr() for item in grads]
-        _run(
-            build.library().depthwise_backward,
-            *(ctx.shape, x.data_ptr(), weight.data_ptr(), grad.data_ptr(), *pointers),
-        )
+        grads = [empty(*size) if wanted else None for size, wanted in zip(shapes, ctx.wanted, strict=True)]
+        run("depthwise_backward", ctx.shape.pointer, x, weight, grad.contiguous(), *grads)
         return tuple(grads) if ctx.has_bias else tuple(grads[:2])
 
-
-def _run(function, shape: Shape, *pointers: int | None) -> None:
-    if function(ctypes.byref(shape), *pointers):
-        raise MemoryError("The depthwise convolution found no memory for its scratch planes.")

@@ -1,0 +1,35 @@
+"""What every operator needs: whether the compiled library may take its tensors, and the call itself."""
+
+from __future__ import annotations
+
+import paddle
+
+from kernels import build
+
+
+@paddle.jit.not_to_static
+def usable(*tensors: paddle.Tensor | None) -> bool:
+    """Tell whether the compiled operators take these tensors: float32 on the CPU, not empty, outside static graphs.
+
+    Mixed precision needs no case of its own: Paddle has none on the CPU.
+    """
+    if not paddle.in_dynamic_mode() or not paddle.get_device().startswith("cpu"):
+        return False
+    for tensor in tensors:
+        if tensor is not None and not (
+            tensor.dtype == paddle.float32 and tensor.place.is_cpu_place() and tensor.size > 0
+        ):
+            return False
+    return not isinstance(build.library(), build.Unavailable)
+
+
+def run(name: str, *arguments: object) -> None:
+    """Call an operator on numbers, tensors (contiguous) and None, a null pointer."""
+    function = getattr(build.library(), name)
+    if function(*(item.data_ptr() if isinstance(item, paddle.Tensor) else item for item in arguments)):
+        raise MemoryError(f"The compiled operator {name} found no memory for its sums.")
+
+
+def empty(*like: int) -> paddle.Tensor:
+    """Return an uninitialised float32 tensor of this shape."""
+    return paddle.empty(like, dtype="float32")
