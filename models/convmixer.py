@@ -86,7 +86,7 @@ class ConvMixer(Classifier):
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
         for index in range(self.length):
             x = getattr(self, str(index))(x)  # [B, dim, H / patch_size, W / patch_size]
-        return x.mean([2, 3])
+        return x.flatten(2).mean(-1)
 
 
 def _check_architecture(image_size: int | tuple[int, int], dim: int, depth: int, kernel_size: int,

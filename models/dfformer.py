@@ -162,7 +162,7 @@ class DFFormer(Classifier):
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
         for stage, downsample in enumerate(self.downsample_layers):
             x = self.stages[stage](downsample(x))  # [B, H, W, C]
-        return self.norm(x.mean([1, 2]))
+        return self.norm(x.flatten(1, 2).mean(1))
 
     def resize_weights(self, name: str, array: np.ndarray, expected_shape: Sequence[int]) -> np.ndarray | None:
         """Resample the filters of another image size to ``expected_shape``; None for what are no filters."""

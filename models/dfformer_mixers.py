@@ -130,7 +130,7 @@ class DynamicFilter(FrequencyFilter):
         self.reweight = Mlp(dim, int(reweight_expansion_ratio * dim), num_filters * med_channels, StarReLU)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        scores = self.reweight(x.mean([1, 2])).reshape([-1, self.num_filters, self.med_channels])
+        scores = self.reweight(x.flatten(1, 2).mean(1)).reshape([-1, self.num_filters, self.med_channels])
         routing = F.softmax(scores, axis=1)
         return self.pwconv2(self.filter(self.act1(self.pwconv1(x)), routing))
 

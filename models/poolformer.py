@@ -149,7 +149,7 @@ class PoolFormer(Classifier):
         x = self.patch_embed(x)
         for layer in self.network:
             x = layer(x)  # [B, C, H, W]
-        return self.norm(x).mean([2, 3])
+        return self.norm(x).flatten(2).mean(-1)
 
 
 def _check_architecture(image_size: int | tuple[int, int], depths: Sequence[int], embed_dims: Sequence[int],
