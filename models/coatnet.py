@@ -293,5 +293,5 @@ register_family(
     },
     paper="CoAtNet: Marrying Convolution and Attention for All Data Sizes, NeurIPS 2021",
     paper_url="https://arxiv.org/abs/2106.04803",
-    reference="huggingface/pytorch-image-models@1.0.31",
+    reference="huggingface/pytorch-image-models@v1.0.31",
 )
