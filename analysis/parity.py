@@ -24,6 +24,8 @@ from models import create_model, list_models
 
 Fixture = dict[str, Any]
 
+REFERENCE = Path(__file__).resolve().parent.parent / "tests" / "reference"
+
 # Fixtures whose reference was built with other arguments than the variant of that name.
 ARGUMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "convmixer_768_32_gelu": ("convmixer_768_32", {"act_layer": "gelu"}),
@@ -99,7 +101,7 @@ def reference_name(name: str) -> str:
 
 def compare(name: str, folder: Path) -> Parity:
     """Measure one fixture of ``folder``; nothing is judged here."""
-    fill = _load_fill(folder)
+    fill = _load_fill()
     fixture = fill.load(str(folder / name))
     arrays = {key: value.astype(np.float64) for key, value in fixture["arrays"].items()}
     state = fill.state(fixture)
@@ -168,9 +170,9 @@ def _relative(value: np.ndarray, reference: np.ndarray) -> float:
     return float(np.abs(value - reference).max() / np.abs(reference).max())
 
 
-def _load_fill(folder: Path) -> ModuleType:
-    """Import ``fill.py`` of the fixtures' folder: the rule of the fill belongs to the fixtures."""
-    spec = importlib.util.spec_from_file_location("parity_fill", folder / "fill.py")
+def _load_fill() -> ModuleType:
+    """Import the rule of the fill from the suite's own fixtures: nothing of another folder is executed."""
+    spec = importlib.util.spec_from_file_location("parity_fill", REFERENCE / "fill.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -152,7 +152,7 @@ register_family(
     "Mobile-Former (PaddleViT)",
     MobileFormerPViT,
     {f"mobileformer_{size}_pvit": Variant({**TABLE[size], **arguments}, parameters, macs, paper_parameters, paper_macs,
-                                          crop_pct=0.9, interpolation="bicubic", note=note or _NOTE)
+                                          crop_pct=0.875, interpolation="bicubic", note=note or _NOTE)
      for size, arguments, paper_parameters, paper_macs, parameters, macs, note in _VARIANTS},
     paper="Mobile-Former: Bridging MobileNet and Transformer, CVPR 2022",
     paper_url="https://arxiv.org/abs/2108.05895",

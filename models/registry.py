@@ -6,8 +6,10 @@ import fnmatch
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import paddle
 from paddle import nn
 
 from errors import UserError, nearest
@@ -105,7 +107,7 @@ def create_model(
     info = model_info(name)
     accepted = _constructor_arguments(info.build)
     for key in architecture:
-        if key not in accepted:
+        if key not in accepted and not name.startswith(_PADDLE):
             raise UserError(f"model {name!r} has no argument {key!r}{nearest(key, accepted)}")
     if num_classes < 0:
         raise UserError(f"num_classes is {num_classes}, expected 0 (features) or more")
@@ -123,19 +125,34 @@ def _constructor_arguments(build: Callable[..., nn.Layer]) -> list[str]:
 
 
 def _paddle_info(name: str) -> ModelInfo:
-    """Describe ``paddle/<name>``, any network function of ``paddle.vision.models`` as a baseline."""
+    """Describe ``paddle/<name>``, a network function of ``paddle.vision.models`` as a baseline."""
     import paddle.vision.models as zoo
 
-    functions = [key for key in zoo.__all__ if inspect.isfunction(getattr(zoo, key))]
-    short = name[len(_PADDLE) :]
-    if short not in functions:
-        raise UserError(f"unknown model {name!r}{nearest(name, [_PADDLE + key for key in functions])}")
-
-    def build(num_classes: int, image_size: Any, in_chans: int, drop_path_rate: float, **arguments: Any) -> nn.Layer:
-        if in_chans != 3 or drop_path_rate:
-            raise UserError(f"model {name!r} has 3 input channels and no drop path, got in_chans={in_chans}, "
-                            f"drop_path_rate={drop_path_rate}")
-        return getattr(zoo, short)(num_classes=num_classes, **arguments)
-
+    functions = [_PADDLE + key for key in zoo.__all__ if inspect.isfunction(getattr(zoo, key))]
+    if name not in functions:
+        raise UserError(f"unknown model {name!r}{nearest(name, functions)}")
+    build = partial(_build_paddle, getattr(zoo, name.removeprefix(_PADDLE)))
     return ModelInfo(name, "paddle.vision.models", build, paper="", paper_url="",
                      reference="PaddlePaddle/Paddle", variant=Variant({}))
+
+
+def _build_paddle(function: Callable[..., nn.Layer], num_classes: int, image_size: Any, in_chans: int,
+                  drop_path_rate: float, **arguments: Any) -> nn.Layer:
+    """Build a baseline under the suite's contract: logits alone (GoogLeNet gives three), and flat features.
+
+    Its parameters keep Paddle's names; it has neither ``forward_features`` nor ``reset_classifier``.
+    """
+    if in_chans != 3 or drop_path_rate:
+        raise UserError(f"paddle/{function.__name__} has 3 input channels and no drop path, got in_chans={in_chans}, "
+                        f"drop_path_rate={drop_path_rate}")
+    try:
+        network = function(num_classes=num_classes, **arguments)
+    except TypeError as error:
+        raise UserError(f"paddle/{function.__name__} does not take these arguments: {error}") from None
+
+    def flatten(layer: nn.Layer, inputs: Any, output: Any) -> paddle.Tensor:
+        output = output[0] if isinstance(output, (list, tuple)) else output
+        return output.flatten(2).mean(-1) if output.ndim == 4 else output
+
+    network.register_forward_post_hook(flatten)
+    return network

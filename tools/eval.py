@@ -55,11 +55,15 @@ def main(arguments: argparse.Namespace) -> None:
         print(f"wrote {draw_confusion(result.confusion, outputs, Path(arguments.confusion), title)}")
 
 
-parser = cli.argument_parser(__doc__)
-cli.add_weights(parser)
-parser.add_argument("--split", default="test", choices=("test", "holdout", "train"), help="default: test")
-parser.add_argument("--json", metavar="F", help="write all figures to this file")
-parser.add_argument("--confusion", metavar="PNG", help="draw the confusion matrix")
+def parser() -> argparse.ArgumentParser:
+    """Return the arguments of this command."""
+    result = cli.argument_parser(__doc__)
+    cli.add_weights(result)
+    result.add_argument("--split", default="test", choices=("test", "holdout", "train"), help="default: test")
+    result.add_argument("--json", metavar="F", help="write all figures to this file")
+    result.add_argument("--confusion", metavar="PNG", help="draw the confusion matrix")
+    return result
+
 
 if __name__ == "__main__":
-    cli.run(main, parser)
+    cli.run(main, parser())

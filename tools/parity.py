@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from cli import argument_parser, run
+import cli
 
 from errors import UserError, nearest
 
@@ -20,7 +20,7 @@ HEADINGS = ("float32", "float64", "training", "loss", "gradients", "statistics")
 
 def parser() -> argparse.ArgumentParser:
     """Return the arguments of this command."""
-    result = argument_parser(__doc__, config=False)
+    result = cli.argument_parser(__doc__, config=False)
     result.epilog = EPILOG
     result.add_argument("names", metavar="NAME", nargs="*", help="a fixture (default: all)")
     result.add_argument("--fixtures", metavar="FOLDER", type=Path,
@@ -42,8 +42,8 @@ def main(arguments: argparse.Namespace) -> int:
     for name in arguments.names:
         if name not in known:
             raise UserError(f"{arguments.fixtures} has no fixture {name!r}{nearest(name, known)}")
-    if not known or not (arguments.fixtures / "fill.py").exists():
-        raise UserError(f"{arguments.fixtures} has no fixtures, expected fill.py and pairs of NAME.json and NAME.npz")
+    if not known:
+        raise UserError(f"{arguments.fixtures} has no fixtures, expected pairs of NAME.json and NAME.npz")
     names = arguments.names or known
     width = max(map(len, names))
     print(" " * width + "".join(f"{heading:>11}" for heading in HEADINGS) + "   parameters  seconds")
@@ -68,4 +68,4 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    run(main, parser())
+    cli.run(main, parser())

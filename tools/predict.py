@@ -52,11 +52,15 @@ def main(arguments: argparse.Namespace) -> None:
     print(f"wrote {draw_grid(images, captions, colours, Path(arguments.out))}")
 
 
-parser = cli.argument_parser(__doc__)
-cli.add_weights(parser)
-parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files")
-parser.add_argument("--index", type=int, nargs="+", default=[], metavar="I", help="images of the test set by number")
-parser.add_argument("--out", default="predictions.png", metavar="PNG", help="the grid (default: predictions.png)")
+def parser() -> argparse.ArgumentParser:
+    """Return the arguments of this command."""
+    result = cli.argument_parser(__doc__)
+    cli.add_weights(result)
+    result.add_argument("images", nargs="*", metavar="IMAGE", help="image files")
+    result.add_argument("--index", type=int, nargs="+", default=[], metavar="I", help="test images by number")
+    result.add_argument("--out", default="predictions.png", metavar="PNG", help="the grid (default: predictions.png)")
+    return result
+
 
 if __name__ == "__main__":
-    cli.run(main, parser)
+    cli.run(main, parser())

@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from cli import argument_parser, run
+import cli
 
 from errors import UserError
 
@@ -16,7 +16,7 @@ EPILOG = """Counted are convolutions, fully connected layers and matrix products
 
 def parser() -> argparse.ArgumentParser:
     """Return the arguments of this command."""
-    result = argument_parser(__doc__, config=False)
+    result = cli.argument_parser(__doc__, config=False)
     result.epilog = EPILOG
     result.add_argument("names", metavar="NAME", nargs="*",
                         help="a model, or a pattern such as 'iformer_*' (default: all); paddle/NAME for Paddle's own")
@@ -85,4 +85,4 @@ def _image_size(text: str | None) -> tuple[int, int] | None:
 
 
 if __name__ == "__main__":
-    run(main, parser())
+    cli.run(main, parser())

@@ -44,11 +44,15 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-parser = cli.argument_parser(__doc__)
-parser.add_argument("--resume", nargs="?", const="", metavar="RUN",
-                    help="continue the run of the config, or the run in the folder RUN")
-parser.add_argument("--overwrite", action="store_true", help="delete a run that stands in the folder already")
-parser.add_argument("--weights", default="", metavar="W", help="start from the weights of a file")
+def parser() -> argparse.ArgumentParser:
+    """Return the arguments of this command."""
+    result = cli.argument_parser(__doc__)
+    result.add_argument("--resume", nargs="?", const="", metavar="RUN",
+                        help="continue the run of the config, or the run in the folder RUN")
+    result.add_argument("--overwrite", action="store_true", help="delete a run that stands in the folder already")
+    result.add_argument("--weights", default="", metavar="W", help="start from the weights of a file")
+    return result
+
 
 if __name__ == "__main__":
-    cli.run(main, parser)
+    cli.run(main, parser())
