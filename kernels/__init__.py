@@ -7,7 +7,8 @@ graphs, dilation, no compiler) Paddle's own runs instead.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from errors import UserError, nearest
@@ -32,12 +33,23 @@ def configure(mode: str) -> None:
     _mode = mode
 
 
+@contextmanager
+def using(mode: str) -> Iterator[None]:
+    """Choose the operators until the end of the block (see :func:`configure`)."""
+    before = _mode
+    configure(mode)
+    try:
+        yield
+    finally:
+        configure(before)
+
+
 def status() -> dict[str, Any]:
     """Tell what runs on the CPU, for the log; compiles the operators in ``auto`` mode.
 
     Returns:
         ``mode``; ``in_use``; ``reason`` (why not, else None); and of the library in use ``library`` (path),
-        ``compiler``, ``flags`` and ``threads``.
+        ``compiler``, ``flags``, ``threads`` and ``products`` (whose matrix products).
     """
     if _mode == "stock":
         return {"mode": _mode, "in_use": False, "reason": "stock operators were asked for"}
@@ -49,6 +61,46 @@ def status() -> dict[str, Any]:
     return {"mode": _mode, "in_use": True, "reason": None, **library.about()}
 
 
+def conv2d(
+    x: paddle.Tensor,
+    weight: paddle.Tensor,
+    bias: paddle.Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> paddle.Tensor:
+    """Convolve as ``paddle.nn.functional.conv2d``; compiled are dense (``groups=1``) and depthwise convolutions.
+
+    On the CPU it has first derivatives only, like Paddle's own.
+
+    Args:
+        x: ``[B, C, H, W]``.
+        weight: ``[C', C / groups, kh, kw]``.
+        bias: ``[C']`` or None.
+        stride: one step, or ``(vertical, horizontal)``; compiled for equal ones, depthwise for 1 and 2.
+        padding: zeros around the map: one number, ``(vertical, horizontal)``, ``(top, bottom, left, right)``,
+            ``"VALID"`` or ``"SAME"``.
+        dilation: distance of the taps; other than 1 is left to Paddle.
+        groups: groups of channels; other than 1 and ``C = C'`` is left to Paddle.
+
+    Returns:
+        ``[B, C', H', W']``, in the precision of ``x``.
+
+    Raises:
+        UserError: when the kernel is larger than the padded map (compiled operator; Paddle's returns a size of -1).
+    """
+    if _mode == "auto":
+        from kernels.convolution import convolve
+
+        y = convolve(x, weight, bias, stride, padding, dilation, groups)
+        if y is not None:
+            return y
+    from paddle.nn.functional import conv2d as stock
+
+    return stock(x, weight, bias, stride, padding, dilation, groups)
+
+
 def depthwise_conv2d(
     x: paddle.Tensor,
     weight: paddle.Tensor,
@@ -57,34 +109,8 @@ def depthwise_conv2d(
     padding: int | str | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
 ) -> paddle.Tensor:
-    """Convolve every channel with its own filter, as ``paddle.nn.functional.conv2d(groups=C)`` does.
-
-    On the CPU it has first derivatives only, like Paddle's own.
-
-    Args:
-        x: ``[B, C, H, W]``.
-        weight: ``[C, 1, kh, kw]``.
-        bias: ``[C]`` or None.
-        stride: one step, or ``(vertical, horizontal)``.
-        padding: zeros around the map: one number, ``(vertical, horizontal)``, ``(top, bottom, left, right)``,
-            ``"VALID"`` or ``"SAME"``.
-        dilation: distance of the taps; other than 1 is left to Paddle.
-
-    Returns:
-        ``[B, C, H', W']``, in the precision of ``x``.
-
-    Raises:
-        UserError: when the kernel is larger than the padded map (compiled operator; Paddle's returns a size of -1).
-    """
-    if _mode == "auto":
-        from kernels import depthwise
-
-        shape = depthwise.applicable(x, weight, bias, stride, padding, dilation)
-        if shape is not None:
-            return depthwise.convolve(x, weight, bias, shape)
-    from paddle.nn.functional import conv2d
-
-    return conv2d(x, weight, bias, stride, padding, dilation, groups=x.shape[1])
+    """Convolve every channel with its own filter, ``[C, 1, kh, kw]``: :func:`conv2d` with ``groups=C``."""
+    return conv2d(x, weight, bias, stride, padding, dilation, x.shape[1])
 
 
 def gelu(x: paddle.Tensor) -> paddle.Tensor:
@@ -99,20 +125,31 @@ def gelu(x: paddle.Tensor) -> paddle.Tensor:
     return stock(x)
 
 
-def linear(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None = None) -> paddle.Tensor:
-    """Return ``x @ weight + bias`` as ``paddle.nn.functional.linear``.
+def linear(
+    x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None = None, transposed: bool = False
+) -> paddle.Tensor:
+    """Return ``x @ weight + bias`` as ``paddle.nn.functional.linear``, with oneDNN's products on the CPU.
 
-    ``[..., C]``, ``[C, D]`` and ``[D]`` or None to ``[..., D]``.
-    The products are Paddle's; compiled are the sum and the gradient of the bias.
+    Args:
+        x: ``[..., C]``.
+        weight: ``[C, D]``; ``[D, C]`` (as 1×1 convolutions have it, flattened) where ``transposed``.
+        bias: ``[D]`` or None.
+        transposed: whether the outputs are the first axis of ``weight``.
+
+    Returns:
+        ``[..., D]``.
     """
-    if _mode == "auto" and bias is not None:
+    if _mode == "auto":
         from kernels import dispatch, rows
 
-        if dispatch.usable(x, weight, bias) and x.ndim > 1 and bias.shape == weight.shape[1:]:
-            return rows.Linear.apply(x, weight, bias)
+        features, outputs = weight.shape[::-1] if transposed else weight.shape
+        fitting = x.shape[-1] == features and (bias is None or bias.shape == [outputs])
+        if fitting and x.ndim > 1 and dispatch.usable(x, weight, bias):
+            inputs = (x, weight) if bias is None else (x, weight, bias)
+            return rows.Linear.apply(*inputs, transposed=transposed)
     from paddle.nn.functional import linear as stock
 
-    return stock(x, weight, bias)
+    return stock(x, weight.t() if transposed else weight, bias)
 
 
 def layer_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor, epsilon: float = 1e-5) -> paddle.Tensor:

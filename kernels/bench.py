@@ -1,4 +1,4 @@
-"""Speed of the compiled operators against Paddle's own, alternating in one process: ``python -m kernels.bench``.
+"""Speed of the compiled operators against Paddle's own, taking turns in one process: ``python -m kernels.bench``.
 
 Set OMP_NUM_THREADS (and on AMD processors MKL_DEBUG_CPU_TYPE=5) as training does before timing.
 """
@@ -8,26 +8,32 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import paddle
 
 import kernels
 
-# Network and stage, then [B, C, H, W], kernel size, stride.
-CASES = (
-    ("iFormer-S 32, stage 1", (128, 96, 16, 16), 3, 1),
-    ("iFormer-S 32, stage 2", (128, 384, 8, 8), 3, 1),
-    ("iFormer-S 32, stage 3", (128, 768, 4, 4), 3, 1),
-    ("iFormer-S 32, stage 4", (128, 1024, 2, 2), 3, 1),
-    ("iFormer-S 224, stage 1", (8, 192, 56, 56), 3, 1),
-    ("iFormer-S 224, stage 2", (8, 384, 28, 28), 3, 1),
-    ("iFormer-S 224, stage 3", (8, 768, 14, 14), 3, 1),
-    ("ConvMixer-256/8 on CIFAR", (128, 256, 16, 16), 5, 1),
-    ("ConvMixer-768/32", (2, 768, 32, 32), 7, 1),
-    ("ConvMixer-1536/20", (2, 1536, 32, 32), 9, 1),
-    ("Mobile-Former, stride 2", (8, 72, 112, 112), 3, 2),
-    ("Mobile-Former, stride 1", (8, 96, 56, 56), 3, 1),
-    ("Mobile-Former, small map", (8, 768, 7, 7), 3, 1),
+# Where it stands, [B, C, H, W], kernel size, stride.
+CONVOLUTIONS = (
+    ("iFormer-S at 32, stage 1", (128, 160, 8, 8), 3, 1),
+    ("iFormer-S at 32, stage 2", (128, 288, 4, 4), 3, 1),
+    ("iFormer-S at 32, stage 3", (128, 416, 2, 2), 3, 1),
+    ("iFormer-S at 224, stage 1", (8, 160, 56, 56), 3, 1),
+    ("iFormer-S at 224, stage 2", (8, 288, 28, 28), 3, 1),
+    ("iFormer-S at 224, stage 3", (8, 416, 14, 14), 3, 1),
+    ("ConvMixer-256/8, 16×16 patches", (128, 256, 16, 16), 5, 1),
+    ("ConvMixer-768/32 at 224", (2, 768, 32, 32), 7, 1),
+    ("ConvMixer-1536/20 at 224", (2, 1536, 32, 32), 9, 1),
+    ("Mobile-Former-294M at 224", (8, 96, 112, 112), 3, 2),
+    ("Mobile-Former-294M at 224", (8, 96, 56, 56), 3, 1),
+    ("Mobile-Former-294M at 224", (8, 768, 7, 7), 3, 1),
+)
+# Where it stands, the rows [..., C], and the outputs of the linear layer.
+ROWS = (
+    ("iFormer-S at 32, stage 2", (128, 16, 192), 768),
+    ("iFormer-S at 32, stage 3", (128, 4, 320), 1280),
+    ("iFormer-S at 224, stage 3", (8, 196, 320), 1280),
 )
 MODES = ("stock", "auto")
 
@@ -45,33 +51,42 @@ def times(call: Callable[[], object], rounds: int) -> dict[str, float]:
     return {mode: statistics.median(values) for mode, values in taken.items()}
 
 
-def main(rounds: int = 7) -> None:
-    """Print one row a case: milliseconds forward, and forward with backward."""
+def row(where: str, what: str, function: Callable[..., paddle.Tensor], sizes: tuple, rounds: int) -> None:
+    """Print the milliseconds of an operator on random inputs of these sizes: forward, and with backward."""
+    inputs = [paddle.randn(size) for size in sizes]
+    grad = paddle.ones_like(function(*inputs))
+
+    def forward() -> None:
+        with paddle.no_grad():
+            function(*inputs)
+
+    def both() -> None:
+        function(*inputs).backward(grad)
+        for tensor in inputs:
+            tensor.clear_gradient(set_to_zero=False)
+
+    results = [times(forward, rounds)]
+    for tensor in inputs:
+        tensor.stop_gradient = False
+    results.append(times(both, rounds))
+    cells = [f"{taken['stock']:.2f} | {taken['auto']:.2f} | {taken['stock'] / taken['auto']:.1f}×" for taken in results]
+    print(f"| {where} | {what} | {' | '.join(cells)} |", flush=True)
+
+
+def main(rounds: int = 11) -> None:
+    """Print a table of all operators."""
     print(kernels.status())
-    print("| where | shape | k | s | forward: stock | ours | ratio | with backward: stock | ours | ratio |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for where, shape, size, stride in CASES:
-        x, weight = paddle.randn(shape), paddle.randn([shape[1], 1, size, size])
-        bias = paddle.zeros([shape[1]])
-        arguments = (x, weight, bias, stride, size // 2)
-        grad = paddle.ones_like(kernels.depthwise_conv2d(*arguments))
-
-        def forward(arguments=arguments):
-            with paddle.no_grad():
-                kernels.depthwise_conv2d(*arguments)
-
-        def both(arguments=arguments, grad=grad):
-            kernels.depthwise_conv2d(*arguments).backward(grad)
-            for tensor in arguments[:3]:
-                tensor.clear_gradient(set_to_zero=False)
-
-        cells = []
-        one = times(forward, rounds)
-        for tensor in (x, weight, bias):
-            tensor.stop_gradient = False
-        for taken in (one, times(both, rounds)):
-            cells += [f"{taken[mode]:.2f}" for mode in MODES] + [f"{taken['stock'] / taken['auto']:.1f}×"]
-        print(f"| {where} | {'×'.join(map(str, shape))} | {size} | {stride} | {' | '.join(cells)} |", flush=True)
+    print("| where | what | forward: stock | ours | ratio | with backward: stock | ours | ratio |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for where, shape, size, stride in CONVOLUTIONS:
+        function = partial(kernels.depthwise_conv2d, stride=stride, padding=size // 2)
+        what = f"{'×'.join(map(str, shape))}, {size}×{size}, stride {stride}"
+        row(where, what, function, (shape, (shape[1], 1, size, size)), rounds)
+    for where, shape, out in ROWS:
+        text = "×".join(map(str, shape))
+        row(where, f"layer norm {text}", kernels.layer_norm, (shape, shape[-1:], shape[-1:]), rounds)
+        row(where, f"linear {text} to {out}", kernels.linear, (shape, (shape[-1], out), (out,)), rounds)
+        row(where, f"GELU {'×'.join(map(str, shape[:-1]))}×{out}", kernels.gelu, ((*shape[:-1], out),), rounds)
 
 
 if __name__ == "__main__":

@@ -25,13 +25,17 @@ from typing import Any
 
 import paddle
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("depthwise.cc", "rows.cc"))
-HEADERS = (Path(__file__).with_name("lanes.h"),)
+from kernels import products
+
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("dense.cc", "depthwise.cc", "rows.cc"))
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("convolution.h", "lanes.h"))
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp")
 COMPILERS = ("g++", "c++", "clang++")
 TIMEOUT_SECONDS = 180
 # Each operator's arguments: integer, float or pointer. All return 0, or 1 where memory ran out.
 OPERATORS = {
+    "dense_forward": "pppppp",
+    "dense_backward": "pppppppp",
     "depthwise_forward": "ppppp",
     "depthwise_backward": "ppppppp",
     "gelu_forward": "ipp",
@@ -68,12 +72,13 @@ class Library:
         self._threads = handle.depthwise_threads
 
     def about(self) -> dict[str, Any]:
-        """Return path, compiler, flags and number of threads for the log."""
+        """Return path, compiler, flags, number of threads and whose matrix products for the log."""
         return {
             "library": str(self.path),
             "compiler": self.compiler,
             "flags": " ".join(FLAGS),
             "threads": self._threads(),
+            "products": "oneDNN" if products.available() else "Paddle",
         }
 
 

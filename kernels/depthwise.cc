@@ -19,6 +19,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "convolution.h"
 #include "lanes.h"
 
 #ifdef _OPENMP
@@ -112,12 +113,6 @@ static void plane_sum(const float* grad, int64_t pitch, int stride, int64_t rows
   store(sum, load(sum) + total);
 }
 
-// All that both directions need; mirrored by a ctypes structure.
-struct Shape {
-  int64_t batch, channels, height, width, out_height, out_width;
-  int64_t kernel_height, kernel_width, stride, pad_top, pad_left;
-};
-
 namespace {
 
 constexpr int64_t BAND_FLOATS = 48 * 1024;  // a scratch plane: half of it and its result share the L2 cache
@@ -127,9 +122,9 @@ constexpr int64_t SERIAL_WORK = 1 << 16;    // multiply-adds below which threads
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-struct Plan : Shape {
+struct Plan : ConvolutionShape {
   int64_t blocks, groups, slices, taps;
-  explicit Plan(const Shape& s) : Shape(s) {
+  explicit Plan(const ConvolutionShape& s) : ConvolutionShape(s) {
     blocks = divide_up(channels, LANES);
     groups = divide_up(blocks, GROUP);
     slices = std::min(batch, MAX_SLICES);
@@ -195,8 +190,8 @@ extern "C" int depthwise_threads() {
 #endif
 }
 
-extern "C" int depthwise_forward(const Shape* shape, const float* x, const float* weight, const float* bias,
-                                 float* y) try {
+extern "C" int depthwise_forward(const ConvolutionShape* shape, const float* x, const float* weight,
+                                 const float* bias, float* y) try {
   const Plan p(*shape);
   const int kh = int(p.kernel_height), kw = int(p.kernel_width), stride = int(p.stride);
   const int64_t plane = p.height * p.width, out_plane = p.out_height * p.out_width;
@@ -232,8 +227,8 @@ extern "C" int depthwise_forward(const Shape* shape, const float* x, const float
   return 1;
 }
 
-extern "C" int depthwise_backward(const Shape* shape, const float* x, const float* weight, const float* grad_y,
-                                  float* grad_x, float* grad_weight, float* grad_bias) try {
+extern "C" int depthwise_backward(const ConvolutionShape* shape, const float* x, const float* weight,
+                                  const float* grad_y, float* grad_x, float* grad_weight, float* grad_bias) try {
   const Plan p(*shape);
   const int kh = int(p.kernel_height), kw = int(p.kernel_width), stride = int(p.stride);
   const int64_t plane = p.height * p.width, out_plane = p.out_height * p.out_width;

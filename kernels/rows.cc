@@ -17,7 +17,7 @@ namespace {
 
 constexpr int64_t MAX_SLICES = 64;
 constexpr int64_t SLICE_FLOATS = 4096;      // the least that is worth a slice
-constexpr int64_t SERIAL_FLOATS = 1 << 14;  // below this threads cost more than they give
+constexpr int64_t SERIAL_FLOATS = 1 << 16;  // below this threads cost more than they give
 
 // Calls body(column, get, put) for each vector of a row; the last is filled up with zeros where it is incomplete.
 template <class Body>

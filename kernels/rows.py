@@ -7,6 +7,7 @@ from paddle.autograd import PyLayer
 from paddle.autograd.py_layer import once_differentiable
 
 from kernels.dispatch import empty, run
+from kernels.products import product
 
 
 def _rows(x: paddle.Tensor) -> tuple[int, int]:
@@ -34,34 +35,39 @@ class Gelu(PyLayer):
 
 
 class Linear(PyLayer):
-    """``Linear.apply(x, weight, bias)``: ``[..., C]``, ``[C, D]`` and ``[D]`` to ``[..., D]``.
+    """``Linear.apply(x, weight, bias, transposed=...)``: ``[..., C]`` to ``[..., D]``.
 
-    The products are Paddle's; the bias is added in place, and its gradient summed here.
+    ``weight`` is ``[C, D]``, or ``[D, C]`` where transposed; ``bias`` is ``[D]`` or left out.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias):
-        y = paddle.matmul(x, weight)
-        run("bias_forward", *_rows(y), bias.contiguous(), y)
-        ctx.save_for_backward(x, weight)
-        ctx.wanted = [not item.stop_gradient for item in (x, weight, bias)]
-        return y
+    def forward(ctx, x, weight, bias=None, *, transposed):
+        features = x.shape[-1]
+        rows, weight = x.reshape([-1, features]).contiguous(), weight.contiguous()
+        y = product(rows, weight, transpose_b=transposed)
+        if bias is not None:
+            run("bias_forward", *y.shape, bias.contiguous(), y)
+        ctx.save_for_backward(rows, weight)
+        ctx.shape = x.shape
+        ctx.transposed = transposed
+        ctx.has_bias = bias is not None
+        ctx.wanted = [item is not None and not item.stop_gradient for item in (x, weight, bias)]
+        return y.reshape([*x.shape[:-1], y.shape[1]])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, weight = ctx.saved_tensor()
-        grad = grad.contiguous()
+        rows, weight = ctx.saved_tensor()
+        grad = grad.reshape([rows.shape[0], -1]).contiguous()
         grad_x = grad_weight = grad_bias = None
         if ctx.wanted[0]:
-            grad_x = paddle.matmul(grad, weight, transpose_y=True)
+            grad_x = product(grad, weight, transpose_b=not ctx.transposed).reshape(ctx.shape)
         if ctx.wanted[1]:
-            rows = x.reshape([-1, weight.shape[0]]), grad.reshape([-1, weight.shape[1]])
-            grad_weight = paddle.matmul(*rows, transpose_x=True)
+            grad_weight = product(*((grad, rows) if ctx.transposed else (rows, grad)), transpose_a=True)
         if ctx.wanted[2]:
-            grad_bias = empty(weight.shape[1])
-            run("bias_backward", *_rows(grad), grad, grad_bias)
-        return grad_x, grad_weight, grad_bias
+            grad_bias = empty(grad.shape[1])
+            run("bias_backward", *grad.shape, grad, grad_bias)
+        return (grad_x, grad_weight, grad_bias) if ctx.has_bias else (grad_x, grad_weight)
 
 
 class LayerNorm(PyLayer):

@@ -12,7 +12,7 @@ import pytest
 
 import kernels
 from errors import UserError
-from kernels import build, depthwise, dispatch, rows
+from kernels import build, convolution, dispatch, rows
 
 COMPILER = any(map(shutil.which, build.COMPILERS))
 compiled = pytest.mark.skipif(not COMPILER, reason="no C++ compiler on this machine")
@@ -57,7 +57,7 @@ def ours(monkeypatch):
         calls.append(name)
         dispatch.run(name, *arguments)
 
-    monkeypatch.setattr(depthwise, "run", counting)
+    monkeypatch.setattr(convolution, "run", counting)
     monkeypatch.setattr(rows, "run", counting)
     return lambda: sum(name.endswith("_forward") for name in calls)
 
@@ -102,6 +102,34 @@ def test_parity_with_paddle(shape, kernel, stride, padding, bias, ours):
 
     names = ("x", "weight", "bias") if bias else ("x", "weight")
     compare(stock, own, dict(zip(names, arrays(shape, kernel), strict=False)))
+    assert ours() == 1
+
+
+@compiled
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize(("shape", "out", "kernel", "stride", "padding"), [
+    ((3, 5, 9, 8), 7, (3, 3), 2, 1),
+    ((2, 5, 70, 90), 7, (5, 5), 1, 2),
+    ((70, 12, 4, 4), 20, (3, 3), 2, 1),
+    ((40, 12, 2, 2), 20, (3, 3), 1, 1),
+    ((2, 3, 33, 35), 8, (7, 7), 7, 0),
+    ((2, 3, 32, 48), 20, (16, 16), 16, 0),
+    ((2, 3, 30, 31), 6, (3, 5), 2, "SAME"),
+    ((1, 4, 9, 9), 6, (3, 3), 1, (0, 5, 4, 1)),
+    ((1, 4, 100, 130), 6, (2, 2), 1, "VALID"),
+    ((33, 20, 7, 7), 40, (1, 1), 1, 0),
+    ((2, 20, 70, 80), 4, (1, 1), 1, 0),
+    ((3, 20, 7, 7), 40, (1, 1), 2, 0),
+    ((3, 4, 5, 5), 6, (1, 1), 1, 1),
+])
+def test_dense_parity_with_paddle(shape, out, kernel, stride, padding, bias, ours):
+    draw = np.random.default_rng(0).standard_normal
+    sizes = {"x": shape, "weight": (out, shape[1], *kernel), "bias": (out,)}
+    compare(
+        lambda x, weight, bias=None: F.conv2d(x, weight, bias, stride, padding),
+        lambda x, weight, bias=None: kernels.conv2d(x, weight, bias, stride, padding),
+        {name: draw(size).astype("float32") for name, size in sizes.items() if bias or name != "bias"},
+    )
     assert ours() == 1
 
 
@@ -211,19 +239,28 @@ def test_gelu_far_out():
     y = kernels.gelu(x)
     y.sum().backward()
     exact = [v * math.erfc(-v / math.sqrt(2)) / 2 for v in x.numpy()[:8].astype("float64").tolist()]
-    np.testing.assert_allclose(y.numpy()[2:8], exact[2:], rtol=1e-5, atol=1e-37)  # relative: no cancellation in the tail
+    np.testing.assert_allclose(y.numpy()[2:8], exact[2:], rtol=1e-5, atol=1e-37)  # relative: the tail is exact
     np.testing.assert_array_equal(y.numpy()[:2], 0)
     np.testing.assert_array_equal(y.numpy()[8:], x.numpy()[8:])
     np.testing.assert_allclose(x.grad.numpy()[[0, 1, 5, 7, 8]], [0, 0, 0.5, 1, 1], atol=1e-7)
 
 
 @compiled
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize(("shape", "out"), [((5, 7), 3), ((2, 3, 4, 16), 48), ((128, 9, 33), 65), ((1, 4), 5000)])
-def test_linear(shape, out, ours):
+def test_linear(shape, out, bias, transposed, monkeypatch):
+    products = []
+    product = rows.product
+    monkeypatch.setattr(rows, "product", lambda *args, **kw: products.append(1) or product(*args, **kw))
     draw = np.random.default_rng(0).standard_normal
-    sizes = {"x": shape, "weight": (shape[-1], out), "bias": (out,)}
-    compare(F.linear, kernels.linear, {name: draw(size).astype("float32") for name, size in sizes.items()})
-    assert ours() == 1
+    sizes = {"x": shape, "weight": (out, shape[-1]) if transposed else (shape[-1], out), "bias": (out,)}
+    compare(
+        lambda x, weight, bias=None: F.linear(x, weight.t() if transposed else weight, bias),
+        lambda x, weight, bias=None: kernels.linear(x, weight, bias, transposed),
+        {name: draw(size).astype("float32") for name, size in sizes.items() if bias or name != "bias"},
+    )
+    assert len(products) == 3
 
 
 @compiled

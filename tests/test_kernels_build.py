@@ -26,6 +26,8 @@ CASES = [
     (partial(kernels.depthwise_conv2d, stride=1, padding=1), (3, 20, 4, 4), (20, 1, 3, 3), (20,)),
     (partial(kernels.depthwise_conv2d, stride=2, padding=(2, 1)), (2, 33, 9, 30), (33, 1, 5, 3), (33,)),
     (partial(kernels.depthwise_conv2d, stride=1, padding="SAME"), (1, 9, 90, 120), (9, 1, 7, 7)),
+    (partial(kernels.conv2d, stride=2, padding=1), (3, 5, 9, 8), (7, 5, 3, 3), (7,)),
+    (kernels.conv2d, (30, 5, 3, 4), (7, 5, 1, 1), (7,)),
     (kernels.gelu, (3, 1000)),
     (kernels.linear, (9, 5, 20), (20, 37), (37,)),
     (kernels.layer_norm, (9, 5, 37), (37,), (37,)),

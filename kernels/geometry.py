@@ -1,0 +1,83 @@
+"""Sizes and paddings of convolutions, as Paddle means them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from errors import UserError
+
+Setting = int | str | Sequence[int]
+"""A stride, padding or dilation as users write it."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where the windows of a convolution lie on a map."""
+
+    out: tuple[int, int]
+    stride: int
+    pad_top: int
+    pad_left: int
+    narrow: bool
+    """Whether every padding is smaller than its kernel."""
+
+
+def windows(
+    size: Sequence[int], kernel: Sequence[int], stride: Setting, padding: Setting, dilation: Setting
+) -> Windows | None:
+    """Return the windows of ``kernel`` (height, width) on a map of ``size``; None for settings left to Paddle.
+
+    Raises:
+        UserError: when the kernel is larger than the padded map (Paddle returns a map of size -1).
+    """
+    return _windows(tuple(size), tuple(kernel), *map(_setting, (stride, padding, dilation)))
+
+
+def _setting(value: Setting) -> int | str | tuple[int, ...] | None:
+    """Return a hashable form, None for the rarer ones that Paddle knows."""
+    if isinstance(value, (int, str)):
+        return value
+    return tuple(value) if all(isinstance(item, int) for item in value) else None
+
+
+@lru_cache(maxsize=1024)
+def _windows(
+    size: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: int | tuple[int, ...] | None,
+    padding: int | str | tuple[int, ...] | None,
+    dilation: int | tuple[int, ...] | None,
+) -> Windows | None:
+    if isinstance(stride, tuple) and len(set(stride)) == 1 and len(stride) == 2:
+        stride = stride[0]
+    if not isinstance(stride, int) or stride < 1 or dilation not in {1, (1, 1)}:
+        return None
+    pads = _pads(padding, size, kernel, stride)
+    if pads is None or min(*pads[0], *pads[1]) < 0:
+        return None
+    padded = [length + sum(pad) for length, pad in zip(size, pads, strict=True)]
+    if padded[0] < kernel[0] or padded[1] < kernel[1]:
+        raise UserError(
+            f"A convolution got a {size[0]}×{size[1]} map, which with padding {padding} is smaller than its "
+            f"{kernel[0]}×{kernel[1]} kernel; use larger images or a smaller kernel."
+        )
+    out = tuple((length - side) // stride + 1 for length, side in zip(padded, kernel, strict=True))
+    narrow = max(pads[0]) < kernel[0] and max(pads[1]) < kernel[1]
+    return Windows(out, stride, pads[0][0], pads[1][0], narrow)
+
+
+def _pads(
+    padding: int | str | tuple[int, ...] | None, size: tuple[int, ...], kernel: tuple[int, ...], stride: int
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return ``((top, bottom), (left, right))``."""
+    if padding in {"VALID", "SAME"}:
+        needed = ((-(-n // stride) - 1) * stride + k - n for n, k in zip(size, kernel, strict=True))
+        totals = [max(total, 0) if padding == "SAME" else 0 for total in needed]
+        return tuple((total // 2, total - total // 2) for total in totals)
+    if isinstance(padding, int):
+        return (padding, padding), (padding, padding)
+    if isinstance(padding, tuple) and len(padding) in {2, 4}:
+        return (padding[:2], padding[2:]) if len(padding) == 4 else ((padding[0],) * 2, (padding[1],) * 2)
+    return None
