@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import pickle
 import pickletools
+import re
 import struct
 from collections.abc import Callable
 
@@ -44,6 +45,21 @@ def expect_end(data: memoryview, end: int, told: str) -> None:
     """Raise UserError if `data` goes on behind its last object."""
     if end != len(data):
         raise UserError(f"{told} is damaged: it goes on for {len(data) - end} bytes after its last object")
+
+
+def refuse_text_pickle(data: bytes, told: str) -> None:
+    """Raise UserError with the first name in `data` if it is a pickle of protocol 0 or 1; else do nothing.
+
+    Neither PyTorch nor Paddle writes these, so that they are not read, only told.
+    """
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name in ("GLOBAL", "INST") and re.fullmatch(r"[\w.]+ [\w.]+", argument):
+                raise UserError(f"{told} is refused and nothing of it was run: it is a pickle of a protocol that "
+                                "neither torch.save nor paddle.save uses, and names "
+                                f"{printable(argument.replace(' ', '.'))}")
+    except (ValueError, IndexError, OverflowError, struct.error):  # no pickle
+        return
 
 
 def printable(text: object, limit: int = 100) -> str:

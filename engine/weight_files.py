@@ -26,6 +26,7 @@ from errors import UserError
 NESTS = ("state_dict", "model", "model_state_dict", "params", "net")
 EMA_NESTS = ("state_dict_ema", "model_ema", "params_ema")
 PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+")
+TEXT_PICKLE = 1 << 16  # bytes in which a name is looked for, of a pickle that nobody writes weights as
 PADDLE_NAMES = "StructuredToParameterName@@"
 PADDLE_SLICES = "UnpackBigParamInfor@@"
 SAFETENSORS_KINDS = {
@@ -65,9 +66,9 @@ def read_weights(path: str | os.PathLike, ema: bool = False) -> Weights:
     """Read a file of weights (``.pdparams`` may be left out of its name).
 
     The state dict is the top level itself or stands under the first of `NESTS` that holds arrays, also nested;
-    with `ema` it is the first of `EMA_NESTS`. Prefixes that wrappers leave (``module.``, ``_orig_mod.``) are
-    removed. Raises UserError for everything that is not a whole file of weights, and for pickles that name
-    anything but weights.
+    with `ema`, or where there is no other, it is the first of `EMA_NESTS`. Prefixes that wrappers leave
+    (``module.``, ``_orig_mod.``) are removed. Raises UserError for everything that is not a whole file of weights,
+    and for pickles that name anything but weights.
     """
     path = Path(path)
     if not path.exists() and path.with_name(path.name + ".pdparams").exists():
@@ -101,6 +102,7 @@ def _read(path: Path, told: str, ema: bool) -> Weights:
         if head[257:262] == b"ustar":
             raise UserError(f"{told} is a tar archive (PyTorch before 0.1.10 wrote weights so), and that is not read")
         if not head.startswith(b"\x80"):
+            pickles.refuse_text_pickle(head + file.read(TEXT_PICKLE), told)
             what = "is empty" if not head else f"starts with {head[:8].hex(' ')}"
             raise UserError(f"{told} {what}: neither PyTorch (zip or legacy) nor Paddle nor safetensors wrote it")
     data = memoryview(path.read_bytes())
@@ -212,13 +214,13 @@ def _no_weights(tree: object, told: str, ema: bool) -> UserError:
     found = f"its keys are {', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''}" if keys else "it has no keys"
     if ema:
         return UserError(f"{told} holds no averaged (EMA) weights under {', '.join(EMA_NESTS)}: {found}")
-    averaged = _find_state(tree, EMA_NESTS)[1]
-    hint = f"; averaged (EMA) weights stand under {averaged[0]} and can be asked for" if averaged else ""
-    return UserError(f"{told} holds no weights, neither at its top nor under {', '.join(NESTS)}: {found}{hint}")
+    return UserError(f"{told} holds no weights, neither at its top nor under {', '.join(NESTS + EMA_NESTS)}: {found}")
 
 
 def _gather(tree: object, fetch: Callable, path: Path, told: str, ema: bool, kind: str, layout: str) -> Weights:
     state, nests = _find_state(tree, EMA_NESTS if ema else NESTS)
+    if state is None and not ema:
+        state, nests = _find_state(tree, EMA_NESTS)
     if state is None or (ema and not nests):
         raise _no_weights(tree, told, ema)
     arrays, skipped = {}, []

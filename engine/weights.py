@@ -111,7 +111,10 @@ def load_weights(
     wrong = {}
     for name in targets:
         if name in state:
-            fitted = _fit(model, name, state[name], tuple(targets[name].shape))
+            try:
+                fitted = _fit(model, name, state[name], tuple(targets[name].shape))
+            except UserError as error:
+                raise UserError(f"{weights.path} does not fit {type(model).__name__}: {error}") from None
             if fitted is None:
                 wrong[name] = state[name]
             elif fitted is not state[name]:
@@ -128,8 +131,8 @@ def load_weights(
     ]
     if any(problems):
         if head and num_classes_mismatch == "refuse":
-            problems.append(f"its classifier has {classes} classes where the model has {model.num_classes}; a "
-                            "fresh one can be asked for")
+            problems.append(f"its classifier has {classes} classes where the model was built for {model.num_classes} "
+                            f"(NUM_CLASSES of a config, --num-classes of tools/convert.py: {classes})")
         raise UserError(f"{weights.path} does not fit {type(model).__name__}: {'; '.join(filter(None, problems))}")
     report.loaded = [name for name in targets if name not in report.fresh]
     _set_values(targets, {name: state[name] for name in report.loaded}, weights.path)

@@ -91,6 +91,15 @@ def test_parameters_and_missing_averages() -> None:
         read_weights(DATA / "compiled.pt", ema=True)
 
 
+def test_only_averages(tmp_path: Path) -> None:
+    """Where a file holds averaged weights and no others, they are taken, and the report says so."""
+    arrays = {name: rule(*shape) for name, shape in SHAPES.items()}
+    (tmp_path / "w").write_bytes(pickle.dumps({"epoch": 3, "state_dict_ema": arrays}, 4))
+    model = Net()
+    assert load_weights(model, tmp_path / "w").nested_under == "state_dict_ema"
+    assert_network(values(model))
+
+
 @pytest.mark.parametrize("length", [0x3C20, 0x4B50, 0x3C80, 0x7630])
 def test_safetensors_whose_length_looks_like_something_else(length: int, tmp_path: Path) -> None:
     """The first bytes are a number, and may read `` <``, ``PK``, a pickle's start or a letter."""
@@ -195,7 +204,7 @@ def test_strictness_lists_everything_and_changes_nothing(tmp_path: Path) -> None
 def test_other_number_of_classes() -> None:
     model = Net(num_classes=7)
     before = values(model)
-    with pytest.raises(UserError, match="its classifier has 5 classes where the model has 7; a fresh one can be asked"):
+    with pytest.raises(UserError, match=r"its classifier has 5 classes where the model was built for 7 .*: 5\)"):
         load_weights(model, DATA / "timm_zip.pth.tar")
     report = load_weights(model, DATA / "timm_zip.pth.tar", num_classes_mismatch="fresh_head")
     assert report.fresh == ["2.weight", "2.bias"] and len(report.loaded) == 6
@@ -203,6 +212,15 @@ def test_other_number_of_classes() -> None:
     assert any("1._mean" in line for line in report.lines(verbose=True))
     np.testing.assert_array_equal(model[0].bias.numpy(), rule(4))
     np.testing.assert_array_equal(model[2].weight.numpy(), before["2.weight"])
+
+
+def test_refusals_of_a_model_name_the_file() -> None:
+    class Particular(Net):
+        def resize_weights(self, name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+            raise UserError(f"{name} cannot be resized")
+
+    with pytest.raises(UserError, match=r"timm_zip\.pth\.tar does not fit Particular: 2\.weight cannot be resized"):
+        load_weights(Particular(7), DATA / "timm_zip.pth.tar")
 
 
 def test_values_that_are_not_finite_and_wrong_types(tmp_path: Path) -> None:

@@ -32,6 +32,17 @@ def test_other_files(content: bytes, told: str, tmp_path: Path) -> None:
         read_weights(tmp_path / "w.pth")
 
 
+@pytest.mark.parametrize(("content", "told"), [
+    (b"cos\nsystem\n(S'true'\ntR.", "nothing of it was run.* names os.system"),
+    (b"(S'true'\nios\nsystem\n.", "names os.system"),
+    (b"config: some text\nand more of it\n", "starts with 63 6f"),
+])
+def test_pickles_of_old_protocols(content: bytes, told: str, tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        read_weights(tmp_path / "w.pth")
+
+
 def test_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path, told in ((tmp_path, "is a folder"), (tmp_path / "pipe", "no ordinary file"),
