@@ -75,6 +75,27 @@ def test_mistakes(name: str, target: str, told: str, released: tuple[Path, paddl
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("options", "told"), [
+    (["--image-size", "-5"], "--image-size is '-5', expected a side"),
+    (["--image-size", "100000"], "each from 1 to 4096"),
+    (["--num-classes", "-1"], "num_classes is -1"),
+])
+def test_impossible_networks(options: list[str], told: str, released: tuple[Path, paddle.nn.Layer],
+                             tmp_path: Path) -> None:
+    done = convert(NAME, released[0], tmp_path / "x.pdparams", *options)
+    assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("target", ["file/x.pdparams", "folder.pdparams"])
+def test_destinations_that_cannot_be_written(target: str, released: tuple[Path, paddle.nn.Layer],
+                                             tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.pdparams").mkdir()
+    done = convert(NAME, released[0], tmp_path / target)
+    assert done.returncode == 2 and f"{target}: cannot be written: " in done.stderr and done.stderr.count("\n") == 1
+    assert sorted(entry.name for entry in tmp_path.rglob("*")) == ["file", "folder.pdparams"]
+
+
 def test_a_file_that_would_run_a_command(tmp_path: Path) -> None:
     command = f"touch {tmp_path / 'canary'}"
     source = tmp_path / "bad.pdparams"

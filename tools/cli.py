@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +32,26 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     """Add ``-w W``, required."""
     parser.add_argument("-w", "--weights", required=True, metavar="W",
                         help="a run folder, .pdparams, .safetensors, or a PyTorch file")
+
+
+def add_image_size(parser: argparse.ArgumentParser, meaning: str = "") -> None:
+    """Add ``--image-size S``; ``image_size`` reads what was given."""
+    parser.add_argument("--image-size", metavar="S",
+                        help="side or HxW in pixels (default: the variant's own)" + (meaning and f"; {meaning}"))
+
+
+def image_size(text: str | None) -> tuple[int, int] | None:
+    """Return the (height, width) that ``--image-size`` gives as ``224`` or ``192x256``, None for none.
+
+    Raises UserError for anything else, and for more than 4096 pixels a side.
+    """
+    if text is None:
+        return None
+    sides = text.split("x")
+    if len(sides) > 2 or not all(re.fullmatch(r"[1-9]\d{0,3}", side) and int(side) <= 4096 for side in sides):
+        raise UserError(f"--image-size is {text!r}, expected a side such as 224 or a height and width such as 192x256, "
+                        "each from 1 to 4096")
+    return int(sides[0]), int(sides[-1])
 
 
 def config_of(arguments: argparse.Namespace) -> Path:

@@ -19,8 +19,9 @@ def main(arguments: argparse.Namespace) -> None:
     from models import create_model
 
     check_suffix(arguments.dst)
+    image_size = cli.image_size(arguments.image_size)
     model = create_model(arguments.name, num_classes=1000 if arguments.num_classes is None else arguments.num_classes,
-                         image_size=arguments.image_size)
+                         image_size=image_size)
     mismatch = "refuse" if arguments.num_classes is None else "fresh_head"
     report = load_weights(model, arguments.src, num_classes_mismatch=mismatch, ema=arguments.ema)
     print("\n".join(report.lines(arguments.verbose)))
@@ -38,9 +39,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--num-classes", metavar="N", type=int,
                         help="classes of the converted network (default: 1000); another number than SRC's gives a "
                              "fresh classifier, and says so")
-    result.add_argument("--image-size", metavar="S", type=int,
-                        help="side in pixels of the converted network (default: the variant's own); tables and "
-                             "filters are resampled")
+    cli.add_image_size(result, "tables and filters are resampled to it")
     result.add_argument("--ema", action="store_true", help="take the averaged weights of a training checkpoint")
     result.add_argument("--verbose", action="store_true", help="print every name, not only the counts")
     return result

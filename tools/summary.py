@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
 import cli
@@ -20,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     result.epilog = EPILOG
     result.add_argument("names", metavar="NAME", nargs="*",
                         help="a model, or a pattern such as 'iformer_*' (default: all); paddle/NAME for Paddle's own")
-    result.add_argument("--image-size", metavar="S", help="side or HxW in pixels (default: the variant's own)")
+    cli.add_image_size(result)
     result.add_argument("--num-classes", metavar="N", type=int, default=1000, help="default: 1000")
     result.add_argument("--json", metavar="FILE", type=Path, help="also write the table as JSON")
     result.add_argument("--write", metavar="PAGE", type=Path,
@@ -33,7 +32,7 @@ def main(arguments: argparse.Namespace) -> None:
     from engine.runtime import prepare
 
     prepare()
-    image_size = _image_size(arguments.image_size)
+    image_size = cli.image_size(arguments.image_size)
     from analysis import zoo
     from engine.files import write_json
 
@@ -73,15 +72,6 @@ def _write_page(path: Path) -> None:
         print(f"compared {len(parities)} of {len(fixtures)}: {name}", flush=True)
     write_text(path, page(rows, parities, fixtures))
     print(f"wrote {path}")
-
-
-def _image_size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", text):
-        raise UserError(f"--image-size is {text!r}, expected a side such as 224 or a height and width such as 192x256")
-    height, _, width = text.partition("x")
-    return int(height), int(width or height)
 
 
 if __name__ == "__main__":
