@@ -11,6 +11,7 @@ class UserError(Exception):
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
-    """Return the tail of an error message: `` (nearest: a, b)``, or nothing where no choice is near."""
-    matches = difflib.get_close_matches(name, list(choices), n=count, cutoff=0.5)
+    """Return the tail of an error message: `` (nearest: a, b)``, or nothing where none is near in whatever case."""
+    lowered = {choice.lower(): choice for choice in choices}
+    matches = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=count, cutoff=0.5)]
     return f" (nearest: {', '.join(matches)})" if matches else ""

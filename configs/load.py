@@ -75,13 +75,17 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+# A date is a text, such as the name of a run.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"),
                               list("-+0123456789"))
 
 
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)
+        tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -89,6 +93,11 @@ def _parse_yaml(text: str, where: str) -> Any:
         raise UserError(f"{where}{line}: not valid YAML for a config: {problem}") from None
     except (RecursionError, ValueError) as error:
         raise UserError(f"{where}: not valid YAML for a config: {type(error).__name__}") from None
+    for value in _walk(tree):
+        if not isinstance(value, (bool, int, float, str, list, dict, type(None))):
+            raise UserError(f"{where}: found {_describe(value)}, expected texts, numbers, true, false, null, lists or "
+                            "sections")
+    return tree
 
 
 def _read_with_bases(path: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -113,6 +122,8 @@ def _read_with_bases(path: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path
 
 def _read_text(path: Path, above: tuple[Path, ...]) -> str:
     named_by = f" (the _BASE_ of {above[-1].name})" if above else ""
+    if path.is_dir():
+        raise UserError(f"{path}{named_by}: a folder, expected a YAML file")
     if not path.is_file():
         siblings = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise UserError(f"{path}{named_by}: no such config file{nearest(path.name, siblings)}")
@@ -130,11 +141,12 @@ def _read_text(path: Path, above: tuple[Path, ...]) -> str:
 
 def _parse_override(override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
-    if not equals or not key.strip():
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
         raise UserError(f"-o {override}: expected KEY=VALUE, for example -o TRAIN.EPOCHS=3")
     value = _parse_yaml(text, f"-o {override}")
-    tree: Any = "" if value is None else value
-    for part in reversed(key.strip().split(".")):
+    tree: Any = value if text.strip() else ""
+    for part in reversed(parts):
         tree = {part: tree}
     return tree
 
@@ -143,8 +155,7 @@ def _merge(node: CfgNode, tree: Mapping[str, Any], where: str, prefix: str = "")
     for key, value in tree.items():
         dotted = f"{prefix}{key}"
         if key not in node:
-            choices = [f"{prefix}{name}" for name in node] + [name for name, _ in flatten(default_config())]
-            raise UserError(f"{where}: unknown key {dotted}{nearest(dotted, dict.fromkeys(choices))}")
+            raise UserError(f"{where}: unknown key {dotted}{_nearest_keys(dotted, prefix, node)}")
         if dotted == "MODEL.ARGS":
             _merge_arguments(node[key], value, where)
         elif isinstance(node[key], CfgNode):
@@ -154,6 +165,17 @@ def _merge(node: CfgNode, tree: Mapping[str, Any], where: str, prefix: str = "")
             _merge(node[key], value, where, dotted + ".")
         else:
             node[key] = _checked(dotted, node[key], value, where)
+
+
+def _nearest_keys(dotted: str, prefix: str, node: CfgNode) -> str:
+    """Return the tail of a message: the keys whose last part is that of ``dotted``, else the nearest ones."""
+    keys = [key for key, _ in flatten(default_config())]
+    same = [key for key in keys if key.split(".")[-1].lower() == dotted.split(".")[-1].lower()]
+    if dotted in keys:
+        return f"; in a file it stands as {dotted.replace('.', ': {')}: ...}}"
+    if same:
+        return f" (nearest: {', '.join(same)})"
+    return nearest(dotted, dict.fromkeys([*(f"{prefix}{name}" for name in node), *keys]))
 
 
 def _merge_arguments(node: CfgNode, value: Any, where: str) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -126,7 +127,7 @@ def _is_number(value: Any) -> bool:
 
 def _is_size(value: int | list[int]) -> bool:
     sides = value if isinstance(value, list) else [value, value]
-    return len(sides) == 2 and all(isinstance(side, int) and 1 <= side <= 4096 for side in sides)
+    return len(sides) == 2 and all(type(side) is int and 1 <= side <= 4096 for side in sides)
 
 
 def _is_path(points: list[Any]) -> bool:
@@ -143,11 +144,13 @@ _NON_NEGATIVE = _between(0)
 
 # Keys that take more than any value of their default's type.
 CHECKS: dict[str, Check] = {
-    "OUTPUT": (bool, "the name of a folder"),
-    "NAME": (lambda name: name not in (".", "..") and not set("/\\\0") & set(name), "a name without slashes"),
-    "MODEL.NUM_CLASSES": _COUNT,
+    "OUTPUT": (lambda path: bool(path) and path.isprintable(), "the name of a folder"),
+    "NAME": (lambda name: name not in (".", "..") and not set("/\\") & set(name) and name.isprintable(),
+             "a name without slashes and line breaks"),
+    "MODEL.NUM_CLASSES": _between(1, 1_000_000),
     "MODEL.DROP_PATH": _between(0.0, 1.0, open_high=True),
     "DATA.NAME": _one_of("cifar10", "digits"),
+    "DATA.ROOT": (str.isprintable, "a folder or an archive"),
     "DATA.IMAGE_SIZE": (_is_size, "a side or [height, width] in pixels, each from 1 to 4096"),
     "DATA.BATCH_SIZE": _COUNT,
     "DATA.EVAL_BATCH_SIZE": _COUNT,
@@ -187,7 +190,7 @@ CHECKS: dict[str, Check] = {
     "SCHEDULE.WARMUP_EPOCHS": _NON_NEGATIVE,
     "SCHEDULE.WARMUP_LR": _NON_NEGATIVE,
     "SCHEDULE.POINTS": (_is_path, "[share of training, share of LR] pairs, the first share 0, the last 1, ascending"),
-    "TRAIN.EPOCHS": _COUNT,
+    "TRAIN.EPOCHS": _between(1, 1_000_000),
     "TRAIN.MAX_STEPS": _NON_NEGATIVE,
     "TRAIN.PRECISION": _one_of("float32", "bfloat16", "float16"),
     "TRAIN.EMA_DECAY": _between(0.0, 1.0, open_high=True),
@@ -197,7 +200,7 @@ CHECKS: dict[str, Check] = {
     "TRAIN.EVAL_EVERY": _COUNT,
     "TRAIN.CHECKPOINT_MINUTES": (lambda v: v > 0, "more than 0"),
     "TRAIN.KEEP_CHECKPOINTS": _COUNT,
-    "RUNTIME.DEVICE": (lambda v: v in ("auto", "cpu", "gpu") or (v.startswith("gpu:") and v[4:].isdigit()),
+    "RUNTIME.DEVICE": (lambda v: v in ("auto", "cpu", "gpu") or re.fullmatch("gpu:[0-9]{1,4}", v) is not None,
                        "auto, cpu, gpu, or gpu:<number>"),
     "RUNTIME.THREADS": _between(0, 1024),
     "RUNTIME.SEED": _between(0, 2**31 - 1),

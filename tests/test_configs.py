@@ -75,7 +75,7 @@ def test_resolved_config_loads_as_itself(tmp_path: Path) -> None:
     ("EPOCHS=3", ["EPOCHS", "TRAIN.EPOCHS"]),
     ("TRAIN.EPOCHS=many", ["TRAIN.EPOCHS", "whole number", "'many'"]),
     ("TRAIN.EPOCHS=true", ["whole number", "True"]),
-    ("TRAIN.EPOCHS=0", ["TRAIN.EPOCHS is 0", "1 or more"]),
+    ("TRAIN.EPOCHS=0", ["TRAIN.EPOCHS is 0", "1 <= value"]),
     ("TRAIN=3", ["TRAIN is a section"]),
     ("OPTIMIZER.NAME=adan", ["'adan'", "nearest: adam"]),
     ("OPTIMIZER.LR=-1", ["OPTIMIZER.LR"]),
@@ -87,6 +87,15 @@ def test_resolved_config_loads_as_itself(tmp_path: Path) -> None:
     ("RUNTIME.DEVICE=tpu", ["RUNTIME.DEVICE"]),
     ("NAME=a/b", ["NAME"]),
     ("MODEL.ARGS=3", ["MODEL.ARGS"]),
+    ("LR=3", ["unknown key LR", "nearest: OPTIMIZER.LR"]),
+    ("train.epochs=3", ["unknown key train", "nearest: TRAIN"]),
+    ("TRAIN..EPOCHS=3", ["KEY=VALUE"]),
+    ("OPTIMIZER.LR=null", ["found None"]),
+    ("DATA.IMAGE_SIZE=[true, true]", ["DATA.IMAGE_SIZE"]),
+    ("MODEL.NUM_CLASSES=1000000000000", ["MODEL.NUM_CLASSES"]),
+    ("RUNTIME.DEVICE=gpu:²", ["RUNTIME.DEVICE"]),
+    ("MODEL.ARGS.depths=!!binary aGVsbG8=", ["b'hello'"]),
+    ('NAME="a\\nb"', ["NAME"]),
     ("TRAIN.EPOCHS", ["KEY=VALUE"]),
     ("=3", ["KEY=VALUE"]),
     ("TRAIN.EPOCHS=[", ["not valid YAML"]),
@@ -111,7 +120,8 @@ def test_bad_override_is_refused(override: str, said: list[str]) -> None:
     (b"A: " + b"[" * 5000, "not valid YAML"),
     (b"# " + b"x" * MAX_BYTES, "larger than"),
     (b"MODEL: {ARGS: {a: !!python/name:os.system }}\n", "not valid YAML"),
-    (b"TRAIN: {EPOCHS: 2001-99-99}\n", "not valid YAML"),
+    (b"TRAIN: {EPOCHS: !!timestamp 2001-99-99}\n", "not valid YAML"),
+    (b"TRAIN.EPOCHS: 3\n", "TRAIN: {EPOCHS: ...}"),
 ])
 def test_bad_file_is_refused(tmp_path: Path, text: bytes, said: str) -> None:
     path = tmp_path / "bad.yaml"
@@ -124,8 +134,14 @@ def test_bad_file_is_refused(tmp_path: Path, text: bytes, said: str) -> None:
 def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such config file \(nearest: quickstart.yaml"):
         load_config(CONFIGS / "quickstrat.yaml")
-    with pytest.raises(UserError, match="no such config file"):
+    with pytest.raises(UserError, match="a folder, expected a YAML file"):
         load_config(tmp_path)
+
+
+def test_null_and_dates_are_values() -> None:
+    config = load_config(None, ["MODEL.ARGS.layer_scale_init_value=null", "NAME=2024-05-01"])
+    assert config.MODEL.ARGS.layer_scale_init_value is None
+    assert config.NAME == "2024-05-01"
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
