@@ -23,17 +23,39 @@ from engine.losses import LabelSmoothingCrossEntropy
 from engine.optim import WeightAverage, build_optimizer
 from engine.run import RunFolder
 from engine.weights import save_weights
+from errors import UserError
 from models import create_model
 
 log = logging.getLogger("suite")
 
+# Constructor arguments that do not stand under MODEL.ARGS.
+_OWN_KEYS = {"num_classes": "the key is MODEL.NUM_CLASSES", "image_size": "the key is DATA.IMAGE_SIZE",
+             "drop_path_rate": "the key is MODEL.DROP_PATH", "in_chans": "images have three channels"}
+
 
 def build_model(config: CfgNode) -> nn.Layer:
-    """Return the network of a config, freshly initialised from its seed."""
+    """Return the network of a config, freshly initialised from its seed.
+
+    Raises UserError for MODEL.ARGS that the network cannot be built with: whatever its constructor says of values
+    that are the user's own is told as a mistake in them.
+    """
+    model, size, arguments = config.MODEL, config.DATA.IMAGE_SIZE, to_plain(config.MODEL.ARGS)
+    for name, value in arguments.items():
+        if name in _OWN_KEYS:
+            raise UserError(f"MODEL.ARGS.{name} is not taken: {_OWN_KEYS[name]}")
+        if name.endswith("drop_rate") and not (type(value) in (int, float) and 0 <= value < 1):
+            raise UserError(f"MODEL.ARGS.{name} is {value!r}, expected 0 <= value < 1")  # Paddle tells at the first step
     runtime.seed_everything(config.RUNTIME.SEED)
-    size = config.DATA.IMAGE_SIZE
-    return create_model(config.MODEL.NAME, config.MODEL.NUM_CLASSES, tuple(size) if isinstance(size, list) else size,
-                        drop_path_rate=config.MODEL.DROP_PATH, **to_plain(config.MODEL.ARGS))
+    try:
+        return create_model(model.NAME, model.NUM_CLASSES, tuple(size) if isinstance(size, list) else size,
+                            drop_path_rate=model.DROP_PATH, **arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        if not arguments:
+            raise
+        told = str(error).strip().split("\n")[0]
+        raise UserError(f"MODEL.ARGS {arguments} build no {model.NAME}: {type(error).__name__}: {told}") from error
 
 
 @dataclass
@@ -45,6 +67,7 @@ class Position:
     iteration: int = 0
     sums: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of RunningMean, over the epoch so far
     best_epoch: int = 0
+    best_iteration: int = 0
     best_accuracy: float = -1.0
     best_loss: float = 0.0  # decides between equal accuracies
     average_updates: int = 0
@@ -120,6 +143,10 @@ class TrainingState:
         if saved is None:
             log.warning("%s holds no whole checkpoint: starting from the beginning", run.checkpoints)
             return Position()
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
+        for part in ("model", "average") if self.average else ("model",):
+            if {name: array.shape for name, array in saved.parts.get(part, {}).items()} != shapes:
+                raise UserError(f"{saved.path}: its {part} is not that of {self.config.MODEL.NAME} as it is built now")
         self.model.set_state_dict(saved.parts["model"])
         checkpoint.restore_optimizer(self.optimizer, self.model, saved.parts.get("optimizer", {}))
         position = Position(**saved.position)

@@ -20,13 +20,13 @@ from yacs.config import CfgNode
 from datasets import build_dataset
 from datasets.loader import EvalLoader, TrainLoader
 from datasets.transforms import build_eval_transforms, build_train_transforms
-from engine.evaluator import Evaluation
+from engine.evaluator import Evaluation, evaluate
 from engine.files import write_json
 from engine.history import History
 from engine.interrupts import Interrupted, StopRequest
 from engine.metrics import RunningMean
 from engine.optim import learning_rate
-from engine.predictor import find_weights
+from engine.predictor import find_weights, load_model
 from engine.progress import Progress
 from engine.run import RunFolder
 from engine.state import Position, TrainingState
@@ -85,14 +85,14 @@ class Trainer:
                  len(self.loader.dataset), len(self.selection.dataset), self.selection_split, self.epochs, self.steps)
         try:
             with self.stop:
-                for epoch in range(self.position.epoch, self.epochs):
+                for epoch in range(self.position.epoch, max(-(-self.last // self.steps), self._epoch_reached())):
                     timing = self._train_epoch(epoch)
                     evaluation = self._select(epoch)
                     self._record_epoch(epoch, timing, evaluation)
                     self._save()
                     after_epoch(self.run.path)
-                    if self.position.iteration >= self.last:
-                        break
+                if not self.position.best_epoch:  # resumed to end at once, and never evaluated before
+                    self._select(self._epoch_reached() - 1)
                 self.state.save_weights(self.run, "final")
                 return self._report()
         except Interrupted as interrupted:
@@ -129,24 +129,29 @@ class Trainer:
 
     def _select(self, epoch: int) -> Evaluation | None:
         """Evaluate on the selection split and keep the weights if they are the best so far."""
-        at_the_end = epoch + 1 == self.epochs or self.position.iteration >= self.last
-        if (epoch + 1) % self.config.TRAIN.EVAL_EVERY and not at_the_end:
+        position = self.position
+        if (epoch + 1) % self.config.TRAIN.EVAL_EVERY and position.iteration < self.last:
             return None
         evaluation = self._evaluate(self.selection, f"epoch {epoch + 1}/{self.epochs} {self.selection_split}")
-        best = self.position
-        if (evaluation.top1, -evaluation.loss) > (best.best_accuracy, -best.best_loss):
-            best.best_accuracy, best.best_loss, best.best_epoch = evaluation.top1, evaluation.loss, epoch + 1
+        self._refuse_non_finite(evaluation.loss, self.selection_split)
+        if (evaluation.top1, -evaluation.loss) > (position.best_accuracy, -position.best_loss):
+            position.best_accuracy, position.best_loss = evaluation.top1, evaluation.loss
+            position.best_epoch, position.best_iteration = epoch + 1, position.iteration
             self.state.save_weights(self.run, "best")
         return evaluation
 
-    def _evaluate(self, loader: EvalLoader, title: str) -> Evaluation:
+    def _evaluate(self, loader: EvalLoader, title: str, weights: Path | None = None) -> Evaluation:
+        """Evaluate the state's weights, or those of a file in a network of their own."""
         def advance(images: int) -> None:
             self.progress.eval_batch()
             self.stop.check()
 
         with self.progress.pause():
             self.progress.start(title, len(loader), 0)
-            return self.state.evaluate(loader, advance)
+            if weights is None:
+                return self.state.evaluate(loader, advance)
+            model, _ = load_model(self.config, weights)
+            return evaluate(model, loader, self.state.loss, self.config.TRAIN.PRECISION, advance)
 
     def _record_step(self, epoch: int, lr: float, loss: paddle.Tensor, logits: paddle.Tensor,
                      target: paddle.Tensor) -> None:
@@ -182,21 +187,22 @@ class Trainer:
         position, run = self.position, self.run
         loader = self.selection if self.selection_split == "test" else build_eval_loader(self.config, "test")
         final = self._evaluate(loader, "final weights, test").figures()
-        last_epoch = min(position.epoch + (position.step > 0), self.epochs)
         selected = final
-        if position.best_epoch != last_epoch:
-            load_weights(self.state.model, run / "best_model.pdparams")
-            self.state.average = None  # the file holds the average already
-            selected = self._evaluate(loader, "selected weights, test").figures()
+        if position.best_iteration != position.iteration:
+            selected = self._evaluate(loader, "selected weights, test", run / "best_model.pdparams").figures()
         results = {"selected_on": self.selection_split,
                    "selected": {"epoch": position.best_epoch, "test": selected},
-                   "final": {"epoch": last_epoch, "test": final}}
+                   "final": {"epoch": self._epoch_reached(), "test": final}}
         write_json(run.results, results)
         for name in ("selected", "final"):
             figures = results[name]["test"]
             log.info("%s weights (epoch %d): test top-1 %.2f %%, loss %.4f", name, results[name]["epoch"],
                      100 * figures["top1"], figures["loss"])
         return results
+
+    def _epoch_reached(self) -> int:
+        """Return the number, from 1, of the epoch that the present weights are of."""
+        return self.position.epoch + (self.position.step > 0)
 
     def _learning_rate(self, iteration: int) -> float:
         return learning_rate(iteration, self.steps, self.epochs, self.config.OPTIMIZER.LR, self.config.SCHEDULE)
@@ -207,12 +213,12 @@ class Trainer:
         self.saved_at = time.monotonic()
         return self.state.save(self.run, self.position)
 
-    def _refuse_non_finite(self, loss: float) -> None:
+    def _refuse_non_finite(self, loss: float, of: str = "training") -> None:
         if math.isfinite(loss):
             return
         finite = self.history.last_step()
-        before = f"the last finite one was {finite['train_loss']} at iteration {finite['iteration']}" if finite else \
+        before = f"that of training at iteration {finite['iteration']} was {finite['train_loss']}" if finite else \
             "no iteration before it was recorded"
-        raise UserError(f"the training loss is {loss} at iteration {self.position.iteration}; {before}; the newest "
+        raise UserError(f"the {of} loss is {loss} at iteration {self.position.iteration}; {before}; the newest "
                         "checkpoint is from before: try a lower OPTIMIZER.LR, a longer SCHEDULE.WARMUP_EPOCHS, "
                         "TRAIN.GRAD_CLIP 1.0, or TRAIN.PRECISION float32")

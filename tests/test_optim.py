@@ -13,6 +13,8 @@ from configs.load import load_config
 from engine.losses import LabelSmoothingCrossEntropy
 from engine.metrics import RunningMean
 from engine.optim import WeightAverage, build_optimizer, learning_rate
+from engine.state import build_model
+from errors import UserError
 
 RNG = np.random.default_rng(0)
 
@@ -128,3 +130,15 @@ def test_running_mean_weighs_images_not_batches() -> None:
         mean.add(paddle.to_tensor(loss), logits, paddle.full([size], 1 if size == 16 else 0, "int64"))
     assert mean.means() == pytest.approx(((128 + 32) / 144, 16 / 144))
     assert RunningMean(mean.sums()).sums() == mean.sums()
+
+
+@pytest.mark.parametrize(("override", "said"), [
+    ("depths=3", "build no iformer_small: TypeError"), ("mlp_ratio=.inf", "OverflowError"),
+    ("num_heads=[0, 2, 2, 2]", "ZeroDivisionError"), ("embed_dims=[32, 64, 96, '128']", "TypeError"),
+    ("num_classes=5", "MODEL.NUM_CLASSES"), ("in_chans=1", "three channels"), ("drop_rate=2", "0 <= value < 1"),
+])
+def test_arguments_that_build_no_network_are_told(override: str, said: str) -> None:
+    config = load_config("configs/quickstart.yaml", [f"MODEL.ARGS.{override}"])
+    with pytest.raises(UserError, match=said) as caught:
+        build_model(config)
+    assert "MODEL.ARGS" in str(caught.value) and "\n" not in str(caught.value)

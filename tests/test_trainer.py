@@ -1,0 +1,149 @@
+"""The loop in one process: where it may stop, what it then keeps, and which weights its results are of."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from configs.load import load_config
+from engine import state
+from engine.checkpoint import list_checkpoints, load_checkpoint
+from engine.history import read_table
+from engine.interrupts import Interrupted
+from engine.run import run_folder
+from engine.trainer import Trainer
+from engine.weights import read_weights
+from errors import UserError
+from processes import TINY
+
+
+@contextmanager
+def _trainer(output: Path, *pairs: str, resume: bool = False) -> Iterator[Trainer]:
+    config = load_config("configs/quickstart.yaml", [*TINY, f"OUTPUT={output}", "DATA.WORKERS=0", *pairs])
+    run = run_folder(config)
+    run.open(config, resume=resume, overwrite=False)
+    try:
+        yield Trainer(config, run, resume=resume)
+    finally:
+        run.close()
+
+
+def _train(output: Path, *pairs: str, resume: bool = False) -> dict[str, Any]:
+    with _trainer(output, *pairs, resume=resume) as trainer:
+        return trainer.fit()
+
+
+def _stop_during(trainer: Trainer, title: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a signal come at the first batch of the evaluation of this title."""
+    start = trainer.progress.start
+
+    def started(name: str, steps: int, step: int) -> None:
+        start(name, steps, step)
+        if name == title:
+            trainer.stop.signum = 2
+
+    monkeypatch.setattr(trainer.progress, "start", started)
+
+
+def test_stopping_in_the_last_evaluation_keeps_the_final_weights(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The selected weights are evaluated last; a checkpoint written then must hold the run's own state."""
+    pairs = ("TRAIN.EPOCHS=2", "TRAIN.EMA_DECAY=0.9")
+    with _trainer(tmp_path, *pairs) as trainer:
+        select = trainer._select
+
+        def select_first_only(epoch: int) -> Any:
+            evaluation = select(epoch)
+            trainer.position.best_accuracy = 2.0  # no later epoch is better
+            return evaluation
+
+        monkeypatch.setattr(trainer, "_select", select_first_only)
+        _stop_during(trainer, "selected weights, test", monkeypatch)
+        with pytest.raises(Interrupted):
+            trainer.fit()
+    run = tmp_path / "quickstart"
+    saved = load_checkpoint(list_checkpoints(run / "checkpoints")[0])
+    final = read_weights(run / "final_model.pdparams").arrays
+    assert all(np.array_equal(saved.parts["average"][name], final[name]) for name in final)
+    results = _train(tmp_path, *pairs, resume=True)
+    assert results["selected"]["epoch"] == 1 and results["final"]["epoch"] == 2
+    assert results["selected"]["test"] != results["final"]["test"]
+
+
+def test_resuming_a_run_that_has_ended_repeats_its_results(tmp_path: Path) -> None:
+    results = _train(tmp_path, "TRAIN.MAX_STEPS=19")  # an epoch exactly
+    table = (tmp_path / "quickstart" / "history.csv").read_bytes()
+    assert _train(tmp_path, "TRAIN.MAX_STEPS=19", resume=True) == results
+    assert (tmp_path / "quickstart" / "history.csv").read_bytes() == table
+
+
+def test_ending_earlier_than_planned_is_labelled_by_where_the_weights_stand(tmp_path: Path) -> None:
+    _train(tmp_path, "TRAIN.MAX_STEPS=45", "TRAIN.EVAL_EVERY=20", "TRAIN.EPOCHS=4")
+    results = _train(tmp_path, "TRAIN.EVAL_EVERY=20", "TRAIN.EPOCHS=1", resume=True)
+    assert results["final"]["epoch"] == results["selected"]["epoch"] == 3
+    assert [row["iteration"] for row in read_table(tmp_path / "quickstart" / "history.csv")] == ["19", "38", "45"]
+
+
+def test_ending_before_the_first_evaluation_evaluates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = ("TRAIN.EVAL_EVERY=20", "TRAIN.LOG_EVERY=1")
+    with _trainer(tmp_path, *pairs) as trainer:
+        record = trainer._record_step
+        monkeypatch.setattr(trainer, "_record_step", _signal_at(trainer, 21, record))
+        with pytest.raises(Interrupted):
+            trainer.fit()
+    results = _train(tmp_path, *pairs, "TRAIN.EPOCHS=1", resume=True)
+    assert results["selected"] == results["final"] and results["final"]["epoch"] == 2
+    assert (tmp_path / "quickstart" / "best_model.pdparams").exists()
+
+
+def _signal_at(trainer: Trainer, iteration: int, record: Callable[..., None]) -> Callable[..., None]:
+    def recorded(*arguments: Any) -> None:
+        record(*arguments)
+        if trainer.position.iteration == iteration:
+            trainer.stop.signum = 15
+
+    return recorded
+
+
+def test_selected_weights_of_a_cut_epoch_are_not_taken_for_the_final_ones(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial ends inside epoch 1 and is resumed to end later in it: best and final share the epoch only."""
+    _train(tmp_path, "TRAIN.MAX_STEPS=5")
+    with _trainer(tmp_path, "TRAIN.MAX_STEPS=9", resume=True) as trainer:
+        trainer.position.best_accuracy = 2.0  # what is saved as best stays best
+        results = trainer.fit()
+    assert results["selected"]["epoch"] == results["final"]["epoch"] == 1
+    assert results["selected"]["test"]["loss"] != results["final"]["test"]["loss"]
+    assert json.loads((tmp_path / "quickstart" / "results.json").read_text()) == results
+
+
+def test_weights_that_evaluate_to_no_number_are_never_the_best(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the holdout loss is nan"):
+        _train(tmp_path, "OPTIMIZER.WEIGHT_DECAY=1e300", "TRAIN.MAX_STEPS=1")
+    assert not (tmp_path / "quickstart" / "best_model.pdparams").exists()
+
+
+def test_output_that_nobody_reads_stops_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        results = _train(tmp_path, "TRAIN.MAX_STEPS=1")
+    assert results["final"]["test"]["images"] == 360
+    assert "final weights" in (tmp_path / "quickstart" / "train.log").read_text(encoding="utf-8")
+
+
+def test_checkpoint_of_another_network_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _train(tmp_path, "TRAIN.MAX_STEPS=1")
+    other = state.build_model(load_config("configs/quickstart.yaml", [*TINY, "MODEL.ARGS.embed_dims=[8, 16, 16, 64]"]))
+    monkeypatch.setattr(state, "build_model", lambda config: other)
+    with pytest.raises(UserError, match="its model is not that of iformer_small"):
+        _train(tmp_path, "TRAIN.MAX_STEPS=1", resume=True)
