@@ -17,6 +17,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
     Raises UserError where the folder cannot be written or the disk is full; ``path`` is then as it was.
     """
+    if not path.name:
+        raise UserError(f"{path}: the name of a folder, expected that of a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

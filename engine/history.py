@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 from engine.files import write_text
+from errors import UserError
 
 STEP_COLUMNS = ("iteration", "epoch", "lr", "train_loss", "train_accuracy")
 EPOCH_COLUMNS = ("epoch", "iteration", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
@@ -77,11 +79,30 @@ class History:
 
 
 def read_table(path: Path) -> list[Row]:
-    """Return the rows of a CSV table as dictionaries of text; none where there is no file or a row is torn."""
+    """Return the rows of one of the run's tables as dictionaries of text; a torn last row is left out.
+
+    None where there is no file. Raises UserError where it is no such table.
+    """
     if not path.exists():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values()]
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if None not in row.values()]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    columns = _TABLES[path.name]
+    if tuple(reader.fieldnames or columns) != columns or not all(map(_is_row, rows)):
+        raise UserError(f"{path}: not the table of a run, expected the columns {', '.join(columns)}")
+    return rows
+
+
+def _is_row(row: Row) -> bool:
+    try:
+        int(row["epoch"]), int(row["iteration"])
+        return all(math.isfinite(float(value)) for value in row.values() if value)
+    except (TypeError, ValueError):
+        return False
 
 
 def _to_csv(columns: tuple[str, ...], rows: list[Row], header: bool = False) -> str:

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from configs.load import flatten, load_config
+from configs.load import flatten, load_config, to_plain
 from engine.files import write_text
 from errors import UserError
 
@@ -36,7 +36,8 @@ class RunFolder:
         self.environment = path / "environment.json"
         self.results = path / "results.json"
         self.checkpoints = path / "checkpoints"
-        self._lock: TextIO | None = None
+        self.lock = path / "lock"
+        self._held: TextIO | None = None
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -45,7 +46,8 @@ class RunFolder:
         """Make the folder this process's own, write the config, and start ``train.log``.
 
         Raises UserError where another process writes into it, where it holds a run and neither ``resume`` nor
-        ``overwrite`` is given, and where ``resume`` is given with a config that is not the run's.
+        ``overwrite`` is given, where ``resume`` is given with a config that is not the run's, and where
+        ``overwrite`` would delete what is no run. The folder is then let go of again.
         """
         holds_run = self.config.exists()
         if holds_run and not (resume or overwrite):
@@ -53,12 +55,22 @@ class RunFolder:
                             "or name another with -o NAME=...")
         if resume and not holds_run:
             raise UserError(f"{self.path} holds no run to resume")
+        if holds_run and overwrite and not self.lock.is_file():
+            raise UserError(f"{self.path} holds a {self.config.name}, but no {self.lock.name} as a run has: it may be "
+                            "something else, so delete it yourself if nothing in it is needed")
         self._acquire()
-        differences = _check_continuation(load_config(self.config), config, self.config) if resume else []
-        if holds_run and not resume:
-            self._clear()
-        write_text(self.config, config.dump())
-        self._start_log()
+        try:
+            differences = _check_continuation(load_config(self.config), config, self.config) if resume else []
+            if holds_run and not resume:
+                self._clear()
+            write_text(self.config, config.dump())
+            self._start_log()
+        except OSError as error:
+            self.close()
+            raise UserError(f"{error.filename}: cannot be replaced: {error.strerror}") from None
+        except UserError:
+            self.close()
+            raise
         for difference in differences:
             log.warning("resuming with %s", difference)
 
@@ -67,15 +79,15 @@ class RunFolder:
         for handler in list(log.handlers):
             log.removeHandler(handler)
             handler.close()
-        if self._lock:
-            self._lock.close()
-            self._lock = None
+        if self._held:
+            self._held.close()
+            self._held = None
 
     def _acquire(self) -> None:
         """Lock the folder; the system lets go of the lock of a process that dies, so none is ever stale."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / "lock").open("a+", encoding="utf-8")
+            lock = self.lock.open("a+", encoding="utf-8")
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
         try:
@@ -88,13 +100,13 @@ class RunFolder:
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
-        self._lock = lock
+        self._held = lock
 
     def _clear(self) -> None:
         for entry in self.path.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
-            elif entry.name != "lock":
+            elif entry != self.lock:
                 entry.unlink()
 
     def _start_log(self) -> None:
@@ -112,13 +124,16 @@ class _Console(logging.Handler):
     """Prints beside a progress bar without tearing it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader of our output has gone, as `| head` does: train.log tells the rest
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run_folder(config: CfgNode) -> RunFolder:
     """Return the folder of a config's run; nothing is made."""
-    return RunFolder(Path(config.OUTPUT) / config.NAME)
+    return RunFolder(Path(config.OUTPUT).expanduser() / config.NAME)
 
 
 def _check_continuation(old: CfgNode, new: CfgNode, path: Path) -> list[str]:
@@ -132,4 +147,4 @@ def _check_continuation(old: CfgNode, new: CfgNode, path: Path) -> list[str]:
 
 
 def _difference(key: str, before: Any, now: Any) -> str:
-    return f"{key} was {before!r}, now {now!r}"
+    return f"{key} was {to_plain(before)!r}, now {to_plain(now)!r}"

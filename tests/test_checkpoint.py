@@ -9,9 +9,11 @@ import paddle
 import pytest
 from paddle import nn
 
+from configs.load import load_config
 from engine import checkpoint
 from engine.files import write_atomically, write_text
 from engine.history import EPOCH_COLUMNS, STEP_COLUMNS, History, read_table
+from engine.run import RunFolder, log
 from errors import UserError
 
 PARTS = {"model": {"a.weight": np.arange(6, dtype="float32").reshape(2, 3), "n": np.array(3)},
@@ -119,3 +121,40 @@ def test_history_continues_without_gap_or_overlap(tmp_path: Path) -> None:
     assert float(read_table(tmp_path / "steps.csv")[-1]["lr"]) == 1 / 3
     assert [row["epoch"] for row in read_table(tmp_path / "history.csv")] == ["1"]
     assert len(list((tmp_path / "vdl").iterdir())) == 1
+
+
+@pytest.mark.parametrize("contents", [b"\xff\xfe\x00", b"epoch,iteration\nx,y\n", None])
+def test_table_that_is_none_is_named(tmp_path: Path, contents: bytes | None) -> None:
+    path = tmp_path / "history.csv"
+    path.mkdir() if contents is None else path.write_bytes(contents)
+    with pytest.raises(UserError, match=r"history\.csv"):
+        read_table(path)
+
+
+def test_path_under_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file/x.json: cannot be written"):
+        write_text(tmp_path / "file" / "x.json", "")
+    with pytest.raises(UserError, match="expected that of a file"):
+        write_text(Path("."), "")
+
+
+def test_folder_is_let_go_of_after_a_refusal(tmp_path: Path) -> None:
+    config, other = load_config(None), load_config(None, ["RUNTIME.SEED=7"])
+    run = RunFolder(tmp_path / "run")
+    run.open(config, resume=False, overwrite=False)
+    run.close()
+    with pytest.raises(UserError, match="RUNTIME.SEED was 42, now 7"):
+        run.open(other, resume=True, overwrite=False)
+    again = RunFolder(run.path)
+    again.open(config, resume=True, overwrite=False)
+    again.close()
+    assert not log.handlers
+
+
+def test_overwrite_spares_what_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("something: else\n")
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(UserError, match="no lock as a run has"):
+        RunFolder(tmp_path).open(load_config(None), resume=False, overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "mine.txt"}
