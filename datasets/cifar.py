@@ -46,9 +46,10 @@ def read_cifar10(split: str, root: str = "", may_download: bool = True) -> Image
     """
     source = find_cifar10(root)
     if source is None:
-        source = Path(root or "data") / ARCHIVE
+        folder = Path(root or "data").expanduser()
+        source = folder / ARCHIVE
         if not may_download:
-            raise UserError(f"no {ARCHIVE} or {FOLDER} found under {root or 'data'}: put it at {source.absolute()}, "
+            raise UserError(f"no {ARCHIVE} or {FOLDER} found under {folder}: put it at {source.absolute()}, "
                             "or allow the download with -o DATA.DOWNLOAD=true")
         download(source, MIRRORS, SHA256, SIZE)
     files = [path for path in (source, *(source / name for name in _WANTED)) if path.exists()]
@@ -63,6 +64,7 @@ def find_cifar10(root: str = "") -> Path | None:
     ``root`` is the archive itself, the unpacked folder, or a folder that holds one of them, also one level
     down in a folder ``data*`` as on AI Studio, where ``~/data`` is searched after ``data`` itself.
     """
+    root = os.path.expanduser(root)
     if root.endswith((".gz", ".tgz", ".tar")) and not Path(root).exists():
         raise UserError(f"DATA.ROOT names {root}, but there is no such file")
     if root and Path(root).is_file():

@@ -73,8 +73,8 @@ class RandomResizedCrop:
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
                 return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-        w = min(width, round(height * self.ratio[1]))
-        h = min(height, round(width / self.ratio[0]))
+        w = min(width, max(round(height * self.ratio[1]), 1))  # Paddle's own box can be empty
+        h = min(height, max(round(width / self.ratio[0]), 1))
         return (height - h) // 2, (width - w) // 2, h, w
 
     def apply(self, image: np.ndarray, parameters: tuple[int, int, int, int]) -> np.ndarray:
