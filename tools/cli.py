@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -74,7 +75,7 @@ def batches(title: str, count: int) -> tqdm:
 
 def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser,
         argv: Sequence[str] | None = None) -> None:
-    """Parse, call ``main`` and exit: 0 or what it returns, 2 for a UserError, 130 for Ctrl-C.
+    """Parse, call ``main`` and exit: 0 or what it returns, 2 for a UserError, 130 for Ctrl-C, 141 for a closed pipe.
 
     Any other exception is a defect of ours and keeps its traceback (exit code 1).
     """
@@ -90,5 +91,5 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
         code = 130
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
+        code = 128 + signal.SIGPIPE
     sys.exit(code)

@@ -17,6 +17,11 @@ def main(arguments: argparse.Namespace) -> int:
     resumed = Path(arguments.resume) if arguments.resume else None
     if not arguments.config and not resumed:
         raise UserError("no config: name one with -c, for example -c configs/quickstart.yaml")
+    if arguments.resume is not None and (arguments.overwrite or arguments.weights):
+        raise UserError(f"--resume continues a run as it stands: give it without "
+                        f"{'--overwrite' if arguments.overwrite else '--weights'}")
+    if resumed and not (resumed / "config.yaml").is_file():
+        raise UserError(f"{resumed} holds no run to resume: it has no config.yaml")
     config = load_config(arguments.config or resumed / "config.yaml", arguments.override)
     settings = runtime.prepare(config.RUNTIME.THREADS)
 
