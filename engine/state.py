@@ -44,7 +44,7 @@ def build_model(config: CfgNode) -> nn.Layer:
         if name in _OWN_KEYS:
             raise UserError(f"MODEL.ARGS.{name} is not taken: {_OWN_KEYS[name]}")
         if name.endswith("drop_rate") and not (type(value) in (int, float) and 0 <= value < 1):
-            raise UserError(f"MODEL.ARGS.{name} is {value!r}, expected 0 <= value < 1")  # Paddle tells at the first step
+            raise UserError(f"MODEL.ARGS.{name} is {value!r}, expected 0 <= value < 1")  # or Paddle fails later
     runtime.seed_everything(config.RUNTIME.SEED)
     try:
         return create_model(model.NAME, model.NUM_CLASSES, tuple(size) if isinstance(size, list) else size,

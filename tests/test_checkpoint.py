@@ -133,7 +133,7 @@ def test_table_that_is_none_is_named(tmp_path: Path, contents: bytes | None) -> 
 
 def test_path_under_a_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file/x.json: cannot be written"):
+    with pytest.raises(UserError, match=r"file/x\.json: cannot be written"):
         write_text(tmp_path / "file" / "x.json", "")
     with pytest.raises(UserError, match="expected that of a file"):
         write_text(Path("."), "")
@@ -144,7 +144,7 @@ def test_folder_is_let_go_of_after_a_refusal(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     run.open(config, resume=False, overwrite=False)
     run.close()
-    with pytest.raises(UserError, match="RUNTIME.SEED was 42, now 7"):
+    with pytest.raises(UserError, match=r"RUNTIME\.SEED was 42, now 7"):
         run.open(other, resume=True, overwrite=False)
     again = RunFolder(run.path)
     again.open(config, resume=True, overwrite=False)
