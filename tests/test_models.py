@@ -114,6 +114,12 @@ def test_counts_are_those_of_the_registry(name: str) -> None:
 
 
 @each_family
+def test_parameters_are_those_of_the_registry(name: str) -> None:
+    parameters = sum(parameter.size for parameter in trainable(create_model(name)).values())
+    assert parameters == size_of(name)
+
+
+@each_family
 def test_every_parameter_learns(name: str) -> None:
     """At 64 pixels no map is so small that attention over it, or a norm, has nothing to choose from."""
     paddle.seed(0)
