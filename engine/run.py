@@ -42,22 +42,27 @@ class RunFolder:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
+    @property
+    def started(self) -> bool:
+        """Tell whether the run came as far as its first table; one that did not has nothing to continue or to lose."""
+        return (self.path / "steps.csv").exists()
+
     def open(self, config: CfgNode, *, resume: bool, overwrite: bool) -> None:
         """Make the folder this process's own, write the config, and start ``train.log``.
 
         Raises UserError where another process writes into it, where it holds a run and neither ``resume`` nor
         ``overwrite`` is given, where ``resume`` is given with a config that is not the run's, and where
-        ``overwrite`` would delete what is no run. The folder is then let go of again.
+        config.yaml is there but of no run. The folder is then let go of again.
         """
-        holds_run = self.config.exists()
+        holds_run = self.config.exists() and self.started
         if holds_run and not (resume or overwrite):
             raise UserError(f"{self.path} holds a run already: continue it with --resume, replace it with --overwrite, "
                             "or name another with -o NAME=...")
         if resume and not holds_run:
             raise UserError(f"{self.path} holds no run to resume")
-        if holds_run and overwrite and not self.lock.is_file():
+        if self.config.exists() and not resume and not self.lock.is_file():
             raise UserError(f"{self.path} holds a {self.config.name}, but no {self.lock.name} as a run has: it may be "
-                            "something else, so delete it yourself if nothing in it is needed")
+                            "something else, so name another with -o NAME=..., or delete it yourself")
         self._acquire()
         try:
             differences = _check_continuation(load_config(self.config), config, self.config) if resume else []

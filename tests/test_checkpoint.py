@@ -143,6 +143,7 @@ def test_folder_is_let_go_of_after_a_refusal(tmp_path: Path) -> None:
     config, other = load_config(None), load_config(None, ["RUNTIME.SEED=7"])
     run = RunFolder(tmp_path / "run")
     run.open(config, resume=False, overwrite=False)
+    History(run.path).close()
     run.close()
     with pytest.raises(UserError, match=r"RUNTIME\.SEED was 42, now 7"):
         run.open(other, resume=True, overwrite=False)
@@ -155,6 +156,7 @@ def test_folder_is_let_go_of_after_a_refusal(tmp_path: Path) -> None:
 def test_overwrite_spares_what_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("something: else\n")
     (tmp_path / "mine.txt").touch()
-    with pytest.raises(UserError, match="no lock as a run has"):
-        RunFolder(tmp_path).open(load_config(None), resume=False, overwrite=True)
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="no lock as a run has"):
+            RunFolder(tmp_path).open(load_config(None), resume=False, overwrite=overwrite)
     assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "mine.txt"}

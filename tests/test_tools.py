@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 import json
 import time
 from pathlib import Path
@@ -122,3 +124,26 @@ def test_architecture_in_yaml_only(tmp_path: Path) -> None:
     done = tool("train", "-c", tmp_path / "mine.yaml", "-o", f"OUTPUT={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "mine" / "final_model.pdparams").exists()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC])
+def test_what_the_file_system_refuses_ends_with_one_sentence(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    from tools import cli
+
+    def refused(arguments: argparse.Namespace) -> None:
+        raise OSError(number, "refused", "folder/file")
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(refused, cli.argument_parser(""), [])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith("folder/file: refused\n")
+
+
+def test_defect_of_ours_keeps_its_traceback() -> None:
+    from tools import cli
+
+    def broken(arguments: argparse.Namespace) -> None:
+        raise FileNotFoundError(errno.ENOENT, "gone", "x")
+
+    with pytest.raises(FileNotFoundError):
+        cli.run(broken, cli.argument_parser(""), [])

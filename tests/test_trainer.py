@@ -147,3 +147,11 @@ def test_checkpoint_of_another_network_is_refused(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(state, "build_model", lambda config: other)
     with pytest.raises(UserError, match="its model is not that of iformer_small"):
         _train(tmp_path, "TRAIN.MAX_STEPS=1", resume=True)
+
+
+def test_mistake_before_the_first_step_does_not_bar_the_next_try(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no cifar-10"):
+        _train(tmp_path, "DATA.NAME=cifar10", "DATA.DOWNLOAD=false", f"DATA.ROOT={tmp_path}")
+    assert _train(tmp_path, "TRAIN.MAX_STEPS=1")["final"]["epoch"] == 1
+    with pytest.raises(UserError, match="holds a run already"):
+        _train(tmp_path, "TRAIN.MAX_STEPS=1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import signal
@@ -14,6 +15,9 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from errors import UserError
+
+# What no code of ours can mend: permissions, full disks, names that the file system does not take.
+_OF_THE_MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP}
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -75,8 +79,9 @@ def batches(title: str, count: int) -> tqdm:
 
 def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser,
         argv: Sequence[str] | None = None) -> None:
-    """Parse, call ``main`` and exit: 0 or what it returns, 2 for a UserError, 130 for Ctrl-C, 141 for a closed pipe.
+    """Parse, call ``main`` and exit with 0 or what it returns.
 
+    2 stands for a UserError and for what the file system refuses, 130 for Ctrl-C, 141 for output that nobody reads.
     Any other exception is a defect of ours and keeps its traceback (exit code 1).
     """
     arguments = parser.parse_args(argv)
@@ -92,4 +97,10 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{Path(sys.argv[0]).name}: {where}{error.strerror}", file=sys.stderr)
+        code = 2
     sys.exit(code)
