@@ -31,6 +31,9 @@ from models.layers import (
     DepthwiseConv2D,
     DropPath,
     PointwiseConv2D,
+    channels_first,
+    channels_last,
+    check_image_size,
     drop_path_rates,
     pair,
     pytorch_default_,
@@ -56,7 +59,8 @@ class CoAtNetBase(Classifier):
         if len(block_types) != 4 or set(block_types) - {"C", "T"}:
             raise UserError(f"block_types of CoAtNet is {block_types}, expected four of C (convolution) and T "
                             "(Transformer), such as CCTT")
-        for key, value in {"image_size": min(pair(image_size)), **numbers}.items():
+        check_image_size("CoAtNet", image_size, 1)
+        for key, value in numbers.items():
             if value <= 0:
                 raise UserError(f"{key} of CoAtNet is {value}, expected more than 0")
         self.num_features = embed_dims[-1]
@@ -94,7 +98,7 @@ class LayerNorm2D(nn.LayerNorm):
     """Layer norm over the channels of a map, ``[B, C, H, W]`` to the same."""
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return super().forward(x.transpose([0, 2, 3, 1])).transpose([0, 3, 1, 2])
+        return channels_first(super().forward(channels_last(x)))
 
 
 class Downsample(nn.Layer):
@@ -140,13 +144,13 @@ class TransformerBlock(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         if self.stride == 2:  # equation 4
-            x, branch = _channels_last(self.shortcut(x)), _channels_last(self.norm1(x))
+            x, branch = channels_last(self.shortcut(x)), channels_last(self.norm1(x))
         else:
-            x = _channels_last(x)
+            x = channels_last(x)
             branch = self.norm1(x)
         x = x + self.drop_path(self.attn(branch))
         x = x + self.drop_path(self.mlp(self.norm2(x)))
-        return x.transpose([0, 3, 1, 2])
+        return channels_first(x)
 
 
 class SqueezeExcite(nn.Layer):
@@ -244,10 +248,6 @@ class CoAtNet(CoAtNetBase):
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
         x = self.stages(self.stem(x)).mean([2, 3])
         return self.head.pre_logits(self.head.norm(x))
-
-
-def _channels_last(x: paddle.Tensor) -> paddle.Tensor:
-    return x.transpose([0, 2, 3, 1])
 
 
 def _init_conv(layer: nn.Layer) -> None:

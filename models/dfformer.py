@@ -22,13 +22,16 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from errors import UserError, nearest
-from models.dfformer_mixers import DynamicFilter, GlobalFilter, Mlp, SepConv, StarReLU, resize_filters
+from models.dfformer_mixers import DynamicFilter, GlobalFilter, SepConv, StarReLU, resize_filters
 from models.layers import (
     ACTIVATIONS,
     Classifier,
     Conv2D,
     DropPath,
+    Mlp,
     activation,
+    channels_first,
+    channels_last,
     check_image_size,
     drop_path_rates,
     ones_,
@@ -85,8 +88,8 @@ class Downsampling(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         if self.stem:
-            return self.post_norm(self.conv(x).transpose([0, 2, 3, 1]))
-        return self.conv(self.pre_norm(x).transpose([0, 3, 1, 2])).transpose([0, 2, 3, 1])
+            return self.post_norm(channels_last(self.conv(x)))
+        return channels_last(self.conv(channels_first(self.pre_norm(x))))
 
 
 class MlpHead(nn.Layer):
@@ -148,7 +151,7 @@ class DFFormer(Classifier):
             self.downsample_layers.append(Downsampling(embed_dims[stage - 1] if stage else in_chans, dim, stage == 0))
             sized = {} if name == "sep_conv" else {"size": size}
             self.stages.append(nn.Sequential(*(
-                Block(dim, mixers[name](dim, **sized), Mlp(dim, int(mlp_ratio * dim), dim, act), rate,
+                Block(dim, mixers[name](dim, **sized), Mlp(dim, int(mlp_ratio * dim), act, bias_attr=False), rate,
                       res_scale=stage + 1 >= res_scale_stage) for rate in rates)))
         self.norm = nn.LayerNorm(self.num_features, epsilon=1e-6)
         self.apply(_init_weights)

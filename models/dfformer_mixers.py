@@ -10,7 +10,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from models.layers import DepthwiseConv2D, ones_, zeros_
+from models.layers import DepthwiseConv2D, Mlp, channels_first, channels_last, ones_, zeros_
 
 Activation = Callable[[], nn.Layer]
 
@@ -28,19 +28,6 @@ class StarReLU(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return self.scale * F.relu(x).square() + self.bias
-
-
-class Mlp(nn.Layer):
-    """Two fully connected layers without biases over the last axis: ``[..., C]`` to ``[..., out_features]``."""
-
-    def __init__(self, dim: int, hidden_features: int, out_features: int, act_layer: Activation) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_features, bias_attr=False)
-        self.act = act_layer()
-        self.fc2 = nn.Linear(hidden_features, out_features, bias_attr=False)
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.fc2(self.act(self.fc1(x)))
 
 
 @lru_cache(maxsize=64)
@@ -127,7 +114,8 @@ class DynamicFilter(FrequencyFilter):
         super().__init__(dim, med_channels, num_filters, size, act_layer)
         self.num_filters = num_filters
         self.med_channels = med_channels
-        self.reweight = Mlp(dim, int(reweight_expansion_ratio * dim), num_filters * med_channels, StarReLU)
+        self.reweight = Mlp(dim, int(reweight_expansion_ratio * dim), StarReLU,
+                            out_features=num_filters * med_channels, bias_attr=False)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         scores = self.reweight(x.flatten(1, 2).mean(1)).reshape([-1, self.num_filters, self.med_channels])
@@ -158,5 +146,5 @@ class SepConv(nn.Layer):
         self.pwconv2 = nn.Linear(med_channels, dim, bias_attr=False)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        x = self.act1(self.pwconv1(x)).transpose([0, 3, 1, 2])
-        return self.pwconv2(self.dwconv(x).transpose([0, 2, 3, 1]))
+        x = channels_first(self.act1(self.pwconv1(x)))
+        return self.pwconv2(channels_last(self.dwconv(x)))

@@ -27,6 +27,7 @@ from models.layers import (
     PointwiseConv2D,
     channels_first,
     channels_last,
+    check_image_size,
     drop_path_rates,
     ones_,
     pair,
@@ -186,6 +187,7 @@ class InceptionTransformer(Classifier):
                  pos_embed_stages: Sequence[int] = (1, 2, 3, 4),
                  layer_scale_init_value: float | None = 1e-6) -> None:
         super().__init__()
+        check_image_size("iFormer", image_size, 1)
         _check_architecture(depths, embed_dims, num_heads, attention_heads)
         self.num_features = embed_dims[-1]
         self.pos_embed_stages = tuple(pos_embed_stages)

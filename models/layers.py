@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 
 import paddle
@@ -92,12 +92,12 @@ class Mlp(nn.Layer):
     ``[..., C]`` to ``[..., C]``, or to ``[..., out_features]`` where that is given.
     """
 
-    def __init__(self, dim: int, hidden_features: int, act_layer: type[nn.Layer] = nn.GELU,
-                 drop_rate: float = 0.0, out_features: int | None = None) -> None:
+    def __init__(self, dim: int, hidden_features: int, act_layer: Callable[[], nn.Layer] = nn.GELU,
+                 drop_rate: float = 0.0, out_features: int | None = None, bias_attr: bool | None = None) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_features)
+        self.fc1 = nn.Linear(dim, hidden_features, bias_attr=bias_attr)
         self.act = act_layer()
-        self.fc2 = nn.Linear(hidden_features, out_features or dim)
+        self.fc2 = nn.Linear(hidden_features, out_features or dim, bias_attr=bias_attr)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:

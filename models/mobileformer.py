@@ -22,7 +22,7 @@ import paddle
 from paddle import nn
 
 from errors import UserError
-from models.layers import Classifier
+from models.layers import Classifier, check_image_size
 from models.mobileformer_blocks import (
     BlockRow,
     DownsampleBlock,
@@ -42,7 +42,7 @@ class MobileFormer(Classifier):
     convolution. ``stem_stride`` and ``lite_stride`` are 1 or 2 (1 keeps small images large). ``groups`` above 1
     splits all pointwise convolutions and shuffles channels between them. Bridges have ``num_heads`` heads, the
     attention among ``token_num`` tokens of width ``token_dim`` has ``token_heads``; the hidden layers that set the
-    slopes of dynamic ReLUs have ``token_dim // reduction_ratio`` units. ``drop_rate`` is the dropout before the
+    slopes of dynamic ReLUs have ``token_dim // dyrelu_reduction`` units. ``head_drop_rate`` is the dropout before the
     last layer. Nothing depends on ``image_size``: images of any size go through, at 1/32 of which the last map
     stands. Raises UserError for widths that do not divide as they must, and for training batches of one image.
     """
@@ -53,35 +53,36 @@ class MobileFormer(Classifier):
                  stem_channels: int, lite_exp_size: int, lite_channels: int, blocks: Sequence[Sequence[int]],
                  token_num: int, token_dim: int, head_channels: int, num_features: int, stem_stride: int = 2,
                  lite_stride: int = 2, groups: int = 1, num_heads: int = 2, token_heads: int = 4,
-                 reduction_ratio: int = 4, ffn_ratio: int = 2, downsample_ratio: int = 4,
-                 drop_rate: float = 0.0) -> None:
+                 dyrelu_reduction: int = 4, mlp_ratio: int = 2, downsample_ratio: int = 4,
+                 head_drop_rate: float = 0.0) -> None:
         super().__init__()
+        check_image_size("Mobile-Former", image_size, 1)
         check_positive(in_chans=in_chans, stem_channels=stem_channels, token_num=token_num, token_dim=token_dim,
                        head_channels=head_channels, num_features=num_features, groups=groups, num_heads=num_heads,
-                       token_heads=token_heads, reduction_ratio=reduction_ratio, ffn_ratio=ffn_ratio,
+                       token_heads=token_heads, dyrelu_reduction=dyrelu_reduction, mlp_ratio=mlp_ratio,
                        downsample_ratio=downsample_ratio)
-        check_range(0, 1, drop_rate=drop_rate)
+        check_range(0, 1, head_drop_rate=head_drop_rate)
         check_stride("the stem", stem_stride)
         lite, *rows = block_rows(stem_channels, [lite_exp_size, lite_channels, lite_stride], blocks)
         check_widths([lite, *rows], head_channels, groups, num_heads)
         check_multiples("token_heads", token_heads, token_dim=token_dim)
-        check_multiples("reduction_ratio", reduction_ratio, token_dim=token_dim)
+        check_multiples("dyrelu_reduction", dyrelu_reduction, token_dim=token_dim)
         for index, row in enumerate([lite, *rows]):
             if row is lite or row.stride == 2:
                 check_multiples("the width before it", row.in_channels, part_name(index), exp_size=row.exp_size)
         self.num_features = num_features
-        self.drop_rate = drop_rate
+        self.head_drop_rate = head_drop_rate
         self.tokens = nn.Embedding(token_num, token_dim, weight_attr=nn.initializer.Normal(0.0, 1.0))
         self.stem = nn.Sequential(nn.Conv2D(in_chans, stem_channels, 3, stem_stride, padding=1, bias_attr=False),
                                   nn.BatchNorm2D(stem_channels), nn.ReLU6())
         features: list[nn.Layer] = [LiteBottleneck(lite, groups)]
         for index, row in enumerate(rows, start=2):  # the reference counts the lite bottleneck and starts above 0
             settings = {"token_dim": token_dim, "num_heads": num_heads, "token_heads": token_heads,
-                        "ffn_ratio": ffn_ratio, "drop_path": drop_path_rate * index / (1 + len(rows))}
+                        "mlp_ratio": mlp_ratio, "drop_path": drop_path_rate * index / (1 + len(rows))}
             if row.stride == 1:
-                features.append(InvertedBottleneckBlock(row, groups, reduction_ratio, **settings))
+                features.append(InvertedBottleneckBlock(row, groups, dyrelu_reduction, **settings))
             else:
-                features.append(DownsampleBlock(row, groups, reduction_ratio, downsample_ratio, **settings))
+                features.append(DownsampleBlock(row, groups, dyrelu_reduction, downsample_ratio, **settings))
         self.features = nn.LayerList(features)
         channels = rows[-1].channels
         self.local_global = MobileToFormer(channels, token_dim, num_heads, drop_path_rate)
@@ -90,7 +91,7 @@ class MobileFormer(Classifier):
         self.reset_classifier(num_classes)
 
     def build_head(self, num_classes: int) -> nn.Layer:
-        head = nn.Sequential(nn.Dropout(self.drop_rate), super().build_head(num_classes))
+        head = nn.Sequential(nn.Dropout(self.head_drop_rate), super().build_head(num_classes))
         _init_weights(head[1])
         return head
 

@@ -94,14 +94,14 @@ class Former(nn.Layer):
     Keys and values are the raw tokens; the norms come after the residuals, and the second branch has no drop path.
     """
 
-    def __init__(self, token_dim: int, num_heads: int, ffn_ratio: int, drop_path: float) -> None:
+    def __init__(self, token_dim: int, num_heads: int, mlp_ratio: int, drop_path: float) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.q = nn.Linear(token_dim, token_dim)
         self.channel_mlp = nn.Linear(token_dim, token_dim)
         self.layer_norm = nn.LayerNorm(token_dim)
-        self.ffn = nn.Sequential(nn.Linear(token_dim, ffn_ratio * token_dim), nn.GELU(),
-                                 nn.Linear(ffn_ratio * token_dim, token_dim))
+        self.ffn = nn.Sequential(nn.Linear(token_dim, mlp_ratio * token_dim), nn.GELU(),
+                                 nn.Linear(mlp_ratio * token_dim, token_dim))
         self.ffn_norm = nn.LayerNorm(token_dim)
         self.drop_path = DropPath(drop_path)
 
@@ -134,10 +134,10 @@ class DynamicReLU(nn.Layer):
     Dynamic ReLU B (Chen et al., ECCV 2020) without offsets: a₁ lies in [0, 2], a₂ in [-1, 1].
     """
 
-    def __init__(self, channels: int, token_dim: int, reduction_ratio: int) -> None:
+    def __init__(self, channels: int, token_dim: int, dyrelu_reduction: int) -> None:
         super().__init__()
-        self.hyper = nn.Sequential(nn.Linear(token_dim, token_dim // reduction_ratio), nn.ReLU(),
-                                   nn.Linear(token_dim // reduction_ratio, 2 * channels))
+        self.hyper = nn.Sequential(nn.Linear(token_dim, token_dim // dyrelu_reduction), nn.ReLU(),
+                                   nn.Linear(token_dim // dyrelu_reduction, 2 * channels))
 
     def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
         first, second = (2.0 * hard_sigmoid(self.hyper(token))).unsqueeze([2, 3]).chunk(2, axis=1)  # [B, C, 1, 1]
@@ -151,11 +151,11 @@ class Block(nn.Layer):
     tokens to map.
     """
 
-    def __init__(self, row: BlockRow, token_dim: int, num_heads: int, token_heads: int, ffn_ratio: int,
+    def __init__(self, row: BlockRow, token_dim: int, num_heads: int, token_heads: int, mlp_ratio: int,
                  drop_path: float) -> None:
         super().__init__()
         self.local_global = MobileToFormer(row.in_channels, token_dim, num_heads, drop_path)
-        self.global_block = Former(token_dim, token_heads, ffn_ratio, drop_path)
+        self.global_block = Former(token_dim, token_heads, mlp_ratio, drop_path)
         self.global_local = FormerToMobile(row.channels, token_dim, num_heads, drop_path)
         self.drop_path = DropPath(drop_path)
 
@@ -171,15 +171,15 @@ class Block(nn.Layer):
 class InvertedBottleneckBlock(Block):
     """The block of stride 1: pointwise, depthwise, pointwise, with a skip where the width stays."""
 
-    def __init__(self, row: BlockRow, groups: int, reduction_ratio: int, **tokens: Any) -> None:
+    def __init__(self, row: BlockRow, groups: int, dyrelu_reduction: int, **tokens: Any) -> None:
         super().__init__(row, **tokens)
         exp_size, token_dim, side = row.exp_size, tokens["token_dim"], row.kernel_size
         self.skip = row.in_channels == row.channels
         self.conv1 = nn.Sequential(*pointwise(row.in_channels, exp_size, groups), *shuffle(groups, groups))
-        self.hyper1 = DynamicReLU(exp_size, token_dim, reduction_ratio)
+        self.hyper1 = DynamicReLU(exp_size, token_dim, dyrelu_reduction)
         self.conv2 = nn.Sequential(DepthwiseConv2D(exp_size, side, padding=side // 2, bias_attr=False),
                                    nn.BatchNorm2D(exp_size))
-        self.hyper2 = DynamicReLU(exp_size, token_dim, reduction_ratio)
+        self.hyper2 = DynamicReLU(exp_size, token_dim, dyrelu_reduction)
         self.conv3 = nn.Sequential(*pointwise(exp_size, row.channels, groups), *shuffle(groups, groups))
 
     def mobile(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
@@ -194,15 +194,15 @@ class DownsampleBlock(Block):
     Both depthwise convolutions widen the map, the first to the row's ``exp_size``, the second by ``expand_ratio``.
     """
 
-    def __init__(self, row: BlockRow, groups: int, reduction_ratio: int, expand_ratio: int, **tokens: Any) -> None:
+    def __init__(self, row: BlockRow, groups: int, dyrelu_reduction: int, expand_ratio: int, **tokens: Any) -> None:
         super().__init__(row, **tokens)
         channels, token_dim, side = row.channels, tokens["token_dim"], row.kernel_size
         self.conv1 = nn.Sequential(*widening(row.in_channels, row.exp_size, side, row.stride),
                                    *shuffle(row.in_channels, groups))
-        self.hyper1 = DynamicReLU(row.exp_size, token_dim, reduction_ratio)
+        self.hyper1 = DynamicReLU(row.exp_size, token_dim, dyrelu_reduction)
         self.conv2 = nn.Sequential(*pointwise(row.exp_size, channels, groups))
         self.conv3 = nn.Sequential(*widening(channels, expand_ratio * channels, side, 1), *shuffle(channels, groups))
-        self.hyper3 = DynamicReLU(expand_ratio * channels, token_dim, reduction_ratio)
+        self.hyper3 = DynamicReLU(expand_ratio * channels, token_dim, dyrelu_reduction)
         self.conv4 = nn.Sequential(*pointwise(expand_ratio * channels, channels, groups))
 
     def mobile(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:

@@ -34,7 +34,7 @@ import paddle
 from paddle import nn
 
 from errors import UserError
-from models.layers import Classifier, Conv2D, trunc_normal_, zeros_
+from models.layers import Classifier, Conv2D, check_image_size, trunc_normal_, zeros_
 from models.mobileformer import (
     TABLE,
     block_rows,
@@ -80,6 +80,7 @@ class MobileFormerPViT(Classifier):
                  dyrelu_consts: Sequence[float] = (1.0, 0.0), drop_rate: float = 0.0, attn_drop_rate: float = 0.0,
                  mlp_drop_rate: float = 0.0) -> None:
         super().__init__()
+        check_image_size("Mobile-Former", image_size, 1)
         check_positive(in_chans=in_chans, stem_channels=stem_channels, token_num=token_num, token_dim=token_dim,
                        head_channels=head_channels, num_features=num_features, groups=groups, num_heads=num_heads,
                        dyrelu_k=dyrelu_k)

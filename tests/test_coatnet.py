@@ -88,7 +88,7 @@ def test_other_layouts_of_stages_run(name: str) -> None:
         ({"embed_dims": 32}, "embed_dims of CoAtNet is 32, expected four"),
         ({"depths": [0, 1, 1, 1]}, "depths of CoAtNet"),
         ({"block_types": "CCTX"}, "block_types of CoAtNet is CCTX"),
-        ({"image_size": 0}, "image_size of CoAtNet is 0"),
+        ({"image_size": 0}, "image_size is 0, expected 1 or more a side for CoAtNet"),
         ({"head_dim": 0}, "head_dim of CoAtNet is 0"),
         ({"expand_ratio": -1.0}, r"expand_ratio of CoAtNet is -1\.0"),
     ],

@@ -133,7 +133,7 @@ def test_a_training_batch_of_one_image() -> None:
 
 
 @pytest.mark.parametrize(("name", "rates"), [
-    ("mobileformer_26m", ["drop_rate"]), (PVIT, ["drop_rate", "attn_drop_rate", "mlp_drop_rate"])])
+    ("mobileformer_26m", ["head_drop_rate"]), (PVIT, ["drop_rate", "attn_drop_rate", "mlp_drop_rate"])])
 def test_each_dropout_is_one(name: str, rates: list[str]) -> None:
     x = images(4, 64)
     for rate in rates:
@@ -200,6 +200,8 @@ def test_impossible_architectures_are_told(name: str, wrong: dict[str, Any], mes
 
 @pytest.mark.parametrize(("name", "wrong", "message"), [
     ("mobileformer_26m", {"blocks": [[80, 12, 2]]}, "exp_size of block 1 is 80, expected a multiple of the width"),
+    ("mobileformer_26m", {"image_size": 0}, "image_size is 0, expected 1 or more a side for Mobile-Former"),
+    (PVIT, {"image_size": (32, -1)}, "image_size is \\(32, -1\\), expected 1 or more a side for Mobile-Former"),
     ("mobileformer_26m", {"token_dim": 126}, "token_dim of Mobile-Former is 126, expected a multiple of token_heads"),
     (PVIT, {"token_dim": 126}, "token_dim of Mobile-Former is 126, expected a multiple of num_heads, which is 4"),
     (PVIT, {"dyrelu_reduction": 0}, "dyrelu_reduction of Mobile-Former is 0"),
