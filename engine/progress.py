@@ -15,6 +15,7 @@ from tqdm import tqdm
 log = logging.getLogger("suite")
 PLAIN_LINE_SECONDS = 15.0
 BAR_SECONDS = 0.2
+BAR = "{desc}: |{bar:6}| {n_fmt}/{total_fmt}{postfix}"  # rate and time left are the run's, and fit 80 columns
 
 
 class Progress:
@@ -34,7 +35,7 @@ class Progress:
         self.finish()
         self._title = title
         if self.interactive:
-            self._bar = tqdm(total=steps, initial=step, desc=title, unit="batch", leave=False, dynamic_ncols=True)
+            self._bar = tqdm(total=steps, initial=step, desc=title, leave=False, dynamic_ncols=True, bar_format=BAR)
         self._steps, self._step = steps, step
 
     def train_batch(self, images: int, means: Callable[[], tuple[float, float]], lr: float) -> None:
@@ -46,7 +47,7 @@ class Progress:
         rate = self._seen / (time.perf_counter() - self._started)
         left = timedelta(seconds=round((self.total - self.done) / rate))
         loss, accuracy = means()
-        self._show(f"loss {loss:.4f}, accuracy {accuracy:.2%}, lr {lr:.3g}, {rate:.1f} images/s, {left} left")
+        self._show(f"{rate:.1f} images/s, {left} left, loss {loss:.4f}, accuracy {accuracy:.2%}, lr {lr:.3g}")
 
     def eval_batch(self) -> None:
         """Count a batch of evaluation."""
@@ -80,7 +81,7 @@ class Progress:
 
     def _show(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(self._step - self._bar.n)
+            self._bar.n = self._step
+            self._bar.set_postfix_str(text)
         elif self._step < self._steps:
             log.info("%s: batch %d/%d%s", self._title, self._step, self._steps, f", {text}" if text else "")

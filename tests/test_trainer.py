@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ from engine import state
 from engine.checkpoint import list_checkpoints, load_checkpoint
 from engine.history import read_table
 from engine.interrupts import Interrupted
+from engine.progress import Progress
 from engine.run import run_folder
 from engine.trainer import Trainer
 from engine.weights import read_weights
@@ -155,3 +157,18 @@ def test_mistake_before_the_first_step_does_not_bar_the_next_try(tmp_path: Path)
     assert _train(tmp_path, "TRAIN.MAX_STEPS=1")["final"]["epoch"] == 1
     with pytest.raises(UserError, match="holds a run already"):
         _train(tmp_path, "TRAIN.MAX_STEPS=1")
+
+
+def test_bar_shows_rate_and_time_left_in_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    progress = Progress(total=100 * 390 * 128, done=0)
+    progress.start("epoch 100/100", 390, 188)
+    progress.train_batch(128, lambda: (2.1256, 0.2865), 1e-3)
+    shown = sys.stderr.getvalue().split("\r")[-1]
+    progress.finish()
+    assert "189/390" in shown and "images/s" in shown and " left, loss 2." in shown and len(shown) <= 80
