@@ -162,3 +162,59 @@ def layer_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor, eps
     from paddle.nn.functional import layer_norm as stock
 
     return stock(x, weight.shape, weight, bias, epsilon)
+
+
+def attention(
+    query: paddle.Tensor,
+    key: paddle.Tensor,
+    value: paddle.Tensor,
+    bias: paddle.Tensor | None = None,
+    scale: float | None = None,
+) -> paddle.Tensor:
+    """Return ``softmax(scale · query keyᵀ + bias) value`` for every head.
+
+    The arrangement is that of ``paddle.nn.functional.scaled_dot_product_attention``, which runs where the compiled
+    operator does not.
+
+    Args:
+        query: ``[B, N, heads, d]``.
+        key: ``[B, M, heads, d]``.
+        value: ``[B, M, heads, d]``.
+        bias: ``[heads, N, M]`` or None.
+        scale: factor of the products, ``1 / √d`` where None.
+
+    Returns:
+        ``[B, N, heads, d]``.
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if _mode == "auto":
+        from kernels import softmax_attention as compiled
+
+        if compiled.applicable(query, key, value, bias) and key.shape == value.shape:
+            inputs = (query, key, value) if bias is None else (query, key, value, bias)
+            return compiled.Attention.apply(*inputs, scale=scale)
+    from paddle.nn.functional import scaled_dot_product_attention as stock
+
+    return stock(query * (scale * query.shape[-1] ** 0.5), key, value, bias if bias is None else bias.unsqueeze(0))
+
+
+def self_attention(
+    qkv: paddle.Tensor, bias: paddle.Tensor | None = None, scale: float | None = None
+) -> paddle.Tensor:
+    """Return :func:`attention` of packed queries, keys and values, without taking them apart.
+
+    Args:
+        qkv: ``[B, N, 3, heads, d]``.
+        bias: ``[heads, N, N]`` or None.
+        scale: factor of the products, ``1 / √d`` where None.
+
+    Returns:
+        ``[B, N, heads, d]``.
+    """
+    if _mode == "auto":
+        from kernels import softmax_attention as compiled
+
+        if compiled.applicable(qkv, bias):
+            scale = qkv.shape[-1] ** -0.5 if scale is None else scale
+            return compiled.SelfAttention.apply(*((qkv,) if bias is None else (qkv, bias)), scale=scale)
+    return attention(*qkv.unbind(2), bias, scale)

@@ -15,7 +15,7 @@ import paddle
 import kernels
 
 # Where it stands, [B, C, H, W], kernel size, stride.
-CONVOLUTIONS = (
+DEPTHWISE = (
     ("iFormer-S at 32, stage 1", (128, 160, 8, 8), 3, 1),
     ("iFormer-S at 32, stage 2", (128, 288, 4, 4), 3, 1),
     ("iFormer-S at 32, stage 3", (128, 416, 2, 2), 3, 1),
@@ -29,11 +29,25 @@ CONVOLUTIONS = (
     ("Mobile-Former-294M at 224", (8, 96, 56, 56), 3, 1),
     ("Mobile-Former-294M at 224", (8, 768, 7, 7), 3, 1),
 )
+DENSE = (
+    ("iFormer-S at 32, patch embedding 2", (128, 96, 8, 8), 192, 3, 2),
+    ("iFormer-S at 32, patch embedding 3", (128, 192, 4, 4), 320, 3, 2),
+    ("CoAtNet-0 at 224, stem", (4, 64, 112, 112), 64, 3, 1),
+    ("ConvMixer-256/8, 16×16 patches", (128, 256, 16, 16), 256, 1, 1),
+    ("PoolFormer-S12 at 224, stage 3", (8, 320, 14, 14), 1280, 1, 1),
+)
 # Where it stands, the rows [..., C], and the outputs of the linear layer.
 ROWS = (
     ("iFormer-S at 32, stage 2", (128, 16, 192), 768),
     ("iFormer-S at 32, stage 3", (128, 4, 320), 1280),
     ("iFormer-S at 224, stage 3", (8, 196, 320), 1280),
+)
+# Where it stands, the packed queries, keys and values [B, N, 3, heads, d], and whether logits have a bias.
+ATTENTION = (
+    ("iFormer-S at 32, stage 3", (128, 4, 3, 7, 32), False),
+    ("iFormer-S at 224, stage 1", (8, 784, 3, 1, 32), False),
+    ("iFormer-S at 224, stage 3", (8, 196, 3, 7, 32), False),
+    ("CoAtNet-0 at 224, stage 3", (4, 196, 3, 12, 32), True),
 )
 MODES = ("stock", "auto")
 
@@ -73,15 +87,23 @@ def row(where: str, what: str, function: Callable[..., paddle.Tensor], sizes: tu
     print(f"| {where} | {what} | {' | '.join(cells)} |", flush=True)
 
 
-def main(rounds: int = 11) -> None:
+def main(rounds: int = 9) -> None:
     """Print a table of all operators."""
     print(kernels.status())
     print("| where | what | forward: stock | ours | ratio | with backward: stock | ours | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for where, shape, size, stride in CONVOLUTIONS:
+    for where, shape, size, stride in DEPTHWISE:
         function = partial(kernels.depthwise_conv2d, stride=stride, padding=size // 2)
-        what = f"{'×'.join(map(str, shape))}, {size}×{size}, stride {stride}"
+        what = f"depthwise {'×'.join(map(str, shape))}, {size}×{size}, stride {stride}"
         row(where, what, function, (shape, (shape[1], 1, size, size)), rounds)
+    for where, shape, out, size, stride in DENSE:
+        function = partial(kernels.conv2d, stride=stride, padding=size // 2)
+        what = f"dense {'×'.join(map(str, shape))} to {out}, {size}×{size}, stride {stride}"
+        row(where, what, function, (shape, (out, shape[1], size, size), (out,)), rounds)
+    for where, shape, biased in ATTENTION:
+        what = f"attention {'×'.join(map(str, shape))}{', bias' if biased else ''}"
+        bias = ((shape[3], shape[1], shape[1]),) if biased else ()
+        row(where, what, kernels.self_attention, (shape, *bias), rounds)
     for where, shape, out in ROWS:
         text = "×".join(map(str, shape))
         row(where, f"layer norm {text}", kernels.layer_norm, (shape, shape[-1:], shape[-1:]), rounds)

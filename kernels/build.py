@@ -27,13 +27,15 @@ import paddle
 
 from kernels import products
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("dense.cc", "depthwise.cc", "rows.cc"))
-HEADERS = tuple(Path(__file__).with_name(name) for name in ("convolution.h", "lanes.h"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("attention.cc", "dense.cc", "depthwise.cc", "rows.cc"))
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("convolution.h", "lanes.h", "vectors.h"))
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp")
 COMPILERS = ("g++", "c++", "clang++")
 TIMEOUT_SECONDS = 180
 # Each operator's arguments: integer, float or pointer. All return 0, or 1 where memory ran out.
 OPERATORS = {
+    "attention_forward": "ppfpppppp",
+    "attention_backward": "ppfpppppppppp",
     "dense_forward": "pppppp",
     "dense_backward": "pppppppp",
     "depthwise_forward": "ppppp",

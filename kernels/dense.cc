@@ -9,11 +9,7 @@
 #include <cstring>
 
 #include "convolution.h"
-#include "lanes.h"
-
-// oneDNN's dnnl_sgemm: row-major, C = alpha op(A) op(B) + beta C.
-typedef int (*Product)(char, char, int64_t, int64_t, int64_t, float, const float*, int64_t, const float*, int64_t,
-                       float, float*, int64_t);
+#include "vectors.h"
 
 namespace {
 

@@ -4,24 +4,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
-#include <new>
 
-#if defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
-
-typedef float Vec __attribute__((vector_size(LANES * 4)));
-typedef float VecU __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-
-static inline Vec load(const float* p) { return *reinterpret_cast<const VecU*>(p); }
-static inline void store(float* p, Vec v) { *reinterpret_cast<VecU*>(p) = v; }
-
-typedef int32_t IVec __attribute__((vector_size(LANES * 4)));
+#include "vectors.h"
 
 #if defined(__clang__)
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -89,20 +73,4 @@ static inline void lanes_to_planes(const float* src, int64_t plane, int lanes, i
     transpose(tile);
     for (int l = 0; l < lanes; ++l) store(dst + l * plane + i, tile[l]);
   }
-}
-
-// Scratch memory that a thread keeps between calls, aligned to cache lines.
-inline float* scratch(int64_t floats) {
-  struct Free {
-    void operator()(float* p) const { ::operator delete[](p, std::align_val_t(64)); }
-  };
-  static thread_local std::unique_ptr<float[], Free> memory;
-  static thread_local int64_t size = 0;
-  if (size < floats) {
-    memory.reset();
-    size = 0;
-    memory.reset(static_cast<float*>(::operator new[](floats * sizeof(float), std::align_val_t(64))));
-    size = floats;
-  }
-  return memory.get();
 }

@@ -8,33 +8,15 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
-#include "lanes.h"
+#include "vectors.h"
 
 namespace {
 
 constexpr int64_t MAX_SLICES = 64;
 constexpr int64_t SLICE_FLOATS = 4096;      // the least that is worth a slice
 constexpr int64_t SERIAL_FLOATS = 1 << 16;  // below this threads cost more than they give
-
-// Calls body(column, get, put) for each vector of a row; the last is filled up with zeros where it is incomplete.
-template <class Body>
-inline void for_vectors(int64_t columns, Body body) {
-  int64_t c = 0;
-  for (; c + LANES <= columns; c += LANES)
-    body(c, [](const float* p) { return load(p); }, [](float* p, Vec v) { store(p, v); });
-  if (const size_t rest = size_t(columns - c) * sizeof(float))
-    body(
-        c,
-        [rest](const float* p) {
-          Vec v = {};
-          std::memcpy(&v, p, rest);
-          return v;
-        },
-        [rest](float* p, Vec v) { std::memcpy(p, &v, rest); });
-}
 
 int64_t slices_of(int64_t rows, int64_t columns) {
   return std::clamp<int64_t>(rows * columns / SLICE_FLOATS, 1, std::min(rows, MAX_SLICES));
@@ -65,12 +47,6 @@ struct Sums {
   }
 };
 
-float total(Vec v) {
-  float sum = 0;
-  for (int l = 0; l < LANES; ++l) sum += v[l];
-  return sum;
-}
-
 // Mean and 1 / sqrt(variance + epsilon) of a row.
 void moments(const float* row, int64_t columns, float epsilon, float& mean, float& scale) {
   Vec sum = {};
@@ -85,22 +61,6 @@ void moments(const float* row, int64_t columns, float epsilon, float& mean, floa
   float variance = total(squares);
   for (; c < columns; ++c) variance += (row[c] - mean) * (row[c] - mean);
   scale = 1.f / std::sqrt(variance / columns + epsilon);
-}
-
-// exp(v) for v <= 0; 0 below -87, where float32 comes to its end.
-Vec exp_negative(Vec v) {
-  const Vec bounded = v < -87.f ? Vec{} - 87.f : v;
-  const Vec shifted = bounded * 1.44269504f + 12582912.f;  // + 1.5 * 2^23: the last bits are the rounded number
-  const Vec n = shifted - 12582912.f;
-  const Vec r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;  // minus n ln 2, in two parts
-  Vec p = r * (1.f / 720) + 1.f / 120;
-  p = p * r + 1.f / 24;
-  p = p * r + 1.f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.f;
-  p = p * r + 1.f;
-  p *= (Vec)(((IVec)shifted + 127) << 23);
-  return v < -87.f ? Vec{} : p;
 }
 
 // The normal distribution function, and exp(-x^2 / 2). Its tail is that exponential times a polynomial in

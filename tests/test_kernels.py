@@ -1,21 +1,16 @@
-"""The compiled operators against Paddle's own: values, gradients, and which calls they take."""
+"""The compiled convolutions against Paddle's own: values, gradients, and which calls they take."""
 
+# ruff: noqa: F811 (fixtures are imported, then asked for by name)
 from __future__ import annotations
-
-import math
-import shutil
 
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
+from kernel_checks import compare, compiled, ours, own_cache, with_gradients  # noqa: F401
 
 import kernels
 from errors import UserError
-from kernels import build, convolution, dispatch, rows
-
-COMPILER = any(map(shutil.which, build.COMPILERS))
-compiled = pytest.mark.skipif(not COMPILER, reason="no C++ compiler on this machine")
 
 # [B, C, H, W], (kh, kw), stride, padding
 GRID = [
@@ -40,54 +35,9 @@ GRID = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    """One cache for this file, apart from the user's; and the mode back to `auto` after each test."""
-    monkeypatch.setenv("PADDLE_HYBRID_CACHE", str(tmp_path_factory.getbasetemp() / "kernel-cache"))
-    yield
-    kernels.configure("auto")
-
-
-@pytest.fixture
-def ours(monkeypatch):
-    """A counter of forward calls that reached a compiled operator: ``ours()``."""
-    calls = []
-
-    def counting(name, *arguments):
-        calls.append(name)
-        dispatch.run(name, *arguments)
-
-    monkeypatch.setattr(convolution, "run", counting)
-    monkeypatch.setattr(rows, "run", counting)
-    return lambda: sum(name.endswith("_forward") for name in calls)
-
-
 def arrays(shape, kernel):
     draw = np.random.default_rng(0).standard_normal
     return [draw(size).astype("float32") for size in (shape, (shape[1], 1, *kernel), shape[1:2])]
-
-
-def with_gradients(function, values, grad=None, dtype="float32"):
-    """Return the output and the gradients of all inputs as arrays."""
-    inputs = [paddle.to_tensor(item, dtype=dtype, stop_gradient=False) for item in values]
-    y = function(*inputs)
-    if grad is None:
-        grad = np.random.default_rng(1).standard_normal(y.shape)
-    y.backward(paddle.to_tensor(grad, dtype=dtype))
-    return [y.numpy(), *(item.grad.numpy() for item in inputs)]
-
-
-def compare(stock, own, values):
-    """Compare output and gradients with Paddle's in float64: the errors are Paddle's own in float32, or small."""
-    exact = with_gradients(stock, values.values(), dtype="float64")
-    paddles = with_gradients(stock, values.values())
-    found = with_gradients(own, values.values())
-    for name, want, theirs, got in zip(("y", *values), exact, paddles, found, strict=True):
-        assert got.shape == want.shape
-        scale = np.abs(want).max()
-        error, stock_error = np.abs(got - want).max() / scale, np.abs(theirs - want).max() / scale
-        print(f"{name}: error {error:.1e}, Paddle's {stock_error:.1e}")
-        assert error < max(1e-6, 2 * stock_error)
 
 
 @compiled
@@ -223,101 +173,3 @@ def test_stock_mode(ours):
     assert ours() == 0
     with pytest.raises(UserError, match=r"RUNTIME.KERNELS is 'stok', expected one of auto, stock \(nearest: stock"):
         kernels.configure("stok")
-
-
-@compiled
-@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1,), (16,), (70, 100), (3, 4097)])
-def test_gelu(shape, ours):
-    compare(F.gelu, kernels.gelu, {"x": 3 * np.random.default_rng(0).standard_normal(shape).astype("float32")})
-    assert ours() == 1
-
-
-@compiled
-def test_gelu_far_out():
-    x = paddle.to_tensor([-1e30, -100.0, -14.0, -9.0, -5.0, 0.0, 5.0, 14.0, 1e30, float("inf"), float("nan")])
-    x.stop_gradient = False
-    y = kernels.gelu(x)
-    y.sum().backward()
-    exact = [v * math.erfc(-v / math.sqrt(2)) / 2 for v in x.numpy()[:8].astype("float64").tolist()]
-    np.testing.assert_allclose(y.numpy()[2:8], exact[2:], rtol=1e-5, atol=1e-37)  # relative: the tail is exact
-    np.testing.assert_array_equal(y.numpy()[:2], 0)
-    np.testing.assert_array_equal(y.numpy()[8:], x.numpy()[8:])
-    np.testing.assert_allclose(x.grad.numpy()[[0, 1, 5, 7, 8]], [0, 0, 0.5, 1, 1], atol=1e-7)
-
-
-@compiled
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-@pytest.mark.parametrize(("shape", "out"), [((5, 7), 3), ((2, 3, 4, 16), 48), ((128, 9, 33), 65), ((1, 4), 5000)])
-def test_linear(shape, out, bias, transposed, monkeypatch):
-    products = []
-    product = rows.product
-    monkeypatch.setattr(rows, "product", lambda *args, **kw: products.append(1) or product(*args, **kw))
-    draw = np.random.default_rng(0).standard_normal
-    sizes = {"x": shape, "weight": (out, shape[-1]) if transposed else (shape[-1], out), "bias": (out,)}
-    compare(
-        lambda x, weight, bias=None: F.linear(x, weight.t() if transposed else weight, bias),
-        lambda x, weight, bias=None: kernels.linear(x, weight, bias, transposed),
-        {name: draw(size).astype("float32") for name, size in sizes.items() if bias or name != "bias"},
-    )
-    assert len(products) == 3
-
-
-@compiled
-@pytest.mark.parametrize("shape", [(5, 7), (2, 3, 4, 96), (128, 33, 50), (1, 5000), (4, 2)])
-def test_layer_norm(shape, ours):
-    draw = np.random.default_rng(0).standard_normal
-    values = {"x": 2 + draw(shape), "weight": draw(shape[-1]), "bias": draw(shape[-1])}
-    compare(
-        lambda x, weight, bias: F.layer_norm(x, shape[-1:], weight, bias, 1e-6),
-        lambda x, weight, bias: kernels.layer_norm(x, weight, bias, 1e-6),
-        {name: value.astype("float32") for name, value in values.items()},
-    )
-    assert ours() == 1
-
-
-@compiled
-def test_rows_only_wanted_gradients(ours):
-    draw = np.random.default_rng(0).standard_normal
-    linear = [draw(size).astype("float32") for size in ((6, 8), (8, 8), (8,))]
-    norm = [draw(size).astype("float32") for size in ((6, 8), (8,), (8,))]
-    grad = draw((6, 8)).astype("float32")
-    for function, values in ((kernels.linear, linear), (kernels.layer_norm, norm)):
-        everything = with_gradients(function, values, grad)[1:]
-        for wanted in range(3):
-            inputs = [paddle.to_tensor(item, stop_gradient=number != wanted) for number, item in enumerate(values)]
-            function(*inputs).backward(paddle.to_tensor(grad))
-            assert [item.grad is not None for item in inputs] == [number == wanted for number in range(3)]
-            np.testing.assert_array_equal(inputs[wanted].grad.numpy(), everything[wanted])
-    assert ours() == 8
-
-
-@compiled
-def test_rows_of_views(ours):
-    base = paddle.to_tensor(np.random.default_rng(0).standard_normal((7, 4, 6)).astype("float32"))
-    weight, bias = paddle.rand([7]), paddle.rand([7])
-    view = base.transpose([1, 2, 0])
-    assert not view.is_contiguous()
-    for function in (kernels.gelu, lambda x: kernels.layer_norm(x, weight, bias),
-                     lambda x: kernels.linear(x, paddle.diag(weight), bias)):
-        np.testing.assert_array_equal(function(view).numpy(), function(view.contiguous()).numpy())
-    assert ours() == 6
-
-
-def test_paddle_takes_the_other_rows(ours):
-    x, weight, bias = paddle.rand([3, 4]), paddle.rand([4]), paddle.rand([4])
-    for function, arguments in (
-        (kernels.gelu, (x,)),
-        (kernels.layer_norm, (x, weight, bias)),
-        (kernels.linear, (x, paddle.diag(weight), bias)),
-    ):
-        double = [item.astype("float64") for item in arguments]
-        assert function(*double).dtype == paddle.float64
-        static = paddle.jit.to_static(function, full_graph=True)(*arguments)
-        np.testing.assert_allclose(static.numpy(), function(*double).numpy(), rtol=1e-5, atol=1e-6)
-        kernels.configure("stock")
-        np.testing.assert_allclose(function(*arguments).numpy(), function(*double).numpy(), rtol=1e-5, atol=1e-6)
-        kernels.configure("auto")
-    assert kernels.linear(x, paddle.diag(weight)).shape == [3, 4]
-    assert kernels.gelu(x[:0]).shape == [0, 4]
-    assert ours() == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +12,12 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
+from kernel_checks import compiled
 
 import kernels
 from kernels import build
 
 ROOT = Path(__file__).parents[1]
-COMPILER = any(map(shutil.which, build.COMPILERS))
-compiled = pytest.mark.skipif(not COMPILER, reason="no C++ compiler on this machine")
 
 # An operator, and the shapes of its inputs.
 CASES = [
@@ -28,6 +26,8 @@ CASES = [
     (partial(kernels.depthwise_conv2d, stride=1, padding="SAME"), (1, 9, 90, 120), (9, 1, 7, 7)),
     (partial(kernels.conv2d, stride=2, padding=1), (3, 5, 9, 8), (7, 5, 3, 3), (7,)),
     (kernels.conv2d, (30, 5, 3, 4), (7, 5, 1, 1), (7,)),
+    (kernels.attention, (2, 9, 3, 20), (2, 50, 3, 20), (2, 50, 3, 20), (3, 9, 50)),
+    (kernels.self_attention, (2, 70, 3, 2, 32)),
     (kernels.gelu, (3, 1000)),
     (kernels.linear, (9, 5, 20), (20, 37), (37,)),
     (kernels.layer_norm, (9, 5, 37), (37,), (37,)),
@@ -82,6 +82,8 @@ for repeat in range(2):
     add(lambda *a: kernels.depthwise_conv2d(*a, 1, 1), (21, 100, 12, 10), (100, 1, 3, 3), (100,))
     add(lambda *a: kernels.depthwise_conv2d(*a, 2, 3), (3, 9, 130, 110), (9, 1, 7, 7), (9,))
     add(kernels.gelu, (210, 1000))
+    add(kernels.self_attention, (20, 50, 3, 3, 24), (3, 50, 50))
+    add(kernels.attention, (3, 90, 3, 32), (3, 500, 3, 32), (3, 500, 3, 32))
     add(kernels.layer_norm, (21, 90, 77), (77,), (77,))
     add(kernels.linear, (21, 90, 5), (5, 77), (77,), matrix_product=True)
 print(status["in_use"], status["reason"], status.get("library"), status.get("threads"), digest.hexdigest(), sep="|")

@@ -1,0 +1,84 @@
+// Vectors of LANES floats, and what the operators share.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+
+typedef float Vec __attribute__((vector_size(LANES * 4)));
+typedef float VecU __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+static inline Vec load(const float* p) { return *reinterpret_cast<const VecU*>(p); }
+static inline void store(float* p, Vec v) { *reinterpret_cast<VecU*>(p) = v; }
+
+typedef int32_t IVec __attribute__((vector_size(LANES * 4)));
+
+// Calls body(column, get, put) for each vector of a row; the last is filled up with zeros where it is incomplete.
+template <class Body>
+inline void for_vectors(int64_t columns, Body body) {
+  int64_t c = 0;
+  for (; c + LANES <= columns; c += LANES)
+    body(c, [](const float* p) { return load(p); }, [](float* p, Vec v) { store(p, v); });
+  if (const size_t rest = size_t(columns - c) * sizeof(float))
+    body(
+        c,
+        [rest](const float* p) {
+          Vec v = {};
+          std::memcpy(&v, p, rest);
+          return v;
+        },
+        [rest](float* p, Vec v) { std::memcpy(p, &v, rest); });
+}
+
+inline float total(Vec v) {
+  float sum = 0;
+  for (int l = 0; l < LANES; ++l) sum += v[l];
+  return sum;
+}
+
+// exp(v) for v <= 0; 0 below -87, where float32 comes to its end.
+inline Vec exp_negative(Vec v) {
+  const Vec bounded = v < -87.f ? Vec{} - 87.f : v;
+  const Vec shifted = bounded * 1.44269504f + 12582912.f;  // + 1.5 * 2^23: the last bits are the rounded number
+  const Vec n = shifted - 12582912.f;
+  const Vec r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;  // minus n ln 2, in two parts
+  Vec p = r * (1.f / 5040) + 1.f / 720;
+  p = p * r + 1.f / 120;
+  p = p * r + 1.f / 24;
+  p = p * r + 1.f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.f;
+  p = p * r + 1.f;
+  p *= (Vec)(((IVec)shifted + 127) << 23);
+  return v < -87.f ? Vec{} : p;
+}
+
+// Scratch memory that a thread keeps between calls, aligned to cache lines.
+inline float* scratch(int64_t floats) {
+  struct Free {
+    void operator()(float* p) const { ::operator delete[](p, std::align_val_t(64)); }
+  };
+  static thread_local std::unique_ptr<float[], Free> memory;
+  static thread_local int64_t size = 0;
+  if (size < floats) {
+    memory.reset();
+    size = 0;
+    memory.reset(static_cast<float*>(::operator new[](floats * sizeof(float), std::align_val_t(64))));
+    size = floats;
+  }
+  return memory.get();
+}
+
+// oneDNN's dnnl_sgemm: row-major, C = alpha op(A) op(B) + beta C; transposed where 'T', as it is where 'N'.
+typedef int (*Product)(char, char, int64_t, int64_t, int64_t, float, const float*, int64_t, const float*, int64_t,
+                       float, float*, int64_t);

@@ -1,0 +1,60 @@
+"""What the tests of the compiled operators share."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import paddle
+import pytest
+
+import kernels
+from kernels import build, convolution, dispatch, rows, softmax_attention
+
+COMPILER = any(map(shutil.which, build.COMPILERS))
+compiled = pytest.mark.skipif(not COMPILER, reason="no C++ compiler on this machine")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """One cache for all of these tests, apart from the user's; and the mode back to `auto` after each."""
+    monkeypatch.setenv("PADDLE_HYBRID_CACHE", str(tmp_path_factory.getbasetemp() / "kernel-cache"))
+    yield
+    kernels.configure("auto")
+
+
+@pytest.fixture
+def ours(monkeypatch):
+    """A counter of forward calls that reached a compiled operator: ``ours()``."""
+    calls = []
+
+    def counting(name, *arguments):
+        calls.append(name)
+        dispatch.run(name, *arguments)
+
+    for module in (convolution, rows, softmax_attention):
+        monkeypatch.setattr(module, "run", counting)
+    return lambda: sum(name.endswith("_forward") for name in calls)
+
+
+def with_gradients(function, values, grad=None, dtype="float32"):
+    """Return the output and the gradients of all inputs as arrays."""
+    inputs = [paddle.to_tensor(item, dtype=dtype, stop_gradient=False) for item in values]
+    y = function(*inputs)
+    if grad is None:
+        grad = np.random.default_rng(1).standard_normal(y.shape)
+    y.backward(paddle.to_tensor(grad, dtype=dtype))
+    return [y.numpy(), *(item.grad.numpy() for item in inputs)]
+
+
+def compare(stock, own, values, small=1e-6):
+    """Compare output and gradients with Paddle's in float64: the errors are Paddle's own in float32, or small."""
+    exact = with_gradients(stock, values.values(), dtype="float64")
+    paddles = with_gradients(stock, values.values())
+    found = with_gradients(own, values.values())
+    for name, want, theirs, got in zip(("y", *values), exact, paddles, found, strict=True):
+        assert got.shape == want.shape
+        scale = np.abs(want).max() or 1.0
+        error, stock_error = np.abs(got - want).max() / scale, np.abs(theirs - want).max() / scale
+        print(f"{name}: error {error:.1e}, Paddle's {stock_error:.1e}")
+        assert error < max(small, 2 * stock_error)
