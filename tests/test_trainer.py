@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from analysis.confusion import draw_confusion
+from analysis.grids import draw_grid
 from configs.load import load_config
 from engine import state
 from engine.checkpoint import list_checkpoints, load_checkpoint
@@ -171,3 +173,10 @@ def test_bar_shows_rate_and_time_left_in_eighty_columns(monkeypatch: pytest.Monk
     shown = sys.stderr.getvalue().split("\r")[-1][:80]
     progress.finish()
     assert "189/390" in shown and "images/s" in shown and " left, loss 2.12" in shown
+
+
+def test_names_in_pictures_are_no_formulas(tmp_path: Path) -> None:
+    name = r"$\frac$ 100%"
+    draw_grid([np.zeros((4, 4, 3), np.uint8)], [name], ["black"], tmp_path / "grid.png", title=name)
+    draw_confusion([[1, 0], [0, 1]], [name, "b"], tmp_path / "confusion.png", name)
+    assert all((tmp_path / f"{kind}.png").stat().st_size > 1000 for kind in ("grid", "confusion"))
