@@ -83,7 +83,7 @@ def default_config() -> CfgNode:
     c.TRAIN.PRECISION = "float32"  # float32; bfloat16 or float16: mixed precision (float16 with loss scaling)
     c.TRAIN.EMA_DECAY = 0.0  # moving average of the weights, evaluated and saved in their place; 0 is off
     c.TRAIN.GRAD_CLIP = 0.0  # largest global norm of the gradient; 0 is off
-    c.TRAIN.ACCUMULATE = 1  # parts that a batch is split into, one after another: less memory, the same step
+    c.TRAIN.ACCUMULATE = 0  # parts of a batch, one after another, for less memory; 0: one, on a CPU as many as it needs
     c.TRAIN.LOG_EVERY = 10  # iterations between rows of steps.csv
     c.TRAIN.EVAL_EVERY = 1  # epochs between evaluations
     c.TRAIN.CHECKPOINT_MINUTES = 10.0  # minutes between checkpoints inside an epoch; each epoch ends with one
@@ -195,7 +195,7 @@ CHECKS: dict[str, Check] = {
     "TRAIN.PRECISION": _one_of("float32", "bfloat16", "float16"),
     "TRAIN.EMA_DECAY": _between(0.0, 1.0, open_high=True),
     "TRAIN.GRAD_CLIP": _NON_NEGATIVE,
-    "TRAIN.ACCUMULATE": _COUNT,
+    "TRAIN.ACCUMULATE": _NON_NEGATIVE,
     "TRAIN.LOG_EVERY": _COUNT,
     "TRAIN.EVAL_EVERY": _COUNT,
     "TRAIN.CHECKPOINT_MINUTES": (lambda v: v > 0, "more than 0"),

@@ -28,6 +28,8 @@ from models import create_model
 
 log = logging.getLogger("suite")
 
+CPU_PART_PIXELS = 16 * 224 * 224  # 16 images of 224×224; a batch of 784 at 32×32
+
 # Constructor arguments that do not stand under MODEL.ARGS.
 _OWN_KEYS = {"num_classes": "the key is MODEL.NUM_CLASSES", "image_size": "the key is DATA.IMAGE_SIZE",
              "drop_path_rate": "the key is MODEL.DROP_PATH", "in_chans": "images have three channels"}
@@ -58,6 +60,24 @@ def build_model(config: CfgNode) -> nn.Layer:
         raise UserError(f"MODEL.ARGS {arguments} build no {model.NAME}: {type(error).__name__}: {told}") from error
 
 
+def parts_of_batch(config: CfgNode, device: str) -> int:
+    """Return the parts that a batch is split into: TRAIN.ACCUMULATE, or where that is 0 as few as fit.
+
+    On a GPU that is one, as the recipes have it. On a CPU a part has at most CPU_PART_PIXELS: a whole batch of 128
+    images of 224×224 needs some 20 GB for iFormer-S, an eighth of it 3 GB and the same time. Batch norms then see
+    one part: a deviation from the recipe, which the log tells.
+    """
+    if config.TRAIN.ACCUMULATE or device != "cpu":
+        return config.TRAIN.ACCUMULATE or 1
+    size = config.DATA.IMAGE_SIZE
+    pixels = size[0] * size[1] if isinstance(size, list) else size * size
+    parts = min(-(-config.DATA.BATCH_SIZE * pixels // CPU_PART_PIXELS), config.DATA.BATCH_SIZE)
+    if parts > 1:
+        log.info("batches of %d images in %d parts of up to %d, for a CPU's memory; batch norms see one part "
+                 "(TRAIN.ACCUMULATE)", config.DATA.BATCH_SIZE, parts, -(-config.DATA.BATCH_SIZE // parts))
+    return parts
+
+
 @dataclass
 class Position:
     """Where a run stands: ``step`` batches into ``epoch`` (both from 0), and what it remembers from before."""
@@ -86,18 +106,28 @@ class TrainingState:
         self.average = WeightAverage(self.model, config.TRAIN.EMA_DECAY) if config.TRAIN.EMA_DECAY else None
         augment = config.AUGMENT
         self.mix = BatchMix(augment.MIXUP, augment.CUTMIX, augment.MIX_PROB, augment.MIX_SWITCH_PROB)
+        self.parts = parts_of_batch(config, paddle.get_device())
 
-    def step(self, images: np.ndarray, labels: np.ndarray, iteration: int,
-             lr: float) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
-        """Take one optimizer step; returns (loss, logits ``[B, classes]``, labels ``[B]``) of the batch."""
+    def step(self, images: np.ndarray, labels: np.ndarray, iteration: int, lr: float,
+             between_parts: Callable[[], None] = lambda: None) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+        """Take one optimizer step; returns (loss, logits ``[B, classes]``, labels ``[B]``) of the batch.
+
+        What ``between_parts`` raises leaves the state as it was before the step.
+        """
         config = self.config
+        statistics = {name: buffer.clone() for name, buffer in self.model.named_buffers()} if self.parts > 1 else {}
         mix = self.mix.draw(config.RUNTIME.SEED, iteration, *images.shape[2:])
         images = mix_images(images, mix)
         targets = labels if mix.ratio == 1.0 else mix_labels(labels, config.MODEL.NUM_CLASSES, mix)
         runtime.seed_everything(config.RUNTIME.SEED, iteration)
         self.optimizer.set_lr(lr)
         losses, logits = [], []
-        for part in np.array_split(np.arange(len(labels)), min(config.TRAIN.ACCUMULATE, len(labels))):
+        for part in np.array_split(np.arange(len(labels)), min(self.parts, len(labels))):
+            try:
+                between_parts()
+            except BaseException:
+                self._undo(statistics)
+                raise
             with runtime.autocast(config.TRAIN.PRECISION):
                 output = self.model(paddle.to_tensor(images[part]))
             loss = self.loss(output, paddle.to_tensor(targets[part])) * (len(part) / len(labels))
@@ -110,6 +140,13 @@ class TrainingState:
         if self.average:
             self.average.update(self.model)
         return paddle.add_n(losses), paddle.concat(logits), paddle.to_tensor(labels)
+
+    def _undo(self, statistics: dict[str, paddle.Tensor]) -> None:
+        """Forget the gradients of a step that is given up, and what its parts did to the batch statistics."""
+        self.optimizer.clear_grad()
+        for name, buffer in self.model.named_buffers():
+            if name in statistics:
+                buffer.copy_(statistics[name], False)
 
     def evaluate(self, loader: EvalLoader, advance: Callable[[int], None]) -> Evaluation:
         """Evaluate the weights that the run saves: their moving average where there is one."""

@@ -112,7 +112,7 @@ class Trainer:
             if position.iteration >= self.last:
                 break
             lr = self._learning_rate(position.iteration)
-            loss, logits, target = self.state.step(images, labels, position.iteration, lr)
+            loss, logits, target = self.state.step(images, labels, position.iteration, lr, self.stop.check)
             self.means.add(loss, logits, target)
             position.step += 1
             position.iteration += 1

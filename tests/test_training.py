@@ -173,3 +173,42 @@ def test_accumulation_takes_the_same_step_without_batch_statistics(tmp_path: Pat
         assert logits.shape == [8, 10] and np.isfinite(float(loss))
         weights.append(np.concatenate([p.numpy().ravel() for p in state.model.parameters()]))
     assert np.abs(weights[0] - weights[1]).max() < 1e-5
+
+
+def test_step_given_up_between_parts_leaves_no_trace() -> None:
+    from configs.load import load_config
+    from engine.state import TrainingState
+
+    config = load_config("configs/quickstart.yaml", ["TRAIN.ACCUMULATE=4"])
+    state = TrainingState(config)
+    rng = np.random.default_rng(0)
+    images, labels = rng.standard_normal((8, 3, 32, 32)).astype("float32"), np.arange(8)
+    before = {name: tensor.numpy() for name, tensor in state.model.state_dict().items()}
+    calls = []
+
+    def third_time() -> None:
+        calls.append(len(calls))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        state.step(images, labels, 0, 0.1, third_time)
+    assert all(np.array_equal(tensor.numpy(), before[name]) for name, tensor in state.model.state_dict().items())
+    assert all(parameter.grad is None or not parameter.grad.numpy().any() for parameter in state.model.parameters())
+    state.step(images, labels, 0, 0.1)
+    once = TrainingState(config)
+    once.step(images, labels, 0, 0.1)
+    for name, tensor in once.model.state_dict().items():
+        assert np.array_equal(tensor.numpy(), state.model.state_dict()[name].numpy()), name
+
+
+@pytest.mark.parametrize(("size", "batch", "device", "parts"), [
+    (224, 128, "cpu", 8), (224, 128, "gpu:0", 1), (32, 128, "cpu", 1), (64, 1024, "cpu", 6), ([448, 224], 3, "cpu", 1),
+    (4096, 2, "cpu", 2)])
+def test_batches_are_split_on_a_cpu_alone(size: int | list[int], batch: int, device: str, parts: int) -> None:
+    from configs.load import load_config
+    from engine.state import parts_of_batch
+
+    overrides = [f"DATA.IMAGE_SIZE={size}", f"DATA.BATCH_SIZE={batch}"]
+    assert parts_of_batch(load_config(None, overrides), device) == parts
+    assert parts_of_batch(load_config(None, [*overrides, "TRAIN.ACCUMULATE=1"]), device) == 1
