@@ -115,7 +115,7 @@ class TrainingState:
         What ``between_parts`` raises leaves the state as it was before the step.
         """
         config = self.config
-        statistics = {name: buffer.clone() for name, buffer in self.model.named_buffers()} if self.parts > 1 else {}
+        statistics = [(tensor, tensor.clone()) for tensor in self._statistics()] if self.parts > 1 else []
         mix = self.mix.draw(config.RUNTIME.SEED, iteration, *images.shape[2:])
         images = mix_images(images, mix)
         targets = labels if mix.ratio == 1.0 else mix_labels(labels, config.MODEL.NUM_CLASSES, mix)
@@ -141,12 +141,15 @@ class TrainingState:
             self.average.update(self.model)
         return paddle.add_n(losses), paddle.concat(logits), paddle.to_tensor(labels)
 
-    def _undo(self, statistics: dict[str, paddle.Tensor]) -> None:
+    def _statistics(self) -> list[paddle.Tensor]:
+        """Return what a forward pass in training mode changes: in Paddle, parameters that are not trained."""
+        return [tensor for tensor in self.model.state_dict().values() if tensor.stop_gradient]
+
+    def _undo(self, statistics: list[tuple[paddle.Tensor, paddle.Tensor]]) -> None:
         """Forget the gradients of a step that is given up, and what its parts did to the batch statistics."""
         self.optimizer.clear_grad()
-        for name, buffer in self.model.named_buffers():
-            if name in statistics:
-                buffer.copy_(statistics[name], False)
+        for tensor, before in statistics:
+            tensor.copy_(before, False)
 
     def evaluate(self, loader: EvalLoader, advance: Callable[[int], None]) -> Evaluation:
         """Evaluate the weights that the run saves: their moving average where there is one."""
