@@ -26,12 +26,15 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+import kernels
 from errors import UserError
 from models.layers import (
     Classifier,
     Conv2D,
     DepthwiseConv2D,
     DropPath,
+    LayerNorm,
+    Linear,
     PointwiseConv2D,
     channels_first,
     channels_last,
@@ -96,7 +99,7 @@ class Attention(nn.Layer):
         return self.proj(x.reshape([0, height, width, -1]))
 
 
-class LayerNorm2D(nn.LayerNorm):
+class LayerNorm2D(LayerNorm):
     """Layer norm over the channels of a map, ``[B, C, H, W]`` to the same."""
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -123,7 +126,7 @@ class FeedForward(nn.Layer):
         self.fc2 = PointwiseConv2D(hidden_dim, dim)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(kernels.gelu(self.fc1(x)))
 
 
 class TransformerBlock(nn.Layer):
@@ -137,9 +140,9 @@ class TransformerBlock(nn.Layer):
             self.shortcut = Downsample(dim, out_dim)
             self.norm1 = nn.Sequential(("norm", LayerNorm2D(dim, epsilon=1e-6)), ("down", Downsample(dim, dim)))
         else:
-            self.norm1 = nn.LayerNorm(dim, epsilon=1e-6)
+            self.norm1 = LayerNorm(dim, epsilon=1e-6)
         self.attn = Attention(dim, out_dim, head_dim, size)
-        self.norm2 = nn.LayerNorm(out_dim, epsilon=1e-6)
+        self.norm2 = LayerNorm(out_dim, epsilon=1e-6)
         self.mlp = FeedForward(out_dim, int(out_dim * expand_ratio))
         self.drop_path = DropPath(drop_path)
         self.apply(_init_transformer)
@@ -176,7 +179,7 @@ class MBConvBlock(nn.Layer):
         hidden_dim = int(out_dim * expand_ratio)
         self.shortcut = Downsample(dim, out_dim) if stride == 2 else nn.Identity()
         self.pre_norm = nn.BatchNorm2D(dim)
-        self.conv1_1x1 = nn.Conv2D(dim, hidden_dim, 1, bias_attr=False)
+        self.conv1_1x1 = Conv2D(dim, hidden_dim, 1, bias_attr=False)
         self.norm1 = nn.BatchNorm2D(hidden_dim)
         self.conv2_kxk = DepthwiseConv2D(hidden_dim, 3, stride=stride, padding=1, bias_attr=False)
         self.norm2 = nn.BatchNorm2D(hidden_dim)
@@ -186,8 +189,8 @@ class MBConvBlock(nn.Layer):
         self.apply(_init_conv)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        branch = F.gelu(self.norm1(self.conv1_1x1(self.pre_norm(x))))
-        branch = self.se(F.gelu(self.norm2(self.conv2_kxk(branch))))
+        branch = kernels.gelu(self.norm1(self.conv1_1x1(self.pre_norm(x))))
+        branch = self.se(kernels.gelu(self.norm2(self.conv2_kxk(branch))))
         return self.shortcut(x) + self.drop_path(self.conv3_1x1(branch))
 
 
@@ -196,13 +199,13 @@ class Stem(nn.Layer):
 
     def __init__(self, in_chans: int, dim: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2D(in_chans, dim, 3, stride=2, padding=1, bias_attr=False)
+        self.conv1 = Conv2D(in_chans, dim, 3, stride=2, padding=1, bias_attr=False)
         self.norm1 = nn.BatchNorm2D(dim)
-        self.conv2 = nn.Conv2D(dim, dim, 3, padding=1, bias_attr=False)
+        self.conv2 = Conv2D(dim, dim, 3, padding=1, bias_attr=False)
         self.apply(_init_conv)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.conv2(F.gelu(self.norm1(self.conv1(x))))
+        return self.conv2(kernels.gelu(self.norm1(self.conv1(x))))
 
 
 class CoAtNet(CoAtNetBase):
@@ -237,8 +240,8 @@ class CoAtNet(CoAtNetBase):
             stages.append(nn.Sequential(("blocks", nn.Sequential(*blocks))))
         self.stages = nn.Sequential(*stages)
         self.head = nn.Layer()
-        self.head.norm = nn.LayerNorm(dim, epsilon=1e-6)
-        self.head.pre_logits = nn.Sequential(("fc", nn.Linear(dim, dim)), ("act", nn.Tanh()))
+        self.head.norm = LayerNorm(dim, epsilon=1e-6)
+        self.head.pre_logits = nn.Sequential(("fc", Linear(dim, dim)), ("act", nn.Tanh()))
         pytorch_default_(self.head.pre_logits.fc)
         self.reset_classifier(num_classes)
 

@@ -41,14 +41,24 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from models.coatnet import ARCHITECTURES, CoAtNetBase
-from models.layers import DepthwiseConv2D, DropPath, drop_path_rates, pytorch_default_, zeros_
+from models.layers import (
+    GELU,
+    Conv2D,
+    DepthwiseConv2D,
+    DropPath,
+    LayerNorm,
+    Linear,
+    drop_path_rates,
+    pytorch_default_,
+    zeros_,
+)
 from models.registry import Variant, register_family
 from models.relative_position import relative_bias, table_rows
 
 
 def conv_bn_gelu(conv: nn.Conv2D) -> nn.Sequential:
     """Return a convolution followed by batch norm and GELU."""
-    return nn.Sequential(conv, nn.BatchNorm2D(conv.weight.shape[0]), nn.GELU())
+    return nn.Sequential(conv, nn.BatchNorm2D(conv.weight.shape[0]), GELU())
 
 
 class SqueezeExcite(nn.Layer):
@@ -56,8 +66,8 @@ class SqueezeExcite(nn.Layer):
 
     def __init__(self, dim: int, squeeze_dim: int) -> None:
         super().__init__()
-        self.fc = nn.Sequential(nn.Linear(dim, squeeze_dim, bias_attr=False), nn.GELU(),
-                                nn.Linear(squeeze_dim, dim, bias_attr=False), nn.Sigmoid())
+        self.fc = nn.Sequential(Linear(dim, squeeze_dim, bias_attr=False), GELU(),
+                                Linear(squeeze_dim, dim, bias_attr=False), nn.Sigmoid())
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return x * self.fc(x.mean([2, 3])).unsqueeze([2, 3])
@@ -73,13 +83,13 @@ class MBConv(nn.Layer):
         self.downsample = downsample
         if downsample:
             self.pool = nn.MaxPool2D(3, stride=2, padding=1)
-            self.proj = nn.Conv2D(dim, out_dim, 1, bias_attr=False)
+            self.proj = Conv2D(dim, out_dim, 1, bias_attr=False)
         stride = 2 if downsample else 1
         self.block = nn.Sequential(
-            ("expand_conv", conv_bn_gelu(nn.Conv2D(dim, hidden_dim, 1, stride=stride, bias_attr=False))),
+            ("expand_conv", conv_bn_gelu(Conv2D(dim, hidden_dim, 1, stride=stride, bias_attr=False))),
             ("dw_conv", conv_bn_gelu(DepthwiseConv2D(hidden_dim, 3, padding=1, bias_attr=False))),
             ("se", SqueezeExcite(hidden_dim, max(int(dim * se_ratio), 1))),
-            ("pro_conv", nn.Sequential(nn.Conv2D(hidden_dim, out_dim, 1, bias_attr=False), nn.BatchNorm2D(out_dim))),
+            ("pro_conv", nn.Sequential(Conv2D(hidden_dim, out_dim, 1, bias_attr=False), nn.BatchNorm2D(out_dim))),
         )
         self.drop_path = DropPath(drop_path)
 
@@ -99,8 +109,8 @@ class Attention(nn.Layer):
         self.scale = head_dim**-0.5
         self.size = size
         self.relative_bias_table = self.create_parameter([table_rows(size), num_heads], default_initializer=zeros_)
-        self.qkv = nn.Linear(dim, 3 * num_heads * head_dim, bias_attr=False)
-        self.proj = nn.Sequential(nn.Linear(num_heads * head_dim, out_dim), nn.Dropout(drop_rate))
+        self.qkv = Linear(dim, 3 * num_heads * head_dim, bias_attr=False)
+        self.proj = nn.Sequential(Linear(num_heads * head_dim, out_dim), nn.Dropout(drop_rate))
 
     def forward(self, x: paddle.Tensor, height: int, width: int) -> paddle.Tensor:
         qkv = self.qkv(x).reshape([0, height * width, 3, self.num_heads, -1])
@@ -115,8 +125,8 @@ class FeedForward(nn.Layer):
 
     def __init__(self, dim: int, hidden_dim: int, drop_rate: float) -> None:
         super().__init__()
-        self.ffn = nn.Sequential(nn.Linear(dim, hidden_dim), nn.GELU(), nn.Dropout(drop_rate),
-                                 nn.Linear(hidden_dim, dim), nn.Dropout(drop_rate))
+        self.ffn = nn.Sequential(Linear(dim, hidden_dim), GELU(), nn.Dropout(drop_rate),
+                                 Linear(hidden_dim, dim), nn.Dropout(drop_rate))
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return self.ffn(x)
@@ -131,11 +141,11 @@ class Transformer(nn.Layer):
         self.downsample = downsample
         if downsample:
             self.pool = nn.MaxPool2D(3, stride=2, padding=1)
-            self.proj = nn.Conv2D(dim, out_dim, 1, bias_attr=False)
+            self.proj = Conv2D(dim, out_dim, 1, bias_attr=False)
         self.attn = Attention(dim, out_dim, num_heads, head_dim, drop_rate, size)
         self.ffn = FeedForward(out_dim, int(dim * expand_ratio), drop_rate)
-        self.norm1 = nn.LayerNorm(dim)
-        self.norm2 = nn.LayerNorm(out_dim)
+        self.norm1 = LayerNorm(dim)
+        self.norm2 = LayerNorm(out_dim)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -165,7 +175,7 @@ class CoAtNetSimple(CoAtNetBase):
                          expand_ratio=expand_ratio, se_ratio=se_ratio, num_heads=num_heads, head_dim=head_dim)
         dims = [in_chans] + [stem_dim] * stem_depth
         self.s0 = nn.Sequential(*[
-            conv_bn_gelu(nn.Conv2D(dims[i], stem_dim, 3, stride=1 if i else 2, padding=1, bias_attr=False))
+            conv_bn_gelu(Conv2D(dims[i], stem_dim, 3, stride=1 if i else 2, padding=1, bias_attr=False))
             for i in range(stem_depth)])
         dim = stem_dim
         rates = drop_path_rates(drop_path_rate, depths)
@@ -183,7 +193,7 @@ class CoAtNetSimple(CoAtNetBase):
         self.reset_classifier(num_classes)
 
     def build_head(self, num_classes: int) -> nn.Layer:
-        head = nn.Linear(self.num_features, num_classes, bias_attr=False)
+        head = Linear(self.num_features, num_classes, bias_attr=False)
         pytorch_default_(head)
         return head
 

@@ -28,6 +28,8 @@ from models.layers import (
     Classifier,
     Conv2D,
     DropPath,
+    LayerNorm,
+    Linear,
     Mlp,
     activation,
     channels_first,
@@ -41,7 +43,7 @@ from models.layers import (
 )
 from models.registry import Variant, register_family
 
-LayerNorm = partial(nn.LayerNorm, epsilon=1e-6, bias_attr=False)
+BlockNorm = partial(LayerNorm, epsilon=1e-6, bias_attr=False)
 
 
 class Scale(nn.Layer):
@@ -60,10 +62,10 @@ class Block(nn.Layer):
 
     def __init__(self, dim: int, token_mixer: nn.Layer, mlp: nn.Layer, drop_path: float, res_scale: bool) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(dim)
+        self.norm1 = BlockNorm(dim)
         self.token_mixer = token_mixer
         self.res_scale1 = Scale(dim) if res_scale else nn.Identity()
-        self.norm2 = LayerNorm(dim)
+        self.norm2 = BlockNorm(dim)
         self.mlp = mlp
         self.res_scale2 = Scale(dim) if res_scale else nn.Identity()
         self.drop_path = DropPath(drop_path)
@@ -81,9 +83,9 @@ class Downsampling(nn.Layer):
         self.stem = stem
         if stem:
             self.conv = Conv2D(in_chans, embed_dim, 7, stride=4, padding=2)  # of [B, in_chans, H, W]
-            self.post_norm = LayerNorm(embed_dim)
+            self.post_norm = BlockNorm(embed_dim)
         else:
-            self.pre_norm = LayerNorm(in_chans)
+            self.pre_norm = BlockNorm(in_chans)
             self.conv = Conv2D(in_chans, embed_dim, 3, stride=2, padding=1)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -97,9 +99,9 @@ class MlpHead(nn.Layer):
 
     def __init__(self, dim: int, num_classes: int, drop_rate: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, 4 * dim)
-        self.norm = nn.LayerNorm(4 * dim)
-        self.fc2 = nn.Linear(4 * dim, num_classes)
+        self.fc1 = Linear(dim, 4 * dim)
+        self.norm = LayerNorm(4 * dim)
+        self.fc2 = Linear(4 * dim, num_classes)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -153,7 +155,7 @@ class DFFormer(Classifier):
             self.stages.append(nn.Sequential(*(
                 Block(dim, mixers[name](dim, **sized), Mlp(dim, int(mlp_ratio * dim), act, bias_attr=False), rate,
                       res_scale=stage + 1 >= res_scale_stage) for rate in rates)))
-        self.norm = nn.LayerNorm(self.num_features, epsilon=1e-6)
+        self.norm = LayerNorm(self.num_features, epsilon=1e-6)
         self.apply(_init_weights)
         self.reset_classifier(num_classes)
 

@@ -10,7 +10,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from models.layers import DepthwiseConv2D, Mlp, channels_first, channels_last, ones_, zeros_
+from models.layers import DepthwiseConv2D, Linear, Mlp, channels_first, channels_last, ones_, zeros_
 
 Activation = Callable[[], nn.Layer]
 
@@ -84,11 +84,11 @@ class FrequencyFilter(nn.Layer):
 
     def __init__(self, dim: int, med_channels: int, planes: int, size: Sequence[int], act_layer: Activation) -> None:
         super().__init__()
-        self.pwconv1 = nn.Linear(dim, med_channels, bias_attr=False)
+        self.pwconv1 = Linear(dim, med_channels, bias_attr=False)
         self.act1 = act_layer()
         self.complex_weights = self.create_parameter([size[0], size[1] // 2 + 1, planes, 2],
                                                      default_initializer=nn.initializer.Normal(std=0.02))
-        self.pwconv2 = nn.Linear(med_channels, dim, bias_attr=False)
+        self.pwconv2 = Linear(med_channels, dim, bias_attr=False)
 
     def filter(self, x: paddle.Tensor, routing: paddle.Tensor | None) -> paddle.Tensor:
         """Filter ``x``, ``[B, H, W, med_channels]``, by planes mixed by ``routing``, or by a plane a channel for None.
@@ -140,10 +140,10 @@ class SepConv(nn.Layer):
     def __init__(self, dim: int, act_layer: Activation, expansion_ratio: float) -> None:
         super().__init__()
         med_channels = int(expansion_ratio * dim)
-        self.pwconv1 = nn.Linear(dim, med_channels, bias_attr=False)
+        self.pwconv1 = Linear(dim, med_channels, bias_attr=False)
         self.act1 = act_layer()
         self.dwconv = DepthwiseConv2D(med_channels, 7, padding=3, bias_attr=False)
-        self.pwconv2 = nn.Linear(med_channels, dim, bias_attr=False)
+        self.pwconv2 = Linear(med_channels, dim, bias_attr=False)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         x = channels_first(self.act1(self.pwconv1(x)))

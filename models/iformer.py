@@ -17,12 +17,15 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+import kernels
 from errors import UserError
 from models.layers import (
     Classifier,
     Conv2D,
     DepthwiseConv2D,
     DropPath,
+    LayerNorm,
+    Linear,
     Mlp,
     PointwiseConv2D,
     channels_first,
@@ -37,7 +40,7 @@ from models.layers import (
 )
 from models.registry import Variant, register_family
 
-LayerNorm = partial(nn.LayerNorm, epsilon=1e-6)
+Norm = partial(LayerNorm, epsilon=1e-6)
 
 
 class HighMixer(nn.Layer):
@@ -57,9 +60,9 @@ class HighMixer(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         conv, pool = x.split([self.half, self.half], axis=-1)
-        conv = F.gelu(self.proj1(channels_first(self.conv1(conv))))
+        conv = kernels.gelu(self.proj1(channels_first(self.conv1(conv))))
         pool = channels_last(self.max_pool(channels_first(pool)))
-        return paddle.concat([conv, channels_first(F.gelu(self.proj2(pool)))], axis=1)
+        return paddle.concat([conv, channels_first(kernels.gelu(self.proj2(pool)))], axis=1)
 
 
 class LowMixer(nn.Layer):
@@ -74,7 +77,7 @@ class LowMixer(nn.Layer):
         self.num_heads = num_heads
         self.pool_size = pool_size
         self.scale = (dim // num_heads) ** -0.5
-        self.qkv = nn.Linear(dim, 3 * dim, bias_attr=None if qkv_bias else False)
+        self.qkv = Linear(dim, 3 * dim, bias_attr=None if qkv_bias else False)
         self.attn_drop = nn.Dropout(attn_drop_rate)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -124,9 +127,9 @@ class Block(nn.Layer):
                  drop_rate: float, attn_drop_rate: float, drop_path: float, pool_size: int,
                  layer_scale_init_value: float | None) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(dim)
+        self.norm1 = Norm(dim)
         self.attn = Mixer(dim, num_heads, attention_heads, qkv_bias, attn_drop_rate, drop_rate, pool_size)
-        self.norm2 = LayerNorm(dim)
+        self.norm2 = Norm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate)
         self.drop_path = DropPath(drop_path)
         self.layer_scale_1 = self.layer_scale_2 = None
@@ -154,7 +157,7 @@ class Stem(nn.Layer):
         self.norm2 = nn.BatchNorm2D(embed_dim)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        x = F.gelu(self.norm1(self.proj1(x)))
+        x = kernels.gelu(self.norm1(self.proj1(x)))
         return channels_last(self.norm2(self.proj2(x)))
 
 
@@ -187,7 +190,7 @@ class InceptionTransformer(Classifier):
                  pos_embed_stages: Sequence[int] = (1, 2, 3, 4),
                  layer_scale_init_value: float | None = 1e-6) -> None:
         super().__init__()
-        check_image_size("iFormer", image_size, 1)
+        check_image_size("iFormer", image_size, 32 if patch_kernel_size == 2 else 1)  # 2×2 embeddings halve 8 pixels
         _check_architecture(depths, embed_dims, num_heads, attention_heads)
         self.num_features = embed_dims[-1]
         self.pos_embed_stages = tuple(pos_embed_stages)
@@ -211,7 +214,7 @@ class InceptionTransformer(Classifier):
                 for rate in rates[stage - 1][:depth]
             ]
             self.add_sublayer(f"blocks{stage}", nn.Sequential(*blocks))
-        self.norm = LayerNorm(self.num_features)
+        self.norm = Norm(self.num_features)
         self.apply(_init_weights)
         self.reset_classifier(num_classes)
 

@@ -17,7 +17,31 @@ trunc_normal_ = nn.initializer.TruncatedNormal(std=0.02)
 zeros_ = nn.initializer.Constant(0.0)
 ones_ = nn.initializer.Constant(1.0)
 
-ACTIVATIONS: Mapping[str, type[nn.Layer]] = {"gelu": nn.GELU, "relu": nn.ReLU}
+
+
+class Linear(nn.Linear):
+    """Paddle's fully connected layer, ``[..., C]`` to ``[..., C']``, on the CPU by the compiled operator."""
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return kernels.linear(x, self.weight, self.bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Paddle's layer normalisation of the last axis, ``[..., C]``, on the CPU by the compiled operator."""
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        bias = paddle.zeros_like(self.weight) if self.bias is None else self.bias
+        return kernels.layer_norm(x, self.weight, bias, self._epsilon)
+
+
+class GELU(nn.Layer):
+    """The exact Gaussian error linear unit, any shape, on the CPU by the compiled operator."""
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return kernels.gelu(x)
+
+
+ACTIVATIONS: Mapping[str, type[nn.Layer]] = {"gelu": GELU, "relu": nn.ReLU}
 
 
 def pair(value: int | tuple[int, int] | list[int]) -> tuple[int, int]:
@@ -92,12 +116,12 @@ class Mlp(nn.Layer):
     ``[..., C]`` to ``[..., C]``, or to ``[..., out_features]`` where that is given.
     """
 
-    def __init__(self, dim: int, hidden_features: int, act_layer: Callable[[], nn.Layer] = nn.GELU,
+    def __init__(self, dim: int, hidden_features: int, act_layer: Callable[[], nn.Layer] = GELU,
                  drop_rate: float = 0.0, out_features: int | None = None, bias_attr: bool | None = None) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_features, bias_attr=bias_attr)
+        self.fc1 = Linear(dim, hidden_features, bias_attr=bias_attr)
         self.act = act_layer()
-        self.fc2 = nn.Linear(hidden_features, out_features or dim, bias_attr=bias_attr)
+        self.fc2 = Linear(hidden_features, out_features or dim, bias_attr=bias_attr)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -105,15 +129,10 @@ class Mlp(nn.Layer):
 
 
 class Conv2D(nn.Conv2D):
-    """Paddle's convolution; its bias, ``[C]``, is added as ``[C, 1, 1]``.
-
-    Paddle adds ``[1, C, 1, 1]``, which takes the broadcast of its CPU operator three to ten times as long: as long
-    as a 1×1 convolution itself.
-    """
+    """Paddle's convolution, ``[B, C, H, W]`` to ``[B, C', H', W']``, on the CPU by the compiled operators."""
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        y = F.conv2d(x, self.weight, None, self._stride, self._padding, self._dilation, self._groups)
-        return y if self.bias is None else y + self.bias.reshape([-1, 1, 1])
+        return kernels.conv2d(x, self.weight, self.bias, self._stride, self._padding, self._dilation, self._groups)
 
 
 class PointwiseConv2D(nn.Conv2D):
@@ -126,8 +145,7 @@ class PointwiseConv2D(nn.Conv2D):
         super().__init__(in_channels, out_channels, 1, bias_attr=bias_attr)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        y = paddle.matmul(x, self.weight.flatten(1), transpose_y=True)
-        return y if self.bias is None else y + self.bias
+        return kernels.linear(x, self.weight.flatten(1), self.bias, transposed=True)
 
 
 class DepthwiseConv2D(Conv2D):
@@ -140,12 +158,6 @@ class DepthwiseConv2D(Conv2D):
                  padding: int | str | Sequence[int] = 0, bias_attr: bool | None = None, multiplier: int = 1) -> None:
         super().__init__(channels, multiplier * channels, kernel_size, stride=stride, padding=padding,
                          groups=channels, bias_attr=bias_attr)
-        self.multiplier = multiplier
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        if self.multiplier > 1:
-            return super().forward(x)
-        return kernels.depthwise_conv2d(x, self.weight, self.bias, self._stride, self._padding)
 
 
 class Classifier(nn.Layer):
@@ -165,7 +177,7 @@ class Classifier(nn.Layer):
 
     def build_head(self, num_classes: int) -> nn.Layer:
         """Return a fresh head for ``num_classes`` > 0."""
-        return nn.Linear(self.num_features, num_classes)
+        return Linear(self.num_features, num_classes)
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the head by a fresh one for ``num_classes``; 0 removes it."""

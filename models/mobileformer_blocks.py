@@ -14,7 +14,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from errors import UserError
-from models.layers import DepthwiseConv2D, DropPath
+from models.layers import GELU, Conv2D, DepthwiseConv2D, DropPath, LayerNorm, Linear
 
 
 class BlockRow(NamedTuple):
@@ -76,10 +76,10 @@ class MobileToFormer(nn.Layer):
     def __init__(self, channels: int, token_dim: int, num_heads: int, drop_path: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.alpha = nn.Sequential(nn.Linear(token_dim, channels))
-        self.q = nn.Linear(token_dim, channels)
-        self.proj = nn.Linear(channels, token_dim)
-        self.layer_norm = nn.LayerNorm(token_dim)
+        self.alpha = nn.Sequential(Linear(token_dim, channels))
+        self.q = Linear(token_dim, channels)
+        self.proj = Linear(channels, token_dim)
+        self.layer_norm = LayerNorm(token_dim)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: paddle.Tensor, tokens: paddle.Tensor) -> paddle.Tensor:
@@ -97,12 +97,12 @@ class Former(nn.Layer):
     def __init__(self, token_dim: int, num_heads: int, mlp_ratio: int, drop_path: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q = nn.Linear(token_dim, token_dim)
-        self.channel_mlp = nn.Linear(token_dim, token_dim)
-        self.layer_norm = nn.LayerNorm(token_dim)
-        self.ffn = nn.Sequential(nn.Linear(token_dim, mlp_ratio * token_dim), nn.GELU(),
-                                 nn.Linear(mlp_ratio * token_dim, token_dim))
-        self.ffn_norm = nn.LayerNorm(token_dim)
+        self.q = Linear(token_dim, token_dim)
+        self.channel_mlp = Linear(token_dim, token_dim)
+        self.layer_norm = LayerNorm(token_dim)
+        self.ffn = nn.Sequential(Linear(token_dim, mlp_ratio * token_dim), GELU(),
+                                 Linear(mlp_ratio * token_dim, token_dim))
+        self.ffn_norm = LayerNorm(token_dim)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
@@ -119,8 +119,8 @@ class FormerToMobile(nn.Layer):
     def __init__(self, channels: int, token_dim: int, num_heads: int, drop_path: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.k = nn.Linear(token_dim, channels)
-        self.proj = nn.Linear(token_dim, channels)
+        self.k = Linear(token_dim, channels)
+        self.proj = Linear(token_dim, channels)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: paddle.Tensor, tokens: paddle.Tensor) -> paddle.Tensor:
@@ -136,8 +136,8 @@ class DynamicReLU(nn.Layer):
 
     def __init__(self, channels: int, token_dim: int, dyrelu_reduction: int) -> None:
         super().__init__()
-        self.hyper = nn.Sequential(nn.Linear(token_dim, token_dim // dyrelu_reduction), nn.ReLU(),
-                                   nn.Linear(token_dim // dyrelu_reduction, 2 * channels))
+        self.hyper = nn.Sequential(Linear(token_dim, token_dim // dyrelu_reduction), nn.ReLU(),
+                                   Linear(token_dim // dyrelu_reduction, 2 * channels))
 
     def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
         first, second = (2.0 * hard_sigmoid(self.hyper(token))).unsqueeze([2, 3]).chunk(2, axis=1)  # [B, C, 1, 1]
@@ -237,7 +237,7 @@ class Head(nn.Layer):
         super().__init__()
         shuffled = shuffle(groups, groups) or [nn.Identity()]
         self.conv = nn.Sequential(*shuffled, *pointwise(channels, hidden, groups))
-        self.fc = nn.Sequential(nn.Linear(hidden + token_dim, num_features), nn.BatchNorm1D(num_features),
+        self.fc = nn.Sequential(Linear(hidden + token_dim, num_features), nn.BatchNorm1D(num_features),
                                 nn.Hardswish())
 
     def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
@@ -250,7 +250,7 @@ class Head(nn.Layer):
 
 def pointwise(in_channels: int, channels: int, groups: int) -> list[nn.Layer]:
     """Return a 1×1 convolution and its batch norm."""
-    return [nn.Conv2D(in_channels, channels, 1, groups=groups, bias_attr=False), nn.BatchNorm2D(channels)]
+    return [Conv2D(in_channels, channels, 1, groups=groups, bias_attr=False), nn.BatchNorm2D(channels)]
 
 
 def widening(in_channels: int, channels: int, kernel_size: int, stride: int) -> list[nn.Layer]:

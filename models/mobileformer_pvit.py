@@ -34,7 +34,7 @@ import paddle
 from paddle import nn
 
 from errors import UserError
-from models.layers import Classifier, Conv2D, check_image_size, trunc_normal_, zeros_
+from models.layers import Classifier, Conv2D, Linear, check_image_size, trunc_normal_, zeros_
 from models.mobileformer import (
     TABLE,
     block_rows,
@@ -109,7 +109,7 @@ class MobileFormerPViT(Classifier):
         self.end_toformer_bridge = MobileToFormer(channels, settings)
         self.channel_conv = nn.Sequential(inner_conv(Conv2D(channels, head_channels, 1, groups=groups)),
                                           nn.BatchNorm2D(head_channels), nn.ReLU())
-        self.head = nn.Sequential(("fc1", nn.Linear(head_channels + token_dim, num_features)), ("act", nn.Hardswish()),
+        self.head = nn.Sequential(("fc1", Linear(head_channels + token_dim, num_features)), ("act", nn.Hardswish()),
                                   ("dropout", nn.Dropout(drop_rate)))
         self.apply(_init_weights)
         self.reset_classifier(num_classes)

@@ -14,7 +14,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from models.layers import Conv2D, DepthwiseConv2D, DropPath, Mlp, activation
+from models.layers import Conv2D, DepthwiseConv2D, DropPath, LayerNorm, Linear, Mlp, activation
 from models.mobileformer_blocks import BlockRow, attend_map, attend_tokens, greater, split_heads
 
 
@@ -48,7 +48,7 @@ class HeadProjections(nn.LayerList):
 
     def __init__(self, channels: int, settings: TokenSettings) -> None:
         heads = settings.num_heads
-        super().__init__([nn.Linear(settings.token_dim // heads, channels // heads,
+        super().__init__([Linear(settings.token_dim // heads, channels // heads,
                                     bias_attr=None if settings.qkv_bias else False) for _ in range(heads)])
 
     def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
@@ -60,9 +60,9 @@ class MobileToFormer(nn.Layer):
 
     def __init__(self, channels: int, settings: TokenSettings) -> None:
         super().__init__()
-        self.input_norm = nn.LayerNorm(settings.token_dim)
+        self.input_norm = LayerNorm(settings.token_dim)
         self.heads_q_proj = HeadProjections(channels, settings)
-        self.output = nn.Linear(channels, settings.token_dim)
+        self.output = Linear(channels, settings.token_dim)
         self.dropout = nn.Dropout(settings.drop_rate)
         self.attn_dropout = nn.Dropout(settings.attn_drop_rate)
         self.droppath = DropPath(settings.drop_path)
@@ -77,7 +77,7 @@ class FormerToMobile(nn.Layer):
 
     def __init__(self, channels: int, settings: TokenSettings) -> None:
         super().__init__()
-        self.input_token_norm = nn.LayerNorm(settings.token_dim)
+        self.input_token_norm = LayerNorm(settings.token_dim)
         self.heads_k_proj = HeadProjections(channels, settings)
         self.heads_v_proj = HeadProjections(channels, settings)
         self.dropout = nn.Dropout(settings.drop_rate)
@@ -97,8 +97,8 @@ class Attention(nn.Layer):
         super().__init__()
         dim = settings.token_dim
         self.num_heads = settings.num_heads
-        self.qkv_proj = nn.Linear(dim, 3 * dim, bias_attr=None if settings.qkv_bias else False)
-        self.output = nn.Linear(dim, dim)
+        self.qkv_proj = Linear(dim, 3 * dim, bias_attr=None if settings.qkv_bias else False)
+        self.output = Linear(dim, dim)
         self.dropout = nn.Dropout(settings.drop_rate)
         self.attn_dropout = nn.Dropout(settings.attn_drop_rate)
 
@@ -115,10 +115,10 @@ class Former(nn.Layer):
     def __init__(self, settings: TokenSettings) -> None:
         super().__init__()
         dim = settings.token_dim
-        self.attn_ln = nn.LayerNorm(dim)
+        self.attn_ln = LayerNorm(dim)
         self.attn = Attention(settings)
         self.attn_droppath = DropPath(settings.drop_path)
-        self.mlp_ln = nn.LayerNorm(dim)
+        self.mlp_ln = LayerNorm(dim)
         self.mlp = Mlp(dim, int(settings.mlp_ratio * dim), drop_rate=settings.mlp_drop_rate)
         self.mlp_droppath = DropPath(settings.drop_path)
 
@@ -138,7 +138,7 @@ class DynamicReLU(nn.Layer):
         self.k, coefs, consts = settings.k, settings.coefs, settings.consts
         outputs = 2 * self.k * channels
         self.project = nn.Sequential(Mlp(token_dim, int(token_dim / settings.reduction), out_features=outputs),
-                                     nn.LayerNorm(outputs))
+                                     LayerNorm(outputs))
         self.coefs = [coefs[0]] * self.k + [coefs[1]] * self.k
         self.consts = [consts[0]] + [consts[1]] * (2 * self.k - 1)
 

@@ -13,6 +13,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+import kernels
 from errors import UserError
 from models.layers import (
     Classifier,
@@ -70,7 +71,7 @@ class ConvMlp(nn.Layer):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         _, channels, height, width = x.shape
         x = x.transpose([1, 0, 2, 3]).flatten(1)  # [C, B · H · W]
-        x = self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
+        x = self.drop(self.fc2(self.drop(kernels.gelu(self.fc1(x)))))
         return x.reshape([channels, -1, height, width]).transpose([1, 0, 2, 3])
 
 

@@ -212,3 +212,21 @@ def test_batches_are_split_on_a_cpu_alone(size: int | list[int], batch: int, dev
     overrides = [f"DATA.IMAGE_SIZE={size}", f"DATA.BATCH_SIZE={batch}"]
     assert parts_of_batch(load_config(None, overrides), device) == parts
     assert parts_of_batch(load_config(None, [*overrides, "TRAIN.ACCUMULATE=1"]), device) == 1
+
+
+def test_compiled_operators_train_as_stock_ones() -> None:
+    """Ten steps on real digits: the losses of both agree to float tolerance, grown by ten updates."""
+    import kernels
+    from configs.load import load_config
+    from engine.state import TrainingState
+    from engine.trainer import build_train_loader
+
+    config = load_config("configs/quickstart.yaml", ["OPTIMIZER.NAME=sgd"])
+    losses = {}
+    for mode in kernels.MODES:
+        with kernels.using(mode):
+            state = TrainingState(config)
+            batches = build_train_loader(config).epoch(0)
+            losses[mode] = [float(state.step(*next(batches), step, 0.05)[0]) for step in range(10)]
+    np.testing.assert_allclose(losses["auto"], losses["stock"], rtol=1e-4)
+    assert losses["auto"][-1] < losses["auto"][0]
