@@ -153,7 +153,8 @@ def test_only_a_few_batches_are_prepared_ahead_and_threads_end(digits):
 
 def test_ctrl_c_ends_a_process_with_workers_at_once():
     program = (
-        "import numpy as np, time\n"
+        "import signal, time, numpy as np\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a job in the background\n"
         "from datasets.dataset import ImageDataset\n"
         "from datasets.loader import TrainLoader\n"
         "from datasets.transforms import Normalize, Pipeline, Resize\n"
