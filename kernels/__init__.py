@@ -172,11 +172,9 @@ def attention(
     value: paddle.Tensor,
     bias: paddle.Tensor | None = None,
     scale: float | None = None,
+    dropout: float = 0.0,
 ) -> paddle.Tensor:
     """Return ``softmax(scale · query keyᵀ + bias) value`` for every head.
-
-    The arrangement is that of ``paddle.nn.functional.scaled_dot_product_attention``, which runs where the compiled
-    operator does not.
 
     Args:
         query: ``[B, N, heads, d]``.
@@ -184,24 +182,29 @@ def attention(
         value: ``[B, M, heads, d]``.
         bias: ``[heads, N, M]`` or None.
         scale: factor of the products, ``1 / √d`` where None.
+        dropout: rate at which probabilities are dropped; other than 0 is left to Paddle.
 
     Returns:
         ``[B, N, heads, d]``.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if _mode == "auto":
+    if _mode == "auto" and not dropout:
         from kernels import softmax_attention as compiled
 
         if compiled.applicable(query, key, value, bias) and key.shape == value.shape:
             inputs = (query, key, value) if bias is None else (query, key, value, bias)
             return compiled.Attention.apply(*inputs, scale=scale)
-    from paddle.nn.functional import scaled_dot_product_attention as stock
+    from paddle import matmul
+    from paddle.nn import functional as F
 
-    return stock(query * (scale * query.shape[-1] ** 0.5), key, value, bias if bias is None else bias.unsqueeze(0))
+    query, key, value = (x.transpose([0, 2, 1, 3]) for x in (query, key, value))
+    logits = matmul(query * scale, key, transpose_y=True)
+    attn = F.softmax(logits if bias is None else logits + bias, axis=-1)
+    return matmul(F.dropout(attn, dropout) if dropout else attn, value).transpose([0, 2, 1, 3])
 
 
 def self_attention(
-    qkv: paddle.Tensor, bias: paddle.Tensor | None = None, scale: float | None = None
+    qkv: paddle.Tensor, bias: paddle.Tensor | None = None, scale: float | None = None, dropout: float = 0.0
 ) -> paddle.Tensor:
     """Return :func:`attention` of packed queries, keys and values, without taking them apart.
 
@@ -209,14 +212,15 @@ def self_attention(
         qkv: ``[B, N, 3, heads, d]``.
         bias: ``[heads, N, N]`` or None.
         scale: factor of the products, ``1 / √d`` where None.
+        dropout: rate at which probabilities are dropped; other than 0 is left to Paddle.
 
     Returns:
         ``[B, N, heads, d]``.
     """
-    if _mode == "auto":
+    if _mode == "auto" and not dropout:
         from kernels import softmax_attention as compiled
 
         if compiled.applicable(qkv, bias):
             scale = qkv.shape[-1] ** -0.5 if scale is None else scale
             return compiled.SelfAttention.apply(*((qkv,) if bias is None else (qkv, bias)), scale=scale)
-    return attention(*qkv.unbind(2), bias, scale)
+    return attention(*qkv.unbind(2), bias, scale, dropout)

@@ -85,17 +85,15 @@ class Attention(nn.Layer):
     def __init__(self, dim: int, out_dim: int, head_dim: int, size: tuple[int, int]) -> None:
         super().__init__()
         self.num_heads = out_dim // head_dim
-        self.scale = head_dim**-0.5
         self.qkv = PointwiseConv2D(dim, 3 * out_dim)
         self.rel_pos = RelativePositionBias(size, self.num_heads)
         self.proj = PointwiseConv2D(out_dim, out_dim)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         height, width = x.shape[1:3]
-        qkv = self.qkv(x).reshape([0, height * width, self.num_heads, -1]).transpose([0, 2, 1, 3])
-        q, k, v = qkv.split(3, axis=-1)  # each [B, heads, N, head_dim]
-        attn = paddle.matmul(q * self.scale, k, transpose_y=True) + self.rel_pos(height, width)
-        x = paddle.matmul(F.softmax(attn, axis=-1), v).transpose([0, 2, 1, 3])
+        qkv = self.qkv(x).reshape([0, height * width, self.num_heads, -1])
+        q, k, v = qkv.split(3, axis=-1)  # each [B, N, heads, head_dim]
+        x = kernels.attention(q, k, v, self.rel_pos(height, width))
         return self.proj(x.reshape([0, height, width, -1]))
 
 
@@ -167,7 +165,7 @@ class SqueezeExcite(nn.Layer):
         self.fc2 = PointwiseConv2D(squeeze_dim, dim)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return x * F.sigmoid(self.fc2(F.silu(self.fc1(x.mean([2, 3]))))).unsqueeze([2, 3])
+        return x * F.sigmoid(self.fc2(F.silu(self.fc1(x.flatten(2).mean(-1))))).unsqueeze([2, 3])
 
 
 class MBConvBlock(nn.Layer):
@@ -251,7 +249,7 @@ class CoAtNet(CoAtNetBase):
         return head
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
-        x = self.stages(self.stem(x)).mean([2, 3])
+        x = self.stages(self.stem(x)).flatten(2).mean(-1)
         return self.head.pre_logits(self.head.norm(x))
 
 

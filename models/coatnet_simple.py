@@ -37,9 +37,9 @@ import math
 from collections.abc import Sequence
 
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 
+import kernels
 from models.coatnet import ARCHITECTURES, CoAtNetBase
 from models.layers import (
     GELU,
@@ -70,7 +70,7 @@ class SqueezeExcite(nn.Layer):
                                 Linear(squeeze_dim, dim, bias_attr=False), nn.Sigmoid())
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return x * self.fc(x.mean([2, 3])).unsqueeze([2, 3])
+        return x * self.fc(x.flatten(2).mean(-1)).unsqueeze([2, 3])
 
 
 class MBConv(nn.Layer):
@@ -106,7 +106,6 @@ class Attention(nn.Layer):
                  size: tuple[int, int]) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.scale = head_dim**-0.5
         self.size = size
         self.relative_bias_table = self.create_parameter([table_rows(size), num_heads], default_initializer=zeros_)
         self.qkv = Linear(dim, 3 * num_heads * head_dim, bias_attr=False)
@@ -114,10 +113,8 @@ class Attention(nn.Layer):
 
     def forward(self, x: paddle.Tensor, height: int, width: int) -> paddle.Tensor:
         qkv = self.qkv(x).reshape([0, height * width, 3, self.num_heads, -1])
-        q, k, v = qkv.transpose([2, 0, 3, 1, 4]).unbind(0)  # each [B, heads, N, head_dim]
         bias = relative_bias(self.relative_bias_table, self.size, height, width)
-        attn = F.softmax(paddle.matmul(q * self.scale, k, transpose_y=True) + bias, axis=-1)
-        return self.proj(paddle.matmul(attn, v).transpose([0, 2, 1, 3]).flatten(2))
+        return self.proj(kernels.self_attention(qkv, bias).flatten(2))
 
 
 class FeedForward(nn.Layer):

@@ -76,9 +76,8 @@ class LowMixer(nn.Layer):
         super().__init__()
         self.num_heads = num_heads
         self.pool_size = pool_size
-        self.scale = (dim // num_heads) ** -0.5
+        self.attn_drop_rate = attn_drop_rate
         self.qkv = Linear(dim, 3 * dim, bias_attr=None if qkv_bias else False)
-        self.attn_drop = nn.Dropout(attn_drop_rate)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         height, width = x.shape[1:3]
@@ -86,9 +85,8 @@ class LowMixer(nn.Layer):
             x = channels_last(F.avg_pool2d(channels_first(x), self.pool_size, stride=self.pool_size, ceil_mode=True))
         b, h, w, c = x.shape
         qkv = self.qkv(x).reshape([b, h * w, 3, self.num_heads, c // self.num_heads])
-        q, k, v = qkv.transpose([2, 0, 3, 1, 4]).unbind(0)  # each [B, heads, N, head_dim]
-        attn = self.attn_drop(F.softmax(paddle.matmul(q * self.scale, k, transpose_y=True), axis=-1))
-        x = paddle.matmul(attn, v).transpose([0, 1, 3, 2]).reshape([b, c, h, w])
+        x = kernels.self_attention(qkv, dropout=self.attn_drop_rate if self.training else 0.0)  # [B, N, heads, d]
+        x = channels_first(x.reshape([b, h, w, c]))
         if self.pool_size > 1:
             x = F.interpolate(x, scale_factor=self.pool_size, mode="nearest")[:, :, :height, :width]
         return x

@@ -187,3 +187,15 @@ def test_stock_attention(ours):
     parts = paddle.to_tensor(qkv).unbind(2)
     np.testing.assert_allclose(found, manual_attention(*parts, paddle.to_tensor(bias)).numpy(), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(plain, manual_attention(*parts, scale=8**-0.5).numpy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", kernels.MODES)
+def test_attention_drops_probabilities(mode):
+    draw = np.random.default_rng(0).standard_normal
+    qkv = paddle.to_tensor(draw((2, 5, 3, 4, 8)).astype("float32"))
+    with kernels.using(mode):
+        whole = kernels.self_attention(qkv).numpy()
+        paddle.seed(3)
+        dropped = np.mean([kernels.self_attention(qkv, dropout=0.5).numpy() for _ in range(2000)], axis=0)
+    assert np.abs(dropped - whole).max() < 0.25 * np.abs(whole).max()
+    assert np.abs(dropped - whole).max() > 0
