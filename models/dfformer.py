@@ -191,12 +191,13 @@ _B36 = {"depths": [3, 12, 18, 3], "embed_dims": [128, 256, 512, 768]}
 _DF = {"token_mixers": ["dynamic_filter"] * 4}
 _CDF = {"token_mixers": ["sep_conv"] * 2 + ["dynamic_filter"] * 2}
 _GF = {"token_mixers": ["global_filter"] * 4}
+_ACCURACY = "the authors' repository prints no figures; the paper's abstract gives the accuracy of CDFFormer-B36 alone"
 _AT_224 = {"crop_pct": 1.0, "interpolation": "bicubic"}
 
 
 def _released(name: str, arguments: dict, parameters: int, macs: int, top1: float | None = None) -> Variant:
     url = f"https://github.com/okojoalg/dfformer/releases/download/weights/{name}.pth"
-    return Variant(arguments, parameters, macs, top1=top1, weights_url=url, **_AT_224)
+    return Variant(arguments, parameters, macs, top1=top1, weights_url=url, note=_ACCURACY, **_AT_224)
 
 
 register_family(
