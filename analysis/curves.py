@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from analysis.figures import save_figure
 from engine.history import Row, read_table
@@ -44,3 +45,4 @@ def _add_epochs(axes: Axes, epochs: list[Row]) -> None:
     steps = int(epochs[0]["iteration"]) / int(epochs[0]["epoch"])
     top = axes.secondary_xaxis("top", functions=(lambda x: x / steps, lambda x: x * steps))
     top.set_xlabel("epoch")
+    top.xaxis.set_major_locator(MaxNLocator(integer=True))
