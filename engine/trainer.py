@@ -62,7 +62,7 @@ class Trainer:
         self.selection_split = "holdout" if config.DATA.HOLDOUT else "test"
         self.selection = build_eval_loader(config, self.selection_split)
         self.state = TrainingState(config)
-        if weights and not resume:
+        if weights:
             report = load_weights(self.state.model, find_weights(weights), num_classes_mismatch="fresh_head")
             log.info("%s", "\n".join(report.lines()))
         self.position = self.state.restore(run) if resume else Position()
@@ -73,6 +73,7 @@ class Trainer:
         batch = config.DATA.BATCH_SIZE
         self.progress = Progress(self.last * batch, self.position.iteration * batch)
         self.saved_at = time.monotonic()
+        self.evaluated: tuple[int, Evaluation] | None = None  # the newest selection, and the iteration it was made at
         self.stop = StopRequest()
 
     def fit(self, after_epoch: Callable[[Path], None] = lambda folder: None) -> dict[str, Any]:
@@ -134,6 +135,7 @@ class Trainer:
             return None
         evaluation = self._evaluate(self.selection, f"epoch {epoch + 1}/{self.epochs} {self.selection_split}")
         self._refuse_non_finite(evaluation.loss, self.selection_split)
+        self.evaluated = (position.iteration, evaluation)
         if (evaluation.top1, -evaluation.loss) > (position.best_accuracy, -position.best_loss):
             position.best_accuracy, position.best_loss = evaluation.top1, evaluation.loss
             position.best_epoch, position.best_iteration = epoch + 1, position.iteration
@@ -185,8 +187,12 @@ class Trainer:
     def _report(self) -> dict[str, Any]:
         """Evaluate the final and the selected weights on the test set, once, and write ``results.json``."""
         position, run = self.position, self.run
-        loader = self.selection if self.selection_split == "test" else build_eval_loader(self.config, "test")
-        final = self._evaluate(loader, "final weights, test").figures()
+        on_test = self.selection_split == "test"
+        loader = self.selection if on_test else build_eval_loader(self.config, "test")
+        if on_test and self.evaluated and self.evaluated[0] == position.iteration:
+            final = self.evaluated[1].figures()
+        else:
+            final = self._evaluate(loader, "final weights, test").figures()
         selected = final
         if position.best_iteration != position.iteration:
             selected = self._evaluate(loader, "selected weights, test", run / "best_model.pdparams").figures()

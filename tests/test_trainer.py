@@ -180,3 +180,14 @@ def test_names_in_pictures_are_no_formulas(tmp_path: Path) -> None:
     draw_grid([np.zeros((4, 4, 3), np.uint8)], [name], ["black"], tmp_path / "grid.png", title=name)
     draw_confusion([[1, 0], [0, 1]], [name, "b"], tmp_path / "confusion.png", name)
     assert all((tmp_path / f"{kind}.png").stat().st_size > 1000 for kind in ("grid", "confusion"))
+
+
+def test_weights_selected_on_test_are_not_evaluated_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles = []
+    evaluate = Trainer._evaluate
+    monkeypatch.setattr(Trainer, "_evaluate", lambda self, loader, title, *rest: titles.append(title)
+                        or evaluate(self, loader, title, *rest))
+    with _trainer(tmp_path, "DATA.HOLDOUT=0", "TRAIN.EPOCHS=1") as trainer:
+        results = trainer.fit()
+    assert titles == ["epoch 1/1 test"]
+    assert results["final"] == results["selected"] and results["selected_on"] == "test"
