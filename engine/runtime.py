@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def prepare(threads: int = 0) -> list[str]:
     """Load Paddle with threads (0: one for each core this process may use) and the AMD setting in its environment.
 
-    What the user has set stays. Returns what was set, as ``NAME=VALUE``, for the log. Without effect on a process
-    that has loaded Paddle already.
+    What stands in the environment stays, but for OMP_NUM_THREADS where ``threads`` is given. Returns what was set, as
+    ``NAME=VALUE``, for the log. Without effect on a process that has loaded Paddle already.
     """
     wanted = {"OMP_NUM_THREADS": str(threads or available_cores())}
     if "AuthenticAMD" in _cpu_description():

@@ -64,8 +64,8 @@ def parts_of_batch(config: CfgNode, device: str) -> int:
     """Return the parts that a batch is split into: TRAIN.ACCUMULATE, or where that is 0 as few as fit.
 
     On a GPU that is one, as the recipes have it. On a CPU a part has at most CPU_PART_PIXELS: a whole batch of 128
-    images of 224×224 needs some 20 GB for iFormer-S, an eighth of it 3 GB and the same time. Batch norms then see
-    one part: a deviation from the recipe, which the log tells.
+    images of 224×224 takes iFormer-S more than 18 GB, parts of 16 images 5 GB. Batch norms then see one part: a
+    deviation from the recipe, which the log tells.
     """
     if config.TRAIN.ACCUMULATE or device != "cpu":
         return config.TRAIN.ACCUMULATE or 1
