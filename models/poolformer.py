@@ -19,6 +19,9 @@ from models.layers import (
     Classifier,
     Conv2D,
     DropPath,
+    PointwiseConv2D,
+    channels_first,
+    channels_last,
     check_image_size,
     drop_path_rates,
     pytorch_default_,
@@ -43,36 +46,21 @@ class Pooling(nn.Layer):
         return F.avg_pool2d(x, self.pool_size, stride=1, padding=self.pool_size // 2, exclusive=True) - x
 
 
-class ColumnConv2D(nn.Conv2D):
-    """1×1 convolution of maps as columns, ``[C, N]`` to ``[C', N]`` for N positions; weights as in Conv2D."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 1)
-        trunc_normal_(self.weight)
-        zeros_(self.bias)
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return paddle.matmul(self.weight.flatten(1), x) + self.bias.unsqueeze(-1)
-
-
 class ConvMlp(nn.Layer):
-    """Two 1×1 convolutions, ``[B, C, H, W]`` to the same through ``hidden_features`` channels.
-
-    Each is one matrix product for the batch: on the small maps of small images twice as fast as Paddle's
-    convolution, which makes one for each image, and as fast on large ones.
-    """
+    """Two 1×1 convolutions, ``[B, C, H, W]`` to the same through ``hidden_features`` channels."""
 
     def __init__(self, dim: int, hidden_features: int, drop_rate: float) -> None:
         super().__init__()
-        self.fc1 = ColumnConv2D(dim, hidden_features)
-        self.fc2 = ColumnConv2D(hidden_features, dim)
+        self.fc1 = PointwiseConv2D(dim, hidden_features)
+        self.fc2 = PointwiseConv2D(hidden_features, dim)
         self.drop = nn.Dropout(drop_rate)
+        for conv in (self.fc1, self.fc2):
+            trunc_normal_(conv.weight)
+            zeros_(conv.bias)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        _, channels, height, width = x.shape
-        x = x.transpose([1, 0, 2, 3]).flatten(1)  # [C, B · H · W]
-        x = self.drop(self.fc2(self.drop(kernels.gelu(self.fc1(x)))))
-        return x.reshape([channels, -1, height, width]).transpose([1, 0, 2, 3])
+        x = self.drop(kernels.gelu(self.fc1(channels_last(x))))
+        return channels_first(self.drop(self.fc2(x)))
 
 
 class Block(nn.Layer):
