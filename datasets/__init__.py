@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from datasets.dataset import ImageDataset
 
-DATASETS = ("digits", "cifar10")
+DATASETS = ("digits", "cifar10", "mnist")
 SPLITS = ("train", "holdout", "test")
 
 
@@ -45,6 +45,8 @@ def class_names(name: str) -> tuple[str, ...]:
         from datasets.digits import CLASSES
     elif name == "cifar10":
         from datasets.cifar import CLASSES
+    elif name == "mnist":
+        from datasets.mnist import CLASSES
     else:
         raise _unknown(name)
     return CLASSES
@@ -59,6 +61,10 @@ def _read(data: CfgNode, split: str) -> ImageDataset:
         from datasets.cifar import read_cifar10
 
         return read_cifar10(split, data.ROOT, data.DOWNLOAD)
+    if data.NAME == "mnist":
+        from datasets.mnist import read_mnist
+
+        return read_mnist(split, data.ROOT, data.DOWNLOAD)
     raise _unknown(data.NAME)
 
 
