@@ -214,6 +214,8 @@ class CoAtNet(CoAtNetBase):
     UserError for an impossible architecture, such as a Transformer stage whose width ``head_dim`` does not divide.
     """
 
+    block_pattern = r"stages\.\d\.blocks\.\d+"
+
     head_name = "head.fc"
 
     def __init__(self, num_classes: int, image_size: int | tuple[int, int], in_chans: int, drop_path_rate: float,

@@ -162,6 +162,8 @@ class CoAtNetSimple(CoAtNetBase):
     UserError for an impossible architecture.
     """
 
+    block_pattern = r"s[1-4]\.\d+"
+
     head_name = "fc"
 
     def __init__(self, num_classes: int, image_size: int | tuple[int, int], in_chans: int, drop_path_rate: float,

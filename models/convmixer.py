@@ -62,6 +62,8 @@ class ConvMixer(Classifier):
     and for images smaller than a patch.
     """
 
+    block_pattern = r"\d+"
+
     def __init__(self, num_classes: int, image_size: int | tuple[int, int], in_chans: int, drop_path_rate: float,
                  dim: int, depth: int, kernel_size: int = 9, patch_size: int = 7, act_layer: str = "gelu") -> None:
         super().__init__()

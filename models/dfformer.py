@@ -118,6 +118,9 @@ class DFFormer(Classifier):
     (counted from 1) scale their skip connections. Takes images of any size from 3 pixels on.
     """
 
+    block_pattern = r"stages\.\d\.\d+"
+    map_layout = "NHWC"
+
     def __init__(self, num_classes: int, image_size: int | tuple[int, int], in_chans: int, drop_path_rate: float,
                  depths: Sequence[int], embed_dims: Sequence[int], token_mixers: Sequence[str],
                  act_layer: str = "star_relu", num_filters: int = 4, expansion_ratio: float = 2.0,

@@ -181,6 +181,9 @@ class InceptionTransformer(Classifier):
     stages 3 and 4.
     """
 
+    block_pattern = r"blocks\d\.\d+"
+    map_layout = "NHWC"
+
     def __init__(self, num_classes: int, image_size: int | tuple[int, int], in_chans: int, drop_path_rate: float,
                  depths: Sequence[int], embed_dims: Sequence[int], num_heads: Sequence[int],
                  attention_heads: Sequence[int], mlp_ratio: float = 4.0, qkv_bias: bool = True,

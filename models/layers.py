@@ -165,10 +165,13 @@ class Classifier(nn.Layer):
 
     A network sets ``num_features`` before ``reset_classifier`` and defines ``forward_features``; it overrides
     ``build_head`` where its head is more than a linear layer, and ``head_name`` where its reference calls the
-    head otherwise (a dotted name is that of a layer inside another: ``classifier.fc``).
+    head otherwise (a dotted name is that of a layer inside another: ``classifier.fc``). ``block_pattern`` is a regular
+    expression of the names of its blocks, ``map_layout`` (NCHW or NHWC) that of the maps between them.
     """
 
     head_name = "head"
+    block_pattern = ""
+    map_layout = "NCHW"
     num_features: int
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:

@@ -47,6 +47,8 @@ class MobileFormer(Classifier):
     stands. Raises UserError for widths that do not divide as they must, and for training batches of one image.
     """
 
+    block_pattern = r"features\.\d+"
+
     head_name = "classifier.classifier"
 
     def __init__(self, num_classes: int, image_size: int | tuple[int, int], in_chans: int, drop_path_rate: float,

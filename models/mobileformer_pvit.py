@@ -69,6 +69,8 @@ class MobileFormerPViT(Classifier):
     UserError for widths that do not divide as they must.
     """
 
+    block_pattern = r"blocks\.\d+"
+
     head_name = "head.fc2"
 
     def __init__(self, num_classes: int, image_size: int | tuple[int, int], in_chans: int, drop_path_rate: float,

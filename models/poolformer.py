@@ -111,6 +111,8 @@ class PoolFormer(Classifier):
     Raises UserError for lists of different lengths, an even ``pool_size`` and smaller images.
     """
 
+    block_pattern = r"network\.\d+\.\d+"
+
     def __init__(self, num_classes: int, image_size: int | tuple[int, int], in_chans: int, drop_path_rate: float,
                  depths: Sequence[int], embed_dims: Sequence[int], mlp_ratio: float = 4.0, pool_size: int = 3,
                  drop_rate: float = 0.0, layer_scale_init_value: float | None = 1e-5) -> None:

@@ -1,0 +1,65 @@
+"""Fourier analysis of a network's feature maps: python tools/spectrum.py -w output/quickstart"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import cli
+
+from configs.load import load_config
+from engine import runtime
+from errors import UserError
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Draw the spectra of one or more networks, and write and print the numbers."""
+    if arguments.count < 1:
+        raise UserError(f"--count is {arguments.count}, expected 1 or more test images")
+    out = Path(arguments.out) if arguments.out else _default_out(arguments.weights)
+    runs = []
+    for weights in arguments.weights:
+        chosen = argparse.Namespace(config=arguments.config, weights=weights)
+        runs.append((weights, load_config(cli.config_of(chosen), arguments.override)))
+    runtime.prepare(runs[0][1].RUNTIME.THREADS)
+
+    from analysis.spectrum import analyse, draw_spectra, save_spectra
+    from datasets import build_dataset
+    from engine.predictor import load_model
+
+    spectra = []
+    for weights, config in runs:
+        runtime.start(config)
+        model, _ = load_model(config, weights)
+        dataset = build_dataset(config.DATA, "test")
+        images = list(dataset.images[: arguments.count])
+        title = config.NAME if len({each.NAME for _, each in runs}) == len(runs) else str(weights)
+        with cli.batches(title, len(images)) as bar:
+            spectra.append(analyse(config, model, images, title, arguments.layers, advance=bar.update))
+    for model in spectra:
+        print(f"{model.title}: Δ log amplitude at the highest frequency, {arguments.count} test images")
+        for row in model.rows():
+            value = f"{row['relative_log_amplitude'][-1]:7.3f}" if len(row["frequencies"]) > 1 else "  one pixel"
+            print(f"  stage {row['stage']}  {row['block']:<24} {row['map'][0]:>3}×{row['map'][1]:<3} {value}")
+    print(f"wrote {draw_spectra(spectra, out)}")
+    print(f"wrote {save_spectra(spectra, out.with_suffix('.json'))}")
+
+
+def _default_out(weights: list[str]) -> Path:
+    folder = Path(weights[0])
+    return folder / "spectrum.png" if len(weights) == 1 and folder.is_dir() else Path("spectrum.png")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the arguments of this command."""
+    result = cli.argument_parser(__doc__)
+    result.add_argument("-w", "--weights", required=True, nargs="+", metavar="W",
+                        help="run folders, .pdparams, .safetensors, or PyTorch files; several make one figure")
+    result.add_argument("--count", type=int, default=256, metavar="N", help="test images (default: the first 256)")
+    result.add_argument("--layers", default="", metavar="REGEX", help="layers to look at (default: all blocks)")
+    result.add_argument("--out", metavar="PNG", help="default: spectrum.png in the run's folder; a .json beside it")
+    return result
+
+
+if __name__ == "__main__":
+    cli.run(main, parser())
