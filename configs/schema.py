@@ -27,7 +27,7 @@ def default_config() -> CfgNode:
     c.MODEL.ARGS = CfgNode(new_allowed=True)  # constructor arguments: whole architectures can be written here
 
     c.DATA = CfgNode()
-    c.DATA.NAME = "cifar10"  # cifar10, mnist, or digits (1,797 images that come with scikit-learn: needs no network)
+    c.DATA.NAME = "cifar10"  # cifar10; cifar100, cifar100_coarse; mnist; digits (1,797 images, needs no network)
     c.DATA.ROOT = "data"  # folder or archive; AI Studio's data/dataNNNN/ is found as well
     c.DATA.DOWNLOAD = True  # fetch the archive into ROOT where it is missing
     c.DATA.IMAGE_SIZE = 224  # side, or [height, width], that the network sees, in pixels
@@ -149,7 +149,7 @@ CHECKS: dict[str, Check] = {
              "a name without slashes and line breaks"),
     "MODEL.NUM_CLASSES": _between(1, 1_000_000),
     "MODEL.DROP_PATH": _between(0.0, 1.0, open_high=True),
-    "DATA.NAME": _one_of("cifar10", "mnist", "digits"),
+    "DATA.NAME": _one_of("cifar10", "cifar100", "cifar100_coarse", "mnist", "digits"),
     "DATA.ROOT": (str.isprintable, "a folder or an archive"),
     "DATA.IMAGE_SIZE": (_is_size, "a side or [height, width] in pixels, each from 1 to 4096"),
     "DATA.BATCH_SIZE": _COUNT,

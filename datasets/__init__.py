@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from datasets.dataset import ImageDataset
 
-DATASETS = ("digits", "cifar10", "mnist")
+DATASETS = ("digits", "cifar10", "cifar100", "cifar100_coarse", "mnist")
 SPLITS = ("train", "holdout", "test")
 
 
@@ -43,8 +43,10 @@ def class_names(name: str) -> tuple[str, ...]:
     """Return what the labels of a data set mean, in their order, without reading it."""
     if name == "digits":
         from datasets.digits import CLASSES
-    elif name == "cifar10":
-        from datasets.cifar import CLASSES
+    elif name.startswith("cifar") and name in DATASETS:
+        from datasets.cifar import RELEASES
+
+        return RELEASES[name].classes
     elif name == "mnist":
         from datasets.mnist import CLASSES
     else:
@@ -57,10 +59,10 @@ def _read(data: CfgNode, split: str) -> ImageDataset:
         from datasets.digits import read_digits
 
         return read_digits(split)
-    if data.NAME == "cifar10":
-        from datasets.cifar import read_cifar10
+    if data.NAME.startswith("cifar") and data.NAME in DATASETS:
+        from datasets.cifar import read_cifar
 
-        return read_cifar10(split, data.ROOT, data.DOWNLOAD)
+        return read_cifar(data.NAME, split, data.ROOT, data.DOWNLOAD)
     if data.NAME == "mnist":
         from datasets.mnist import read_mnist
 

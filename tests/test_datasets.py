@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cifar_files import batch, expected, write_archive, write_folder
+from cifar_files import batch, change_release, expected, write_archive, write_folder
 
 from configs.schema import default_config
 from datasets import build_dataset, cifar, class_names
 from datasets import download as download_module
-from datasets.cifar import read_cifar10
+from datasets.cifar import read_cifar
 from datasets.dataset import stratified_holdout
 from datasets.digits import read_digits
 from datasets.download import download
@@ -100,8 +100,8 @@ def test_wrong_names_and_sizes_are_told(changes, split, words):
 def test_cifar10_is_what_paddle_reads(cifar10_root):
     from paddle.vision.datasets import Cifar10
 
-    test, train = read_cifar10("test", cifar10_root), read_cifar10("train", cifar10_root)
-    reference = Cifar10(str(cifar.find_cifar10(cifar10_root)), mode="test", backend="cv2")
+    test, train = read_cifar("cifar10", "test", cifar10_root), read_cifar("cifar10", "train", cifar10_root)
+    reference = Cifar10(str(cifar.find_cifar("cifar10", cifar10_root)), mode="test", backend="cv2")
     np.testing.assert_array_equal(test.labels, [label for _, label in reference.data])
     pixels = np.stack([pixels for pixels, _ in reference.data]).reshape(-1, 3, 32, 32)
     np.testing.assert_array_equal(test.images.transpose(0, 3, 1, 2), pixels)
@@ -117,7 +117,7 @@ def test_cifar10_splits(cifar10_root):
     parts = {split: build_dataset(data_section(ROOT=cifar10_root), split) for split in ("train", "holdout", "test")}
     assert [len(part) for part in parts.values()] == [45_000, 5_000, 10_000]
     assert np.bincount(parts["holdout"].labels).tolist() == [500] * 10
-    everything = read_cifar10("train", cifar10_root)
+    everything = read_cifar("cifar10", "train", cifar10_root)
     kept, held_out = stratified_holdout(everything.labels, 5000)
     np.testing.assert_array_equal(parts["train"].images, everything.images[kept])
     np.testing.assert_array_equal(parts["holdout"].images, everything.images[held_out])
@@ -126,7 +126,7 @@ def test_cifar10_splits(cifar10_root):
 @pytest.fixture
 def small(monkeypatch):
     """Make a batch 20 images, so that whole archives are small."""
-    monkeypatch.setattr(cifar, "BATCH_IMAGES", 20)
+    change_release(monkeypatch, batch_images={"train": 20, "test": 20})
 
 
 @pytest.mark.parametrize("place", ["", "cifar-10-python.tar.gz", "up/data152754", "up/cifar-10-batches-py"])
@@ -141,7 +141,7 @@ def test_cifar10_is_found_packed_and_unpacked(place, tmp_path):
         write_archive(folder / "cifar-10-python.tar.gz")
     root = tmp_path / place if not place.startswith("up") else tmp_path / "up"
     for named in {root, folder}:
-        dataset = read_cifar10("train", str(named), may_download=False)
+        dataset = read_cifar("cifar10", "train", str(named), may_download=False)
         images, labels = expected("train")
         np.testing.assert_array_equal(dataset.images, images)
         np.testing.assert_array_equal(dataset.labels, labels)
@@ -154,35 +154,35 @@ def test_cifar10_is_found_in_the_home_of_ai_studio(tmp_path, monkeypatch):
     write_archive(tmp_path / "home/data/data9/cifar-10-python.tar.gz")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path / "work")
-    assert len(read_cifar10("test", "data", may_download=False)) == 20
+    assert len(read_cifar("cifar10", "test", "data", may_download=False)) == 20
 
 
 @pytest.mark.usefixtures("small")
 def test_a_replaced_archive_is_read_again(tmp_path):
     path = tmp_path / "cifar-10-python.tar.gz"
     write_archive(path)
-    first = read_cifar10("test", str(path))
+    first = read_cifar("cifar10", "test", str(path))
     write_archive(path, {"test_batch": batch(77)})
-    assert (read_cifar10("test", str(path)).images != first.images).any()
+    assert (read_cifar("cifar10", "test", str(path)).images != first.images).any()
 
 
 @pytest.mark.usefixtures("offline")
 def test_without_a_network_one_sentence_says_where_to_put_the_file(tmp_path):
     start = time.monotonic()
     with pytest.raises(UserError) as caught:
-        read_cifar10("train", str(tmp_path / "sets"))
+        read_cifar("cifar10", "train", str(tmp_path / "sets"))
     message = str(caught.value)
     assert time.monotonic() - start < 10
     assert str(tmp_path / "sets" / "cifar-10-python.tar.gz") in message and "\n" not in message
-    assert all(url in message for url in cifar.MIRRORS) and "DATA.ROOT" in message
+    assert all(url in message for url in cifar.RELEASES["cifar10"].urls) and "DATA.ROOT" in message
     assert list((tmp_path / "sets").iterdir()) == []
     with pytest.raises(UserError, match=r"DATA\.DOWNLOAD"):
-        read_cifar10("train", str(tmp_path / "sets"), may_download=False)
+        read_cifar("cifar10", "train", str(tmp_path / "sets"), may_download=False)
     with pytest.raises(UserError, match="no such file"):
-        read_cifar10("train", str(tmp_path / "missing.tar.gz"))
+        read_cifar("cifar10", "train", str(tmp_path / "missing.tar.gz"))
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UserError, match="cannot be written"):
-        read_cifar10("train", str(tmp_path / "file" / "below"))
+        read_cifar("cifar10", "train", str(tmp_path / "file" / "below"))
 
 
 CONTENT = bytes(range(256)) * 4000
@@ -193,6 +193,7 @@ class Mirror(http.server.BaseHTTPRequestHandler):
     """Answers by path: the file, or one of the ways in which a mirror fails."""
 
     def do_GET(self) -> None:
+        self.path = self.path.partition("?")[0]
         if self.path == "/absent":
             self.send_error(404)
             return
@@ -273,12 +274,11 @@ def test_a_downloaded_archive_is_read(mirror, tmp_path, monkeypatch):
     archive = tmp_path / "served.tar.gz"
     write_archive(archive)
     content = archive.read_bytes()
-    monkeypatch.setattr(cifar, "MIRRORS", (f"{mirror}/damaged", f"{mirror}/good"))
-    monkeypatch.setattr(cifar, "SHA256", hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(cifar, "SIZE", len(content))
+    change_release(monkeypatch, mirrors=(f"{mirror}/damaged?", f"{mirror}/good?"), size=len(content),
+                   sha256=hashlib.sha256(content).hexdigest())
     monkeypatch.setitem(globals(), "CONTENT", content)
     root = tmp_path / "root"
     for _ in range(2):  # the second time from the file
         assert len(build_dataset(data_section(ROOT=str(root), HOLDOUT=10), "train")) == 90
-        monkeypatch.setattr(cifar, "MIRRORS", ())
+        change_release(monkeypatch, mirrors=())
     assert [Path(entry).name for entry in root.iterdir()] == ["cifar-10-python.tar.gz"]

@@ -14,23 +14,22 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from cifar_files import FOLDER, NAMES, batch, expected, write_archive, write_folder
+from cifar_files import FOLDER, NAMES, batch, change_release, expected, write_archive, write_folder
 
 from datasets import cifar
-from datasets.cifar import read_cifar10
+from datasets.cifar import read_cifar
 from datasets.pickles import read_pickle
 from errors import UserError
 
 
 @pytest.fixture(autouse=True)
 def small_batches_and_no_network(monkeypatch):
-    monkeypatch.setattr(cifar, "BATCH_IMAGES", 20)
-    monkeypatch.setattr(cifar, "MIRRORS", ("http://127.0.0.1:9/none",))
+    change_release(monkeypatch, batch_images={"train": 20, "test": 20}, mirrors=("http://127.0.0.1:9/none/",))
 
 
 def assert_refused(root, words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
-        read_cifar10("train", str(root))
+        read_cifar("cifar10", "train", str(root))
     message = str(caught.value)
     assert str(root) in message and "delete it" in message and "\n" not in message and len(message) < 600
 
@@ -78,7 +77,7 @@ def test_a_bomb_is_refused_without_its_memory(tmp_path, monkeypatch):
 def test_harmless_strangers_are_passed_over(tmp_path):
     write_archive(tmp_path / "a.tar.gz", {"README.txt": b"hello", "._data_batch_1": b"from a Mac"},
                   before=special(f"./{FOLDER}/", type=tarfile.DIRTYPE))
-    np.testing.assert_array_equal(read_cifar10("test", str(tmp_path / "a.tar.gz")).images, expected("test")[0])
+    np.testing.assert_array_equal(read_cifar("cifar10", "test", str(tmp_path / "a.tar.gz")).images, expected("test")[0])
 
 
 def test_a_plain_tar_and_other_protocols_are_read(tmp_path):
@@ -87,7 +86,7 @@ def test_a_plain_tar_and_other_protocols_are_read(tmp_path):
     write_archive(tmp_path / "a.tar.gz", changes)
     (tmp_path / "a.tar").write_bytes(gzip.decompress((tmp_path / "a.tar.gz").read_bytes()))
     for path in tmp_path.iterdir():
-        np.testing.assert_array_equal(read_cifar10("train", str(path)).images, expected("train")[0])
+        np.testing.assert_array_equal(read_cifar("cifar10", "train", str(path)).images, expected("train")[0])
 
 
 PIXELS = np.zeros((20, 3072), np.uint8)
@@ -117,7 +116,7 @@ def test_wrong_batches_are_refused(kind, write, tmp_path):
     content, words = WRONG_BATCHES[kind]
     write(tmp_path / "a.tar.gz", {"data_batch_3": content})
     with pytest.raises(UserError, match=f"data_batch_3 in .*a.tar.gz is no CIFAR-10 batch: .*{words}|{words}"):
-        read_cifar10("train", str(tmp_path / "a.tar.gz"))
+        read_cifar("cifar10", "train", str(tmp_path / "a.tar.gz"))
 
 
 @pytest.mark.parametrize("write", [write_archive, write_folder])
@@ -228,7 +227,7 @@ def test_flipped_and_missing_bytes_of_an_archive_are_noticed(tmp_path):
         path.write_bytes(damaged)
         os.utime(path, ns=(trial, trial))
         with pytest.raises(UserError):
-            read_cifar10("train", str(path))
+            read_cifar("cifar10", "train", str(path))
         refused += 1
     assert refused == 150
 
@@ -242,7 +241,7 @@ def test_damaged_batches_are_refused_or_whole():
             place = rng.choice((rng.randrange(len(content)), rng.randrange(200), -rng.randrange(1, 300)))
             damaged[place] = rng.randrange(256)
         try:
-            images, labels = cifar._read_batch(bytes(damaged), "batch", "remedy")
+            images, labels = cifar._read_batch(bytes(damaged), cifar.RELEASES["cifar10"], 20, "batch", "remedy")
         except UserError:
             refused += 1
         else:
