@@ -7,21 +7,25 @@ http://yann.lecun.com/exdb/mnist/. Nothing is written to disk but a download.
 from __future__ import annotations
 
 import gzip
+import io
+import math
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 
+from datasets.archives import read_archive, read_file
 from datasets.dataset import ImageDataset
 from datasets.download import download
-from datasets.places import places
+from datasets.places import ARCHIVES, places
 from errors import UserError
 
 CLASSES = tuple("0123456789")
 COUNTS = {"train": 60_000, "test": 10_000}
 SIDE = 28
 FOLDERS = ("", "mnist", "MNIST", "MNIST/raw")  # the last is torchvision's
+MEMBER_LIMIT, ARCHIVE_LIMIT = 64 << 20, 256 << 20  # bytes; the largest file has 47 million, all have 55 million
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://dataset.bj.bcebos.com/mnist/",
@@ -42,61 +46,68 @@ FILES = {  # size in bytes and sha256 of the original .gz
 def read_mnist(split: str, root: str = "", may_download: bool = True) -> ImageDataset:
     """Return the split ``train`` (60,000 images in official order) or ``test`` (10,000), 28×28, grey in 3 channels.
 
-    ``root`` is a folder that holds the files, also in ``mnist`` or ``MNIST/raw`` in it, or one level down in a
-    folder ``data*`` as on AI Studio. UserError where there are no data, or not the right ones.
+    ``root`` is an archive that holds the files, or a folder with them or with ``mnist.zip`` (or .tar, .tar.gz),
+    also in ``mnist`` or ``MNIST/raw`` in it, or one level down in a folder ``data*`` as on AI Studio. UserError where
+    there are no data, or not the right ones.
     """
-    images_name, labels_name = NAMES[split]
     count = COUNTS[split]
-    grey = read_idx(_find(images_name, root, may_download), (count, SIDE, SIDE))
-    labels = read_idx(_find(labels_name, root, may_download), (count,))
-    if labels.max(initial=0) >= len(CLASSES):
-        raise UserError(f"{_find(labels_name, root, may_download)} is no file of MNIST's labels: it holds a "
-                        f"{labels.max()}, expected 0 to {len(CLASSES) - 1}")
-    return ImageDataset(np.repeat(grey[..., None], 3, axis=3), labels.astype(np.int64), CLASSES, "mnist", split)
+    (images_at, images), (labels_at, labels) = (_read(name, root, may_download) for name in NAMES[split])
+    grey = parse_idx(images, (count, SIDE, SIDE), images_at)
+    numbers = parse_idx(labels, (count,), labels_at)
+    if numbers.max(initial=0) >= len(CLASSES):
+        raise UserError(f"{labels_at} is no file of MNIST's labels: it holds a {numbers.max()}, expected 0 to "
+                        f"{len(CLASSES) - 1}; {_REMEDY}")
+    return ImageDataset(np.repeat(grey[..., None], 3, axis=3), numbers.astype(np.int64), CLASSES, "mnist", split)
 
 
-def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the uint8 array of ``shape`` that an idx file holds, with or without gzip around it.
+def parse_idx(data: bytes, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """Return the uint8 array of ``shape`` that the bytes of an idx file hold, with or without gzip around it.
 
-    UserError for any other content: the header must be that of ``shape``, and not a byte may be missing or too
-    much. Never more than that is read, whatever the file unpacks to.
+    UserError, which calls the file ``name``, for any other content: the header must be that of ``shape``, and not a
+    byte may be missing or too much. Never more than that is unpacked, whatever ``data`` unfolds to.
     """
     header = struct.pack(f">BBBB{len(shape)}I", 0, 0, 8, len(shape), *shape)
-    length = len(header) + int(np.prod(shape))
-    try:
-        with open(path, "rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            content = (gzip.GzipFile(fileobj=raw) if packed else raw).read(length + 1)
-    except PermissionError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is not a whole file: {' '.join(str(error).split())}; {_remedy(path)}") from None
-    expected = f"expected idx data of {'×'.join(map(str, shape))} bytes"
-    if not content.startswith(header):
-        raise UserError(f"{path} is no file of MNIST: it begins with {content[: len(header)].hex() or 'nothing'}, "
-                        f"{expected}; {_remedy(path)}")
-    if len(content) != length:
-        found = "more" if len(content) > length else f"{len(content) - len(header):,}"
-        raise UserError(f"{path} is no file of MNIST: it holds {found} bytes of data, {expected}; {_remedy(path)}")
-    return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape)
+    length = len(header) + math.prod(shape)
+    if data.startswith(b"\x1f\x8b"):
+        try:
+            data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(length + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{name} is not a whole file: {' '.join(str(error).split())}; {_REMEDY}") from None
+    expected = f"expected idx data of {'×'.join(map(str, shape))} bytes; {_REMEDY}"
+    if not data.startswith(header):
+        found = data[: len(header)].hex() or "nothing"
+        raise UserError(f"{name} is no file of MNIST: it begins with {found}, {expected}")
+    if len(data) != length:
+        found = "more" if len(data) > length else f"{len(data) - len(header):,}"
+        raise UserError(f"{name} is no file of MNIST: it holds {found} bytes of data, {expected}")
+    return np.frombuffer(data, np.uint8, offset=len(header)).reshape(shape)
 
 
-def _find(name: str, root: str, may_download: bool) -> Path:
-    """Return the file ``name``, downloaded into ``root``/mnist where there is none."""
-    for place in places(root):
-        for folder in FOLDERS:
-            for spelled in (name, f"{name}.gz", name.replace("-idx", ".idx"), f"{name.replace('-idx', '.idx')}.gz"):
-                if (place / folder / spelled).is_file():
-                    return place / folder / spelled
-    path = Path(root or "data").expanduser() / "mnist" / f"{name}.gz"
+_REMEDY = f"delete it and run again to download it, or put the file of {MIRRORS[0]} in its place"
+
+
+def _read(name: str, root: str, may_download: bool) -> tuple[str, bytes]:
+    """Return what to call the file ``name`` and its bytes, downloaded into ``root``/mnist where there is none."""
+    spelled = [word + end for word in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")]
+    folders = [place / folder for place in places(root) for folder in FOLDERS]
+    for path in (folder / word for folder in folders for word in spelled):
+        if path.is_file():
+            return str(path), read_file(path, MEMBER_LIMIT, _REMEDY)
+    archives = (folder / f"{word}{end}" for folder in folders for word in ("mnist", "MNIST") for end in ARCHIVES)
+    for path in (*places(root), *archives):
+        if path.is_file():
+            def wanted(parts: list[str]) -> str:
+                return name if parts[-1] in spelled and parts[0] != "__MACOSX" else ""
+
+            contents = read_archive(path, wanted, "MNIST", _REMEDY, ARCHIVE_LIMIT, MEMBER_LIMIT)
+            if not contents:
+                raise UserError(f"{path} is not MNIST: it lacks {name}")
+            return f"{name} in {path}", contents[name]
+    folder = Path(root or "data").expanduser()
+    path = folder / "mnist" / f"{name}.gz"
     if not may_download:
-        raise UserError(f"no {name}.gz found under {path.parent.parent}: put it at {path.absolute()}, "
+        raise UserError(f"no {path.name} found under {folder}: put it at {path.absolute()}, "
                         "or allow the download with -o DATA.DOWNLOAD=true")
     size, sha256 = FILES[name]
     download(path, [mirror + path.name for mirror in MIRRORS], sha256, size)
-    return path
-
-
-def _remedy(path: Path) -> str:
-    return f"delete it and run again to download it, or put {path.name} of {MIRRORS[0]} in its place"
+    return str(path), read_file(path, MEMBER_LIMIT, _REMEDY)
