@@ -34,6 +34,13 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             temporary.unlink()
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Delete what writers that were killed left in a folder into which nobody writes now."""
+    for temporary in folder.glob(".*.*.tmp"):
+        if temporary.suffixes[-2][1:].isdecimal():
+            temporary.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

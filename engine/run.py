@@ -14,7 +14,7 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from configs.load import flatten, load_config, to_plain
-from engine.files import write_text
+from engine.files import remove_temporaries, write_text
 from errors import UserError
 
 log = logging.getLogger("suite")
@@ -45,21 +45,30 @@ class RunFolder:
     @property
     def started(self) -> bool:
         """Tell whether the run came as far as its first table; one that did not has nothing to continue or to lose."""
-        return (self.path / "steps.csv").exists()
+        return (self.path / "steps.csv").exists() or self._has_checkpoints()
+
+    def _has_checkpoints(self) -> bool:
+        return any(self.checkpoints.glob("*.safetensors"))
 
     def open(self, config: CfgNode, *, resume: bool, overwrite: bool) -> None:
         """Make the folder this process's own, write the config, and start ``train.log``.
 
-        Raises UserError where another process writes into it, where it holds a run and neither ``resume`` nor
-        ``overwrite`` is given, where ``resume`` is given with a config that is not the run's, and where
-        config.yaml is there but of no run. The folder is then let go of again.
+        With ``resume``, a run that was ended before its first table starts from the beginning. Raises UserError where
+        another process writes into it, where it holds a run and neither ``resume`` nor ``overwrite`` is given, where
+        ``resume`` is given with a config that is not the run's, and where config.yaml is there but of no run. The
+        folder is then let go of again.
         """
         holds_run = self.config.exists() and self.started
         if holds_run and not (resume or overwrite):
             raise UserError(f"{self.path} holds a run already: continue it with --resume, replace it with --overwrite, "
                             "or name another with -o NAME=...")
-        if resume and not holds_run:
-            raise UserError(f"{self.path} holds no run to resume")
+        if self._has_checkpoints() and not self.config.exists():
+            raise UserError(f"{self.checkpoints} holds checkpoints, but {self.path} no {self.config.name}: move them "
+                            "away, or name another run with -o NAME=...")
+        if resume and not holds_run and self._awaits_weights():
+            raise UserError(f"{self.path} was ended before it had taken in its --weights: start it again as before, "
+                            "without --resume")
+        resume = resume and holds_run
         if self.config.exists() and not resume and not self.lock.is_file():
             raise UserError(f"{self.path} holds a {self.config.name}, but no {self.lock.name} as a run has: it may be "
                             "something else, so name another with -o NAME=..., or delete it yourself")
@@ -68,6 +77,8 @@ class RunFolder:
             differences = _check_continuation(load_config(self.config), config, self.config) if resume else []
             if holds_run and not resume:
                 self._clear()
+            for folder in (self.path, self.checkpoints):
+                remove_temporaries(folder)
             write_text(self.config, config.dump())
             self._start_log()
         except OSError as error:
@@ -78,6 +89,9 @@ class RunFolder:
             raise
         for difference in differences:
             log.warning("resuming with %s", difference)
+
+    def _awaits_weights(self) -> bool:
+        return self.environment.is_file() and b'"--weights' in self.environment.read_bytes()
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -108,6 +122,7 @@ class RunFolder:
         self._held = lock
 
     def _clear(self) -> None:
+        shutil.rmtree(self.checkpoints, ignore_errors=True)  # first: none is ever taken for the new run's
         for entry in self.path.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)

@@ -66,6 +66,8 @@ class Trainer:
             report = load_weights(self.state.model, find_weights(weights), num_classes_mismatch="fresh_head")
             log.info("%s", "\n".join(report.lines()))
         self.position = self.state.restore(run) if resume else Position()
+        if weights:  # a run that is ended before its next checkpoint starts from them again
+            self.state.save(run, self.position)
         self.history = History(run.path, self.position.iteration, self.position.epoch)
         self.means = RunningMean(self.position.sums)
         self.steps, self.epochs = len(self.loader), config.TRAIN.EPOCHS

@@ -54,7 +54,7 @@ def test_help_fits_a_screen_and_loads_no_paddle(name: str) -> None:
     (["train", "-c", "configs/quickstart.yaml", "-o", "RUNTIME.DEVICE=gpu:9"], ["gpu:9", "found"]),
     (["train", "-c", "configs/quickstart.yaml", "-o", "TRAIN.PRECISION=float16"], ["TRAIN.PRECISION is float16"]),
     (["train", "-c", "configs/quickstart.yaml", "--weights", "nowhere.pdparams"], ["nowhere.pdparams"]),
-    (["train", "-c", "configs/quickstart.yaml", "--resume"], ["no run to resume"]),
+    (["train", "--resume", "configs"], ["no run to resume"]),
     (["train", "-c", "configs/iformer_s_cifar10_32.yaml", "-o", "DATA.ROOT=nowhere", "-o", "DATA.DOWNLOAD=false"],
      ["cifar-10-python.tar.gz", "nowhere"]),
     (["eval", "-w", "nowhere"], ["nowhere"]),
