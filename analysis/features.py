@@ -54,9 +54,8 @@ def _children_of_sequences(model: nn.Layer, composed: Sequence[str]) -> list[str
 def watching(model: nn.Layer, names: Sequence[str], see: Callable[[str, paddle.Tensor], None]) -> Iterator[None]:
     """Call ``see`` with the name of each of these layers and its map ``[B, C, H, W]`` whenever the network runs.
 
-    What is no map is left out.
-    Maps with channels last are turned; which they are is told by the sides that are equal, and, where that leaves
-    both possible, by the network's ``map_layout``.
+    What is no map is left out. Maps with channels last are turned; which they are is told by the sides that are
+    equal, and, where that leaves both possible, by the network's ``map_layout``.
     """
     layers, handles = dict(model.named_sublayers()), []
     layout = getattr(model, "map_layout", "NCHW")

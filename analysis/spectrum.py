@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import paddle
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from paddle import nn
@@ -121,29 +123,19 @@ def analyse(config: CfgNode, model: nn.Layer, images: Sequence[np.ndarray], titl
 
 def draw_spectra(models: Sequence[ModelSpectrum], path: Path) -> Path:
     """Write the figure: for each network the spectra of its stages and Δ against frequency, then Δ against depth."""
-    shown = [model.shown for model in models]
-    columns = max(map(len, shown))
-    figure = Figure(figsize=(1.75 * columns + 4.2, 2.9 * len(models) + 3.3), layout="constrained")
-    grid = GridSpec(len(models) + 1, columns + 2, figure, width_ratios=[1] * columns + [0.12, 2.2],
-                    height_ratios=[1] * len(models) + [1.15])
-    for row, (model, stages) in enumerate(zip(models, shown, strict=True)):
-        relative = [np.fft.fftshift(stage.log_amplitude - stage.log_amplitude[0, 0]) for stage in stages]
-        low = min(values.min() for values in relative)
-        for column, (stage, values) in enumerate(zip(stages, relative, strict=True)):
-            axes = figure.add_subplot(grid[row, column])
-            picture = axes.imshow(values, cmap="magma", vmin=low, vmax=0, extent=(-1, 1, -1, 1))
-            height, width = values.shape
-            axes.set_title(f"{stage.name}\n{height}×{width}", fontsize=8)
-            axes.set(xticks=[-1, 0, 1], yticks=[-1, 0, 1] if column == 0 else [])
-            axes.tick_params(labelsize=7)
-            axes.set_xlabel("frequency in π", fontsize=8)
-            if column == 0:
-                axes.set_ylabel(f"{model.title}\nfrequency in π", fontsize=8)
-        bar = figure.colorbar(picture, cax=figure.add_subplot(grid[row, columns]))
-        bar.ax.tick_params(labelsize=7)
-        bar.set_label("log amplitude,\nrelative to frequency 0", fontsize=7)
-        _draw_frequencies(figure.add_subplot(grid[row, columns + 1]), model)
-    _draw_depth(figure.add_subplot(grid[-1, :]), models)
+    columns = max(len(model.shown) for model in models)
+    width, height = 1.4 * columns + 4.6, 2.0 * len(models) + 2.9  # inches, as are all margins below
+    figure = Figure(figsize=(width, height))
+    top = GridSpec(len(models), columns + 2, figure, left=0.85 / width, right=1 - 0.2 / width, top=1 - 0.5 / height,
+                   bottom=3.05 / height, wspace=0.3, hspace=0.75, width_ratios=[1] * columns + [0.07, 2.0])
+    bottom = GridSpec(1, 1, figure, left=0.85 / width, right=1 - 0.2 / width, top=2.3 / height, bottom=0.5 / height)
+    for row, model in enumerate(models):
+        _draw_spectra_of(figure, top, row, model)
+        axes = figure.add_subplot(top[row, columns + 1])
+        place = axes.get_position()
+        axes.set_position((place.x0 + 0.75 / width, place.y0, place.width - 0.75 / width, place.height))
+        _draw_frequencies(axes, model)
+    _draw_depth(figure.add_subplot(bottom[0]), models)
     return save_figure(figure, path)
 
 
@@ -153,31 +145,55 @@ def save_spectra(models: Sequence[ModelSpectrum], path: Path) -> Path:
     return path
 
 
-def _draw_frequencies(axes: Any, model: ModelSpectrum) -> None:
-    from matplotlib import colormaps
+def _draw_spectra_of(figure: Figure, grid: GridSpec, row: int, model: ModelSpectrum) -> None:
+    relative = [np.fft.fftshift(block.log_amplitude - block.log_amplitude[0, 0]) for block in model.shown]
+    low = min(values.min() for values in relative)
+    for column, (block, values) in enumerate(zip(model.shown, relative, strict=True)):
+        axes = figure.add_subplot(grid[row, column])
+        picture = axes.imshow(values, cmap="magma", vmin=low, vmax=0, extent=(-1, 1, -1, 1))
+        axes.set_title(f"{_short(block.name)}\n{values.shape[0]}×{values.shape[1]}", fontsize=8)
+        axes.set(xticks=[-1, 0, 1], yticks=[-1, 0, 1] if column == 0 else [])
+        axes.tick_params(labelsize=7)
+        axes.set_xlabel("frequency in π", fontsize=8)
+        if column == 0:
+            axes.set_ylabel(f"{_short(model.title)}\nfrequency in π", fontsize=8)
+    bar = figure.colorbar(picture, cax=figure.add_subplot(grid[row, grid.ncols - 2]))
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label("Δ log amplitude", fontsize=8)
 
+
+def _draw_frequencies(axes: Axes, model: ModelSpectrum) -> None:
     count = len(model.blocks)
-    for index, spectrum in enumerate(model.blocks):
-        frequencies, values = spectrum.relative
+    for index, block in enumerate(model.blocks):
+        frequencies, values = block.relative
         if len(values) > 1:
             axes.plot(frequencies, values, color=colormaps["viridis"](0.9 * index / max(count - 1, 1)), linewidth=1.2,
                       marker="." if len(values) < 10 else None)
     axes.axhline(0, color="0.6", linewidth=0.6)
-    axes.set_title("from the first block (dark) to the last (light)", fontsize=8)
-    axes.set_xlabel("frequency in π", fontsize=8)
+    axes.set_title("first block dark, last light", fontsize=8)
+    axes.set_xlabel("frequency in π, diagonal", fontsize=8)
     axes.set_ylabel("Δ log amplitude", fontsize=8)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
 
 
-def _draw_depth(axes: Any, models: Sequence[ModelSpectrum]) -> None:
-    for model in models:
-        points = [(index / max(len(model.blocks) - 1, 1), spectrum.relative[1][-1])
-                  for index, spectrum in enumerate(model.blocks) if len(spectrum.relative[1]) > 1]
-        if points:
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, label=model.title)
-    axes.set(xlabel="depth: 0 the first block, 1 the last (maps of one pixel have no frequencies and are left out)",
-             ylabel="Δ log amplitude at the\nhighest frequency of the map")
+def _draw_depth(axes: Axes, models: Sequence[ModelSpectrum]) -> None:
+    for number, model in enumerate(models):
+        label, last = model.title, max(len(model.blocks) - 1, 1)
+        for stage in dict.fromkeys(block.stage for block in model.blocks):
+            points = [(index / last, block.relative[1][-1]) for index, block in enumerate(model.blocks)
+                      if block.stage == stage and min(block.total.shape) > 1]
+            if points:
+                axes.plot(*zip(*points, strict=True), f"C{number}o-", markersize=3.5, label=label)
+                label = None  # one entry of the legend for all stages
+    axes.set_xlabel("depth: 0 the first block, 1 the last; a line for each size of map, maps of one pixel left out",
+                    fontsize=8)
+    axes.set_ylabel("Δ log amplitude at the\nhighest frequency of the map", fontsize=8)
+    axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend(fontsize=8)
+
+
+def _short(name: str, length: int = 24) -> str:
+    return name if len(name) <= length else f"…{name[1 - length:]}"

@@ -1,0 +1,142 @@
+"""Fourier analysis: known spectra come out as they are, layouts are told apart, the command draws and writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+
+from analysis.features import find_blocks, watching
+from analysis.spectrum import BlockSpectrum, ModelSpectrum, log_amplitude
+from errors import UserError
+from models import create_model
+from processes import TINY, overrides, tool
+
+
+def relative(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return frequencies and Δ of maps ``[B, C, H, W]``."""
+    spectrum = log_amplitude(maps)
+    return BlockSpectrum("", 1, spectrum.sum((0, 1)), spectrum.shape[0] * spectrum.shape[1]).relative
+
+
+def with_amplitude(amplitude: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return real maps ``[count, 1, H, W]`` whose Fourier amplitudes are these, with random phases."""
+    height, width = amplitude.shape
+    phases = np.exp(1j * np.angle(np.fft.fft2(rng.standard_normal((count, height, width)))))
+    phases[:, 0, 0] = 1
+    return np.fft.ifft2(amplitude * phases).real[:, None]
+
+
+@pytest.mark.parametrize("side", [8, 9, 32])
+def test_a_power_law_comes_out_with_its_exponent(side: int) -> None:
+    radius = np.hypot(*np.meshgrid(np.fft.fftfreq(side) * 2, np.fft.fftfreq(side) * 2))
+    amplitude = 100 / (1 + 10 * radius) ** 2
+    frequencies, values = relative(with_amplitude(amplitude, 3, np.random.default_rng(0)))
+    expected = -2 * np.log(1 + 10 * np.sqrt(2) * frequencies)
+    assert frequencies[0] == 0
+    assert frequencies[-1] == pytest.approx(side // 2 * 2 / side)
+    np.testing.assert_allclose(values, expected, atol=1e-5)
+
+
+def test_white_noise_is_flat_and_a_mean_makes_it_fall() -> None:
+    noise = np.random.default_rng(1).standard_normal((400, 4, 16, 16))
+    _, values = relative(noise)
+    # The log amplitude at 0 and at π is that of a real number, between them that of a complex one: 0.35 more.
+    assert abs(values[-1]) < 0.1
+    np.testing.assert_allclose(values[1:-1], 0.35, atol=0.06)
+    _, with_mean = relative(noise + 10)
+    assert (with_mean[1:] < -4).all()
+
+
+def test_a_wave_shows_at_its_frequency_alone() -> None:
+    rows, columns = np.mgrid[:16, :16]
+    wave = np.cos(2 * np.pi * 3 * (rows + columns) / 16)[None, None]
+    frequencies, values = relative(wave)
+    assert frequencies[np.argmax(values)] == pytest.approx(3 / 8)
+    assert values[3] - np.delete(values, 3).max() > 15
+
+
+def test_upsampling_by_repetition_leaves_nothing_at_the_highest_frequency() -> None:
+    small = np.random.default_rng(2).standard_normal((4, 2, 8, 8))
+    _, values = relative(small.repeat(2, -1).repeat(2, -2))
+    assert values[-1] < -12
+
+
+@pytest.mark.parametrize("name", ["iformer_small", "coatnet_0", "coatnet_0_simple", "convmixer_256_8",
+                                  "mobileformer_26m", "mobileformer_26m_pvit", "dfformer_s18", "poolformer_s12",
+                                  "paddle/resnet18"])
+def test_the_blocks_of_every_family_are_maps(name: str) -> None:
+    model = create_model(name, num_classes=3, image_size=64)
+    model.eval()
+    depth = {"iformer_small": 18, "coatnet_0": 12, "coatnet_0_simple": 12, "convmixer_256_8": 8, "mobileformer_26m": 9,
+             "mobileformer_26m_pvit": 8, "dfformer_s18": 18, "poolformer_s12": 12, "paddle/resnet18": 8}[name]
+    assert name.startswith("paddle/") or type(model).block_pattern
+    seen = {}
+    with paddle.no_grad(), watching(model, find_blocks(model), lambda block, maps: seen.update({block: maps.shape})):
+        model(paddle.randn([2, 3, 64, 64]))
+        count = len(seen)
+    assert count == depth
+    for batch, channels, height, width in seen.values():
+        assert batch == 2
+        assert height == width <= 32
+        assert channels >= 12
+    widths = [shape[1] for shape in seen.values()]
+    assert widths == sorted(widths), "a map with channels last was taken for one with channels first"
+    seen.clear()
+    model(paddle.randn([1, 3, 64, 64]))
+    assert not seen, "the hooks are gone"
+
+
+def test_layouts_are_told_apart_also_where_channels_equal_sides() -> None:
+    class ChannelsLast(nn.Layer):
+        map_layout = "NHWC"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.turn = nn.Identity()
+
+        def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+            return self.turn(x)
+
+    model, seen = ChannelsLast(), []
+    with watching(model, ["turn"], lambda name, maps: seen.append(maps.shape)):
+        for shape in ([1, 4, 4, 4], [1, 4, 4, 7], [1, 7, 4, 4], [1, 4, 6, 5]):
+            model(paddle.zeros(shape))
+    assert seen == [[1, 4, 4, 4], [1, 7, 4, 4], [1, 7, 4, 4], [1, 5, 4, 6]]
+
+
+@pytest.mark.parametrize(("pattern", "said"), [("(", "no regular expression"), ("blocks9", "name of no layer")])
+def test_a_bad_pattern_is_told(pattern: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        find_blocks(create_model("convmixer_256_8", num_classes=2, image_size=32), pattern)
+
+
+def test_spectra_add_up_over_batches() -> None:
+    maps = np.random.default_rng(3).standard_normal((6, 2, 4, 4)).astype(np.float32)
+    whole, parts = ModelSpectrum("whole"), ModelSpectrum("parts")
+    whole.add("block", paddle.to_tensor(maps))
+    for part in (maps[:4], maps[4:]):
+        parts.add("block", paddle.to_tensor(part))
+    np.testing.assert_allclose(parts.blocks[0].log_amplitude, whole.blocks[0].log_amplitude, rtol=1e-12)
+
+
+def test_the_command_draws_two_networks_and_writes_their_numbers(tmp_path: Path) -> None:
+    settings = overrides(*TINY, f"OUTPUT={tmp_path}", "TRAIN.MAX_STEPS=2")
+    for name in ("first", "second"):
+        done = tool("train", "-c", "configs/quickstart.yaml", *settings, "-o", f"NAME={name}")
+        assert done.returncode == 0, done.stderr
+    done = tool("spectrum", "-w", tmp_path / "first", tmp_path / "second", "--count", "8", "--out", tmp_path / "s.png")
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "s.json").read_text())
+    assert list(numbers) == ["first", "second"]
+    assert [row["map"] for row in numbers["first"]] == [[8, 8], [4, 4], [2, 2], [1, 1]]
+    assert all(row["relative_log_amplitude"][0] == 0 for row in numbers["first"])
+    assert cv2.imread(str(tmp_path / "s.png")).std() > 10
+    done = tool("spectrum", "-w", tmp_path / "first", "--layers", "nothing")
+    assert done.returncode == 2
+    assert "name of no layer" in done.stderr
