@@ -27,7 +27,7 @@ def default_config() -> CfgNode:
     c.MODEL.ARGS = CfgNode(new_allowed=True)  # constructor arguments: whole architectures can be written here
 
     c.DATA = CfgNode()
-    c.DATA.NAME = "cifar10"  # cifar10; cifar100, cifar100_coarse; mnist; digits (1,797 images, needs no network)
+    c.DATA.NAME = "cifar10"  # cifar10, cifar100, cifar100_coarse, mnist, digits (needs no network), imagefolder
     c.DATA.ROOT = "data"  # folder or archive; AI Studio's data/dataNNNN/ is found as well
     c.DATA.DOWNLOAD = True  # fetch the archive into ROOT where it is missing
     c.DATA.IMAGE_SIZE = 224  # side, or [height, width], that the network sees, in pixels
@@ -36,7 +36,7 @@ def default_config() -> CfgNode:
     c.DATA.WORKERS = 2  # threads that prepare batches; 0 prepares them in the training thread
     c.DATA.HOLDOUT = 5000  # training images held out to select the best epoch; 0 selects on the test set
 
-    c.AUGMENT = CfgNode()  # of training images, in this order; evaluation resizes and normalises only
+    c.AUGMENT = CfgNode()  # of training images, in this order; evaluation only scales (EVAL_CROP_PCT) and normalises
     c.AUGMENT.CROP = "random_resized"  # random_resized; pad (then crop at random); none (resize)
     c.AUGMENT.CROP_SCALE = [0.08, 1.0]  # random_resized: smallest and largest share of the image's area
     c.AUGMENT.CROP_RATIO = [0.75, 1.3333333333]  # random_resized: smallest and largest width / height
@@ -55,6 +55,7 @@ def default_config() -> CfgNode:
     c.AUGMENT.MIX_PROB = 1.0  # probability that a batch is mixed at all
     c.AUGMENT.MIX_SWITCH_PROB = 0.5  # probability of cutmix where both are on
     c.AUGMENT.INTERPOLATION = "bilinear"  # of crops and resizes: nearest, bilinear, bicubic
+    c.AUGMENT.EVAL_CROP_PCT = 0.0  # 0: evaluation sees the whole image; else this share of its middle (timm: 0.9)
     c.AUGMENT.MEAN = [0.485, 0.456, 0.406]  # of the pixels in [0, 1], red green blue
     c.AUGMENT.STD = [0.229, 0.224, 0.225]
 
@@ -149,7 +150,7 @@ CHECKS: dict[str, Check] = {
              "a name without slashes and line breaks"),
     "MODEL.NUM_CLASSES": _between(1, 1_000_000),
     "MODEL.DROP_PATH": _between(0.0, 1.0, open_high=True),
-    "DATA.NAME": _one_of("cifar10", "cifar100", "cifar100_coarse", "mnist", "digits"),
+    "DATA.NAME": _one_of("cifar10", "cifar100", "cifar100_coarse", "mnist", "digits", "imagefolder"),
     "DATA.ROOT": (str.isprintable, "a folder or an archive"),
     "DATA.IMAGE_SIZE": (_is_size, "a side or [height, width] in pixels, each from 1 to 4096"),
     "DATA.BATCH_SIZE": _COUNT,
@@ -176,6 +177,7 @@ CHECKS: dict[str, Check] = {
     "AUGMENT.MIX_PROB": _SHARE,
     "AUGMENT.MIX_SWITCH_PROB": _SHARE,
     "AUGMENT.INTERPOLATION": _one_of("nearest", "bilinear", "bicubic"),
+    "AUGMENT.EVAL_CROP_PCT": _SHARE,
     "AUGMENT.MEAN": _numbers(3, 0.0),
     "AUGMENT.STD": (lambda v: _numbers(3, 0.0)[0](v) and min(v) > 0, "3 numbers above 0"),
     "LOSS.LABEL_SMOOTHING": _between(0.0, 1.0, open_high=True),

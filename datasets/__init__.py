@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from datasets.dataset import ImageDataset
 
-DATASETS = ("digits", "cifar10", "cifar100", "cifar100_coarse", "mnist")
+DATASETS = ("digits", "cifar10", "cifar100", "cifar100_coarse", "mnist", "imagefolder")
 SPLITS = ("train", "holdout", "test")
 
 
@@ -39,19 +39,28 @@ def build_dataset(data: CfgNode, split: str) -> ImageDataset:
     return everything.select(kept if split == "train" else held_out, split)
 
 
-def class_names(name: str) -> tuple[str, ...]:
-    """Return what the labels of a data set mean, in their order, without reading it."""
+def class_names(name: str, root: str = "") -> tuple[str, ...]:
+    """Return what the labels of a data set mean, in their order, without reading images.
+
+    ``root`` (DATA.ROOT) matters for ``imagefolder`` alone, whose classes are its folders.
+    """
     if name == "digits":
         from datasets.digits import CLASSES
-    elif name.startswith("cifar") and name in DATASETS:
+
+        return CLASSES
+    if name == "mnist":
+        from datasets.mnist import CLASSES
+
+        return CLASSES
+    if name == "imagefolder":
+        from datasets import imagefolder
+
+        return imagefolder.class_names(root)
+    if name in DATASETS:
         from datasets.cifar import RELEASES
 
         return RELEASES[name].classes
-    elif name == "mnist":
-        from datasets.mnist import CLASSES
-    else:
-        raise _unknown(name)
-    return CLASSES
+    raise _unknown(name)
 
 
 def _read(data: CfgNode, split: str) -> ImageDataset:
@@ -59,14 +68,18 @@ def _read(data: CfgNode, split: str) -> ImageDataset:
         from datasets.digits import read_digits
 
         return read_digits(split)
-    if data.NAME.startswith("cifar") and data.NAME in DATASETS:
-        from datasets.cifar import read_cifar
-
-        return read_cifar(data.NAME, split, data.ROOT, data.DOWNLOAD)
     if data.NAME == "mnist":
         from datasets.mnist import read_mnist
 
         return read_mnist(split, data.ROOT, data.DOWNLOAD)
+    if data.NAME == "imagefolder":
+        from datasets.imagefolder import read_imagefolder
+
+        return read_imagefolder(split, data.ROOT)
+    if data.NAME in DATASETS:
+        from datasets.cifar import read_cifar
+
+        return read_cifar(data.NAME, split, data.ROOT, data.DOWNLOAD)
     raise _unknown(data.NAME)
 
 

@@ -1,7 +1,8 @@
-"""Labelled images in memory, and the fixed rule that sets some of them aside."""
+"""Labelled images, in memory or read when asked for, and the fixed rule that sets some of them aside."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,11 +14,12 @@ HOLDOUT_RULE = 20220525  # the one seed of all hold-outs; a run's own seed never
 class ImageDataset:
     """One split of a data set.
 
-    ``images`` is uint8 ``[N, H, W, 3]`` in RGB, ``labels`` int64 ``[N]`` with values below
-    ``len(class_names)``, ``split`` one of train, holdout, test.
+    ``images[index]`` is uint8 ``[H, W, 3]`` in RGB; ``images`` is an array ``[N, H, W, 3]``, or a sequence of images
+    of any sizes that are read when asked for. ``labels`` is int64 ``[N]`` with values below ``len(class_names)``,
+    ``split`` one of train, holdout, test.
     """
 
-    images: np.ndarray
+    images: np.ndarray | Sequence[np.ndarray]
     labels: np.ndarray
     class_names: tuple[str, ...]
     name: str
@@ -43,5 +45,6 @@ def stratified_holdout(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.n
     exact = sizes * count / len(labels)
     quotas = np.floor(exact).astype(int)
     quotas[np.argsort(quotas - exact, kind="stable")[: count - quotas.sum()]] += 1
-    held_out = np.sort(np.concatenate([order[labels[order] == c][:quota] for c, quota in enumerate(quotas)]))
+    by_class = np.split(order[np.argsort(labels[order], kind="stable")], np.cumsum(sizes)[:-1])
+    held_out = np.sort(np.concatenate([members[:quota] for members, quota in zip(by_class, quotas, strict=True)]))
     return np.setdiff1d(np.arange(len(labels)), held_out), held_out

@@ -17,14 +17,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from datasets.color import ColorJitter
 from datasets.randaugment import RandAugment
+from errors import UserError
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
 
 INTERPOLATIONS = {"nearest": cv2.INTER_NEAREST, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+PILLOW = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
+          "bicubic": Image.Resampling.BICUBIC}
+MAX_SCALED = 100_000_000  # pixels of an image scaled by its shorter side
 ATTEMPTS = 10  # at a box that fits, in RandomResizedCrop and RandomErasing
 
 
@@ -50,6 +55,38 @@ class Resize:
         if image.shape[:2] == tuple(self.size):
             return image
         return cv2.resize(image, self.size[::-1], interpolation=INTERPOLATIONS[self.interpolation])
+
+
+@dataclass(frozen=True)
+class ResizeCenterCrop:
+    """Scale the shorter side, or of a box the side that is short of it, to ``size`` / ``share``; cut out the middle.
+
+    The evaluation of ImageNet as timm and torchvision do it: antialiased by Pillow, unlike ``Resize``, since the
+    published accuracies come from such pixels. ``share`` is timm's crop_pct.
+    """
+
+    size: tuple[int, int]
+    share: float
+    interpolation: str = "bicubic"
+
+    def draw(self, rng: np.random.Generator, height: int, width: int) -> None:
+        return None
+
+    def apply(self, image: np.ndarray, parameters: None = None) -> np.ndarray:
+        (height, width), (crop_h, crop_w) = image.shape[:2], self.size
+        wanted_h, wanted_w = math.floor(crop_h / self.share), math.floor(crop_w / self.share)
+        if wanted_h * width <= wanted_w * height:  # the width decides; of a square that is the shorter side
+            wanted_h = max(wanted_h, int(wanted_w * height / width))
+        else:
+            wanted_w = max(wanted_w, int(wanted_h * width / height))
+        if wanted_h * wanted_w > MAX_SCALED:
+            raise UserError(f"an image of {width}×{height} pixels is too long to be scaled to a side of "
+                            f"{min(wanted_h, wanted_w)} (AUGMENT.EVAL_CROP_PCT 0 takes it whole)")
+        if (height, width) != (wanted_h, wanted_w):
+            picture = Image.fromarray(image).resize((wanted_w, wanted_h), PILLOW[self.interpolation])
+            image = np.asarray(picture)
+        top, left = round((wanted_h - crop_h) / 2), round((wanted_w - crop_w) / 2)
+        return np.ascontiguousarray(image[top : top + crop_h, left : left + crop_w])
 
 
 @dataclass(frozen=True)
@@ -234,9 +271,14 @@ def build_train_transforms(augment: CfgNode, image_size: int | Sequence[int]) ->
 
 
 def build_eval_transforms(augment: CfgNode, image_size: int | Sequence[int]) -> Pipeline:
-    """Return the sources' evaluation pipeline: scale to ``image_size`` (side or (h, w)), normalise."""
+    """Return the evaluation pipeline: scale to ``image_size`` (side or (h, w)), normalise.
+
+    Where AUGMENT.EVAL_CROP_PCT is 0, the whole image is scaled, as in the notebooks; else its middle is cut out.
+    """
     size = _pair(image_size)
     normalize = Normalize(tuple(augment.MEAN), tuple(augment.STD))
+    if augment.EVAL_CROP_PCT:
+        return Pipeline((ResizeCenterCrop(size, augment.EVAL_CROP_PCT, augment.INTERPOLATION), normalize), size)
     return Pipeline((Resize(size, augment.INTERPOLATION), normalize), size)
 
 

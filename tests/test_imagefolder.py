@@ -1,0 +1,224 @@
+"""Image files in folders: found, labelled, held out, decoded when asked for; and how evaluation crops them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from configs.schema import default_config
+from datasets import build_dataset, class_names, imagefolder
+from datasets.dataset import stratified_holdout
+from datasets.imagefolder import FolderImages, read_imagefolder
+from datasets.loader import EvalLoader, TrainLoader
+from datasets.transforms import ResizeCenterCrop, build_eval_transforms, build_train_transforms
+from errors import UserError
+
+CLASSES = ("cat", "dog", "emu")
+
+
+def pixels(number: int) -> np.ndarray:
+    """Return the image of a number: of a size of its own, RGB uint8 ``[H, W, 3]``."""
+    rng = np.random.default_rng(number)
+    return rng.integers(0, 256, (20 + number % 7, 24 + number % 5, 3), dtype=np.uint8)
+
+
+def save(path: Path, number: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), cv2.cvtColor(pixels(number), cv2.COLOR_RGB2BGR))
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """Make train (6, 7, 8 images) and val (2 of each class) of numbered images, as PNG under various names."""
+    number = 0
+    for split, counts in (("train", (6, 7, 8)), ("val", (2, 2, 2))):
+        for name, count in zip(CLASSES, counts, strict=True):
+            for index in range(count):
+                suffix = (".png", ".PNG", ".bmp")[index % 3]
+                save(tmp_path / split / name / f"{name}_{index}{suffix}", number)
+                number += 1
+    (tmp_path / "train/cat/notes.txt").write_text("no image")
+    (tmp_path / "train/cat/._cat_0.png").write_text("of a Mac")
+    (tmp_path / "train/.hidden").mkdir()
+    return tmp_path
+
+
+def section(root: Path, **changes):
+    data = default_config().DATA
+    for key, value in {"NAME": "imagefolder", "ROOT": str(root), "HOLDOUT": 0, **changes}.items():
+        data[key] = value
+    return data
+
+
+def test_folders_are_read_in_sorted_order(root):
+    train, test = (build_dataset(section(root), split) for split in ("train", "test"))
+    assert train.class_names == test.class_names == class_names("imagefolder", str(root)) == CLASSES
+    assert train.labels.tolist() == [0] * 6 + [1] * 7 + [2] * 8 and test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    for index in range(len(train)):
+        np.testing.assert_array_equal(train.images[index], pixels(index))
+    for index in range(len(test)):
+        np.testing.assert_array_equal(test.images[index], pixels(21 + index))
+    np.testing.assert_array_equal(test.images[-1], pixels(26))
+    assert [image.shape for image in test.images[2:4]] == [pixels(23).shape, pixels(24).shape]
+    with pytest.raises(IndexError):
+        test.images[6]
+
+
+def test_nothing_is_decoded_before_it_is_asked_for(root, monkeypatch):
+    read = []
+    monkeypatch.setattr(imagefolder, "read_image", lambda path: read.append(path) or pixels(0))
+    dataset = build_dataset(section(root, HOLDOUT=6), "train")
+    assert isinstance(dataset.images[:3], FolderImages) and len(dataset.images[:3]) == 3 and not read
+    dataset.images[1]
+    assert len(read) == 1
+
+
+def test_holdout_is_that_of_images_in_memory(root):
+    parts = {split: build_dataset(section(root, HOLDOUT=7), split) for split in ("train", "holdout")}
+    everything = build_dataset(section(root), "train")
+    kept, held_out = stratified_holdout(everything.labels, 7)
+    for split, indices in (("train", kept), ("holdout", held_out)):
+        assert len(parts[split]) == len(indices) and parts[split].split == split
+        np.testing.assert_array_equal(parts[split].labels, everything.labels[indices])
+        for place, index in enumerate(indices):
+            np.testing.assert_array_equal(parts[split].images[place], everything.images[index])
+    assert np.bincount(parts["holdout"].labels).tolist() == [2, 2, 3]
+
+
+@pytest.mark.parametrize("place", ["data", "data/data89857", "data/data89857/imagenet", "data/imagenet"])
+def test_splits_are_found_below_the_root(root, place, monkeypatch):
+    home = root.parent / f"{root.name}_home"
+    (home / place).mkdir(parents=True)
+    for split in ("train", "val"):
+        os.symlink(root / split, home / place / split)
+    monkeypatch.chdir(home)
+    assert len(read_imagefolder("train", "data")) == 21
+    assert len(read_imagefolder("test", "")) == 6
+
+
+def write_lists(root: Path) -> None:
+    """Replace the folder val by flat files and a list, as ImageNet's validation images come."""
+    lines = []
+    for index, path in enumerate(sorted((root / "val").rglob("*.*"))):
+        (root / "flat").mkdir(exist_ok=True)
+        path.rename(root / "flat" / f"ILSVRC val {index}{path.suffix}")
+        lines.append(f"flat/ILSVRC val {index}{path.suffix} {index // 2}")
+    for folder in (root / "val").iterdir():
+        folder.rmdir()
+    (root / "val_list.txt").write_text("\r\n".join(lines) + "\n\n")
+
+
+def test_a_flat_folder_with_a_list(root):
+    write_lists(root)
+    test = read_imagefolder("test", str(root))
+    assert test.labels.tolist() == [0, 0, 1, 1, 2, 2] and test.class_names == CLASSES
+    for index in range(6):
+        np.testing.assert_array_equal(test.images[index], pixels(21 + index))
+
+
+def test_two_lists_as_paddleclas_has_them(root):
+    train = [f"train/{name}/{name}_0.png\t{label}" for label, name in ((7, "cat"), (0, "emu"))]
+    (root / "train_list.txt").write_text("\n".join(train))
+    (root / "val_list.txt").write_text("./val/cat/cat_0.png 7")
+    dataset = read_imagefolder("train", str(root))
+    assert dataset.labels.tolist() == [7, 0] and dataset.class_names == tuple("01234567")
+    np.testing.assert_array_equal(dataset.images[1], pixels(13))
+    np.testing.assert_array_equal(read_imagefolder("test", str(root)).images[0], pixels(21))
+    (root / "train_list.txt").write_text("\n".join(f"train/{name}/{name}_0.png {label}"
+                                                   for label, name in ((1, "cat"), (0, "emu"))))
+    assert class_names("imagefolder", str(root)) == ("emu", "cat")
+
+
+@pytest.mark.parametrize(("lines", "words"), [
+    ("train/cat/cat_0.png", "line 1: found 'train/cat/cat_0.png', expected an image's path and its label"),
+    ("train/cat/cat_0.png 0\nx.png cat", "line 2: found 'x.png cat'"),
+    ("train/cat/cat_0.png -1", "line 1"),
+    ("x.png 99999999999999999999", "line 1"),
+    ("/etc/passwd 0", "found the path '/etc/passwd', expected one below"),
+    ("train/../../x.png 0", "expected one below"),
+    ("\n", "is empty"),
+    ("\xff\x00 1", "found the path"),
+])
+def test_strange_lists_are_refused(lines, words, root):
+    (root / "train_list.txt").write_bytes(lines.encode("latin1"))
+    with pytest.raises(UserError, match=words) as caught:
+        read_imagefolder("train", str(root))
+    assert "train_list.txt" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_is_missing_is_told(root, tmp_path_factory):
+    empty = tmp_path_factory.mktemp("empty")
+    with pytest.raises(UserError, match=r"no images found under .*train/<class>/ and val/<class>/"):
+        read_imagefolder("train", str(empty))
+    (empty / "train/a").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"holds no images.*jpeg"):
+        read_imagefolder("train", str(empty))
+    with pytest.raises(UserError, match="has no images to evaluate: expected val or validation or test or val_list"):
+        read_imagefolder("test", str(empty))
+    save(root / "val/emus/x.png", 1)
+    with pytest.raises(UserError, match=r"val/emus is a class that training has not.*3 classes \(nearest: emu\)"):
+        read_imagefolder("test", str(root))
+    write_lists(root)
+    (root / "val_list.txt").write_text("flat/a.png 3")
+    with pytest.raises(UserError, match="label 3, expected 0 to 2, the classes of training"):
+        read_imagefolder("test", str(root))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"no image", None])
+def test_a_broken_image_ends_an_epoch_with_its_name(content, workers, root):
+    path = root / "val/dog/dog_1.PNG"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    else:
+        path.symlink_to(root / "nowhere.png")
+    dataset = build_dataset(section(root), "test")
+    loader = EvalLoader(dataset, build_eval_transforms(default_config().AUGMENT, 16), 2, workers)
+    with pytest.raises(UserError, match=r"dog_1\.PNG: ") as caught:
+        list(loader)
+    assert "\n" not in str(caught.value)
+
+
+def test_batches_of_images_of_all_sizes(root):
+    config = default_config()
+    config.AUGMENT.INTERPOLATION, config.AUGMENT.EVAL_CROP_PCT = "bicubic", 0.875
+    dataset = build_dataset(section(root), "train")
+    transform = build_train_transforms(config.AUGMENT, 16)
+    batches = [list(TrainLoader(dataset, transform, 4, 42, workers).epoch(0)) for workers in (0, 2)]
+    assert len(batches[0]) == 5 and batches[0][0][0].shape == (4, 3, 16, 16)
+    for ours, theirs in zip(*batches, strict=True):
+        np.testing.assert_array_equal(ours[0], theirs[0])
+        np.testing.assert_array_equal(ours[1], theirs[1])
+    evaluation = build_eval_transforms(config.AUGMENT, 16)
+    images = np.concatenate([images for images, _ in EvalLoader(dataset, evaluation, 8, 2)])
+    rng = np.random.default_rng(0)
+    np.testing.assert_array_equal(images[20], evaluation(pixels(20), rng))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("height", "width"), [(30, 40), (61, 37), (100, 100), (50, 333), (57, 57)])
+def test_center_crop_is_that_of_paddle_on_pillow_images(height, width, interpolation):
+    from paddle.vision.transforms import CenterCrop, Resize
+    from PIL import Image
+
+    image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    for size, share in ((32, 0.9), (32, 0.875), (33, 1.0), (50, 0.95)):
+        scaled = Resize(int(size / share), interpolation)(Image.fromarray(image))
+        expected = np.asarray(CenterCrop(size)(scaled))
+        ours = ResizeCenterCrop((size, size), share, interpolation).apply(image)
+        assert ours.shape == (size, size, 3)
+        np.testing.assert_array_equal(ours, expected)
+
+
+def test_center_crop_of_boxes_and_of_endless_images():
+    image = np.random.default_rng(0).integers(0, 256, (90, 40, 3), dtype=np.uint8)
+    for size in ((32, 64), (64, 32), (20, 20)):
+        assert ResizeCenterCrop(size, 0.9).apply(image).shape == (*size, 3)
+    np.testing.assert_array_equal(ResizeCenterCrop((90, 40), 1.0).apply(image), image)
+    with pytest.raises(UserError, match="1×3000000 pixels is too long"):
+        ResizeCenterCrop((224, 224), 0.9).apply(np.zeros((3_000_000, 1, 3), np.uint8))
