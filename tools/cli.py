@@ -70,11 +70,11 @@ def config_of(arguments: argparse.Namespace) -> Path:
     raise UserError(f"no config: name one with -c ({weights} stands in no run folder)")
 
 
-def batches(title: str, count: int) -> tqdm:
-    """Return a progress bar over ``count`` batches, shown where somebody watches."""
+def batches(title: str, count: int, unit: str = "batch") -> tqdm:
+    """Return a progress bar over ``count`` batches (or other units), shown where somebody watches."""
     from tqdm import tqdm
 
-    return tqdm(total=count, desc=title, unit="batch", leave=False, disable=not sys.stderr.isatty())
+    return tqdm(total=count, desc=title, unit=unit, leave=False, disable=not sys.stderr.isatty())
 
 
 def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser,
