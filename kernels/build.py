@@ -28,7 +28,7 @@ import paddle
 from kernels import products
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("attention.cc", "dense.cc", "depthwise.cc", "rows.cc"))
-HEADERS = tuple(Path(__file__).with_name(name) for name in ("convolution.h", "lanes.h", "vectors.h"))
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("convolution.h", "lanes.h", "slices.h", "vectors.h"))
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp")
 COMPILERS = ("g++", "c++", "clang++")
 TIMEOUT_SECONDS = 180
