@@ -15,3 +15,9 @@ def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
     lowered = {choice.lower(): choice for choice in choices}
     matches = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=count, cutoff=0.5)]
     return f" (nearest: {', '.join(matches)})" if matches else ""
+
+
+def printable(text: object, limit: int = 100) -> str:
+    """Return a text that came from a file such that a terminal can show it: no control characters, no novels."""
+    shown = "".join(c if c.isprintable() else "?" for c in str(text)[: limit + 1])
+    return shown if len(shown) <= limit else shown[:limit] + "..."

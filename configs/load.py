@@ -12,10 +12,12 @@ import yaml
 from yacs.config import CfgNode
 
 from configs.schema import CHECKS, TYPES, default_config
-from errors import UserError, nearest
+from errors import UserError, nearest, printable
 
-MAX_BYTES = 1 << 20
-MAX_VALUES = 10_000
+MAX_BYTES = 256 << 10  # of one file
+MAX_VALUES = 10_000  # in one file, names of keys included
+MAX_FILES = 50  # of one config: itself and its bases, each time that it is named
+MAX_NUMBER = 1 << 63
 _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}
 
 
@@ -27,10 +29,12 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> CfgNo
     """
     config = default_config()
     if path is not None:
-        for file, tree in _read_with_bases(Path(path), ()):
+        for count, (file, tree) in enumerate(_read_with_bases(Path(path), ()), 1):
+            if count > MAX_FILES:
+                raise UserError(f"{path}: its _BASE_ leads to more than {MAX_FILES} files; this is no config")
             _merge(config, tree, str(file))
     for override in overrides:
-        _merge(config, _parse_override(override), f"-o {override}")
+        _merge(config, _parse_override(override), f"-o {printable(override)}")
     if not config.NAME:
         config.NAME = Path(path).stem if path is not None else config.MODEL.NAME.replace("/", "_")
     config.freeze()
@@ -54,33 +58,58 @@ def to_plain(value: Any) -> Any:
     return [to_plain(item) for item in value] if isinstance(value, list) else value
 
 
+def dump_config(config: CfgNode) -> str:
+    """Return the YAML text that ``load_config`` reads as the same tree."""
+    return yaml.dump(to_plain(config), Dumper=_Dumper, allow_unicode=True)
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML's safe subset, in which a key that stands twice is a mistake and ``1e-3`` a number."""
+    """YAML's safe subset, in which a key that stands twice is a mistake and ``1e-3`` a number.
+
+    Tags (``!!name``) and aliases (``*name``) are refused as they are read, before anything is made of them.
+    """
+
+    nodes = 0
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for position, key in enumerate(keys):
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            problem = None
             if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"found the key {key!r}, expected a text",
-                                                        node.value[position][0].start_mark)
-            if key in keys[:position]:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice",
-                                                        node.value[position][0].start_mark)
+                problem = f"found the key {_describe(key)}, expected a text"
+            elif key in seen:
+                problem = f"the key {_describe(key)} stands twice"
+            if problem:
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not used in configs",
-                                              self.peek_event().start_mark)
+        event, problem = self.peek_event(), None
+        self.nodes += 1
+        if isinstance(event, yaml.AliasEvent):
+            problem = "aliases (*name) are not used in configs"
+        elif event.tag is not None:
+            problem = f"tags ({event.tag}) are not used in configs"
+        elif self.nodes > MAX_VALUES:
+            problem = f"more than {MAX_VALUES} values; this is no config"
+        if problem:
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
         return super().compose_node(parent, index)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a text such that ``_Loader`` reads a text."""
 
 
 # A date is a text, such as the name of a run.
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"),
-                              list("-+0123456789"))
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"),
+                                list("-+0123456789"))
 
 
 def _parse_yaml(text: str, where: str) -> Any:
@@ -90,13 +119,15 @@ def _parse_yaml(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).split("\n")[0]
-        raise UserError(f"{where}{line}: not valid YAML for a config: {problem}") from None
-    except (RecursionError, ValueError) as error:
+        raise UserError(f"{where}{line}: not valid YAML for a config: {printable(problem, 200)}") from None
+    except (RecursionError, ValueError, LookupError) as error:
         raise UserError(f"{where}: not valid YAML for a config: {type(error).__name__}") from None
     for value in _walk(tree):
         if not isinstance(value, (bool, int, float, str, list, dict, type(None))):
             raise UserError(f"{where}: found {_describe(value)}, expected texts, numbers, true, false, null, lists or "
                             "sections")
+        if isinstance(value, int) and abs(value) >= MAX_NUMBER:
+            raise UserError(f"{where}: found a whole number of {value.bit_length()} bits, expected at most 63")
     return tree
 
 
@@ -109,11 +140,9 @@ def _read_with_bases(path: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path
         tree = {}
     if not isinstance(tree, dict):
         raise UserError(f"{path}: found {_describe(tree)}, expected sections such as MODEL: and TRAIN:")
-    if sum(1 for _ in _walk(tree)) > MAX_VALUES:
-        raise UserError(f"{path}: more than {MAX_VALUES} values; this is no config")
     bases = tree.pop("_BASE_", [])
     bases = [bases] if isinstance(bases, str) else bases
-    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+    if not isinstance(bases, list) or not all(isinstance(base, str) and base.isprintable() for base in bases):
         raise UserError(f"{path}: _BASE_ takes a path or a list of paths, found {_describe(bases)}")
     for base in bases:
         yield from _read_with_bases(path.parent / base, (*above, path.resolve()))
@@ -143,8 +172,8 @@ def _parse_override(override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise UserError(f"-o {override}: expected KEY=VALUE, for example -o TRAIN.EPOCHS=3")
-    value = _parse_yaml(text, f"-o {override}")
+        raise UserError(f"-o {printable(override)}: expected KEY=VALUE, for example -o TRAIN.EPOCHS=3")
+    value = _parse_yaml(text, f"-o {printable(override)}")
     tree: Any = value if text.strip() else ""
     for part in reversed(parts):
         tree = {part: tree}
@@ -155,7 +184,7 @@ def _merge(node: CfgNode, tree: Mapping[str, Any], where: str, prefix: str = "")
     for key, value in tree.items():
         dotted = f"{prefix}{key}"
         if key not in node:
-            raise UserError(f"{where}: unknown key {dotted}{_nearest_keys(dotted, prefix, node)}")
+            raise UserError(f"{where}: unknown key {printable(dotted)}{_nearest_keys(dotted, prefix, node)}")
         if dotted == "MODEL.ARGS":
             _merge_arguments(node[key], value, where)
         elif isinstance(node[key], CfgNode):

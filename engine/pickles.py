@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from engine import pickle_names
 from engine.pickle_names import CALLS, STAND_INS, STORAGES, Array, Broken, Name, NumpyKind, StandIn, Storage
-from errors import UserError
+from errors import UserError, printable
 
 MAX_OPCODES = 3_000_000  # a state dict with its optimizer needs some fifty per tensor
 MAX_NAME = 512
@@ -60,12 +60,6 @@ def refuse_text_pickle(data: bytes, told: str) -> None:
                                 f"{printable(argument.replace(' ', '.'))}")
     except (ValueError, IndexError, OverflowError, struct.error):  # no pickle
         return
-
-
-def printable(text: object, limit: int = 100) -> str:
-    """Return a text that came from a file such that a terminal can show it: no control characters, no novels."""
-    shown = "".join(c if c.isprintable() else "?" for c in str(text)[: limit + 1])
-    return shown if len(shown) <= limit else shown[:limit] + "..."
 
 
 class Machine:

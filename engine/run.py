@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from configs.load import flatten, load_config, to_plain
+from configs.load import dump_config, flatten, load_config, to_plain
 from engine.files import remove_temporaries, write_text
 from errors import UserError
 
@@ -79,7 +79,7 @@ class RunFolder:
                 self._clear()
             for folder in (self.path, self.checkpoints):
                 remove_temporaries(folder)
-            write_text(self.config, config.dump())
+            write_text(self.config, dump_config(config))
             self._start_log()
         except OSError as error:
             self.close()

@@ -17,8 +17,7 @@ import numpy as np
 
 from engine import pickles
 from engine.pickle_names import Storage, Tensor
-from engine.pickles import printable
-from errors import UserError
+from errors import UserError, printable
 
 MAGIC = 0x1950A86A20F9469CFC6C
 

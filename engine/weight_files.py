@@ -19,9 +19,8 @@ import numpy as np
 
 from engine import pickles
 from engine.pickle_names import MAX_BYTES, Array, Broken, Tensor
-from engine.pickles import printable
 from engine.torch_files import MAGIC, numbers_of, read_legacy, read_zip, widen
-from errors import UserError
+from errors import UserError, printable
 
 NESTS = ("state_dict", "model", "model_state_dict", "params", "net")
 EMA_NESTS = ("state_dict_ema", "model_ema", "params_ema")

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.files import write_atomically
-from engine.pickles import printable
 from engine.weight_files import Weights, read_weights
-from errors import UserError
+from errors import UserError, printable
 
 if TYPE_CHECKING:
     import paddle
