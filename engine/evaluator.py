@@ -44,10 +44,12 @@ def evaluate(
     loss_function: LabelSmoothingCrossEntropy,
     precision: str = "float32",
     advance: Callable[[int], None] = lambda images: None,
+    observe: Callable[[np.ndarray, np.ndarray, np.ndarray | None], None] = lambda *found: None,
 ) -> Evaluation:
     """Evaluate ``model`` on batches of images ``[B, 3, H, W]`` and labels ``[B]``.
 
-    ``advance`` is told the number of images after each batch. ``top5`` is None with fewer than five classes.
+    ``advance`` is told the number of images after each batch, ``observe`` what it found of each: the losses, which
+    are classified correctly, and which within five guesses (None with fewer than five classes, as then ``top5``).
     """
     model.eval()
     started = time.perf_counter()
@@ -64,6 +66,7 @@ def evaluate(
         ranks.append((~(scores <= own)).sum(1))  # a logit that is nan ranks last
         predictions.append(scores.argmax(1))
         labels_seen.append(np.asarray(labels))
+        observe(losses[-1], predictions[-1] == labels, ranks[-1] < 5 if classes >= 5 else None)
         advance(len(labels))
     labels, predictions, rank = (np.concatenate(part) for part in (labels_seen, predictions, ranks))
     confusion = np.zeros((classes, classes), np.int64)

@@ -9,14 +9,18 @@ import cli
 
 from configs.load import load_config
 from engine import runtime
+from errors import UserError
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Print the figures of one split, and write them as JSON and as a picture where asked."""
+    """Print the figures of one split, and write them as JSON, as a table of batches and as a picture where asked."""
+    if arguments.report_every < 1:
+        raise UserError(f"--report-every is {arguments.report_every}, expected 1 or more")
     config = load_config(cli.config_of(arguments), arguments.override)
     runtime.prepare(config.RUNTIME.THREADS)
 
     from analysis.confusion import confusion_table, draw_confusion
+    from engine.evaluation_report import EvaluationReport
     from engine.evaluator import evaluate
     from engine.files import write_json
     from engine.losses import LabelSmoothingCrossEntropy
@@ -28,8 +32,10 @@ def main(arguments: argparse.Namespace) -> None:
     model, report = load_model(config, arguments.weights)
     print("\n".join(report.lines()))
     with cli.batches(f"{arguments.split} split", len(loader)) as bar:
+        show = bar.write if arguments.report else lambda line: None
+        table = EvaluationReport(len(loader), arguments.report_every, show)
         result = evaluate(model, loader, LabelSmoothingCrossEntropy(config.LOSS.LABEL_SMOOTHING),
-                          config.TRAIN.PRECISION, lambda images: bar.update())
+                          config.TRAIN.PRECISION, lambda images: bar.update(), table.add)
     names = loader.dataset.class_names
     outputs = [*names, *(f"class {index}" for index in range(len(names), len(result.per_class)))]
     figures = {"model": config.MODEL.NAME, "weights": str(report.path), "dataset": loader.dataset.name,
@@ -47,6 +53,9 @@ def main(arguments: argparse.Namespace) -> None:
         print(f"  {name:<12} {'no images' if share is None else f'{share:7.2%}'}")
     if len(outputs) <= 20:
         print(confusion_table(result.confusion, outputs))
+    if arguments.report:
+        table.write(Path(arguments.report))
+        print(f"{table.summary()}\nwrote {arguments.report}")
     if arguments.json:
         write_json(Path(arguments.json), figures)
         print(f"wrote {arguments.json}")
@@ -62,6 +71,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--split", default="test", choices=("test", "holdout", "train"), help="default: test")
     result.add_argument("--json", metavar="F", help="write all figures to this file")
     result.add_argument("--confusion", metavar="PNG", help="draw the confusion matrix")
+    result.add_argument("--report", metavar="CSV", help="print some batches' time, images/s, loss and accuracies with "
+                        "their running means, and write them to this file")
+    result.add_argument("--report-every", type=int, default=10, metavar="N", help="batches between them (default: 10)")
     return result
 
 

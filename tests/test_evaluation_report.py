@@ -1,0 +1,106 @@
+"""The table of an evaluation's batches against numbers computed another way."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+
+from engine import evaluation_report
+from engine.evaluation_report import EvaluationReport
+from engine.evaluator import evaluate
+from engine.losses import LabelSmoothingCrossEntropy
+from processes import tool
+
+
+class Echo(paddle.nn.Layer):
+    """Gives its input as logits, so that batches of logits are images."""
+
+    def forward(self, images):
+        return images
+
+
+def logits_and_labels(classes: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return 23 batches of 8 images and one of 3."""
+    rng = np.random.default_rng(5)
+    return [(rng.standard_normal((count, classes)).astype(np.float32), rng.integers(0, classes, count))
+            for count in [8] * 23 + [3]]
+
+
+def read(path: Path) -> list[dict[str, float | None]]:
+    with path.open(encoding="utf-8") as file:
+        return [{key: float(value) if value else None for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("classes", [7, 3])
+def test_rows_are_those_of_an_independent_computation(classes, tmp_path, monkeypatch):
+    moments = iter(np.cumsum([100.0] + [0.5 + 0.01 * index for index in range(24)]))
+    clock = SimpleNamespace(perf_counter=lambda: float(next(moments)))
+    monkeypatch.setattr(evaluation_report, "time", clock)
+    lines: list[str] = []
+    report = EvaluationReport(24, 10, lines.append)
+    batches = logits_and_labels(classes)
+    result = evaluate(Echo(), batches, LabelSmoothingCrossEntropy(0.1), observe=report.add)
+    report.write(tmp_path / "report.csv")
+    rows = read(tmp_path / "report.csv")
+    assert [row["batch"] for row in rows] == [0, 10, 20, 23] and len(lines) == 4
+
+    for row, line in zip(rows, lines, strict=True):
+        index = int(row["batch"])
+        for prefix, chosen in (("", batches[index : index + 1]), ("mean_", batches[: index + 1])):
+            logits = np.concatenate([part[0] for part in chosen]).astype(np.float64)
+            labels = np.concatenate([part[1] for part in chosen])
+            target = np.full(logits.shape, 0.1 / classes)
+            target[np.arange(len(labels)), labels] += 0.9
+            log_softmax = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+            order = np.argsort(-logits, axis=1)
+            assert row[f"{prefix}loss"] == pytest.approx(-(target * log_softmax).sum(1).mean(), rel=1e-6)
+            assert row[f"{prefix}acc1"] == pytest.approx(100 * np.mean(order[:, 0] == labels), rel=1e-12)
+            five = 100 * np.mean((order[:, :5] == labels[:, None]).any(1))
+            assert row[f"{prefix}acc5"] == (None if classes < 5 else pytest.approx(five, rel=1e-12))
+        seconds = [0.5 + 0.01 * each for each in range(index + 1)]
+        assert row["seconds"] == pytest.approx(seconds[-1]) and row["mean_seconds"] == pytest.approx(np.mean(seconds))
+        images = sum(len(labels) for _, labels in batches[: index + 1])
+        assert row["images"] == len(batches[index][1])
+        assert row["images_per_second"] == pytest.approx(row["images"] / seconds[-1])
+        assert row["mean_images_per_second"] == pytest.approx(images / sum(seconds))
+        assert line.startswith(f"Test: [{index:2}/24]  Time: {seconds[-1]:.3f}s ({np.mean(seconds):.3f}s)  Rate: ")
+        assert f"Acc@1: {row['acc1']:.3f} ({row['mean_acc1']:.3f})" in line and ("Acc@5" in line) == (classes == 7)
+    last = rows[-1]
+    assert last["mean_loss"] == pytest.approx(result.loss, rel=1e-12)
+    assert last["mean_acc1"] == pytest.approx(100 * result.top1, rel=1e-12)
+    if classes == 7:
+        assert last["mean_acc5"] == pytest.approx(100 * result.top5, rel=1e-12)
+        assert report.summary() == (f"* Acc@1 {100 * result.top1:.3f} ({100 - 100 * result.top1:.3f}) "
+                                    f"Acc@5 {100 * result.top5:.3f} ({100 - 100 * result.top5:.3f})")
+    loss = F.cross_entropy(paddle.to_tensor(batches[0][0]), paddle.to_tensor(batches[0][1]), label_smoothing=0.1)
+    assert float(loss) == pytest.approx(rows[0]["loss"], rel=1e-5)
+
+
+def test_the_command_prints_and_writes_it(tmp_path):
+    from models import create_model
+
+    model = create_model("convmixer_256_8", 10, 32, dim=16, depth=1)
+    paddle.save(model.state_dict(), str(tmp_path / "w.pdparams"))
+    config = tmp_path / "c.yaml"
+    config.write_text("MODEL: {NAME: convmixer_256_8, ARGS: {dim: 16, depth: 1}}\n"
+                      "DATA: {NAME: digits, IMAGE_SIZE: 32, EVAL_BATCH_SIZE: 16, HOLDOUT: 180}\n")
+    arguments = ["eval", "-c", str(config), "-w", str(tmp_path / "w.pdparams")]
+    done = tool(*arguments, "--report", str(tmp_path / "r.csv"), "--json", str(tmp_path / "r.json"))
+    assert done.returncode == 0, done.stderr
+    rows, figures = read(tmp_path / "r.csv"), json.loads((tmp_path / "r.json").read_text())
+    assert [row["batch"] for row in rows] == [0, 10, 20, 22] and rows[-1]["images"] == 8
+    assert math.isclose(rows[-1]["mean_loss"], figures["loss"], rel_tol=1e-12)
+    assert math.isclose(rows[-1]["mean_acc1"], 100 * figures["top1"], rel_tol=1e-12)
+    assert len(re.findall(r"^Test: \[[ \d]{2}/23\]  Time: \d", done.stdout, re.MULTILINE)) == 4
+    assert f"* Acc@1 {100 * figures['top1']:.3f}" in done.stdout
+    refused = tool(*arguments, "--report", str(tmp_path / "r.csv"), "--report-every", "0")
+    assert refused.returncode == 2 and "--report-every is 0, expected 1 or more" in refused.stderr
