@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import paddle
@@ -20,9 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from engine.files import write_atomically
-from errors import UserError
+from errors import UserError, printable
 
 Arrays = dict[str, np.ndarray]
+T = TypeVar("T")
 _SUFFIX = ".safetensors"
 
 
@@ -61,7 +63,8 @@ def save_checkpoint(folder: Path, iteration: int, parts: Mapping[str, Arrays], p
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, newest first."""
-    return sorted((p for p in folder.glob(f"*{_SUFFIX}") if p.stem.isdigit()), key=lambda p: int(p.stem), reverse=True)
+    found = [path for path in folder.glob(f"*{_SUFFIX}") if path.stem.isdecimal()]
+    return sorted(found, key=lambda path: int(path.stem), reverse=True)
 
 
 def load_newest(folder: Path, report: Any) -> Checkpoint | None:
@@ -76,21 +79,44 @@ def load_newest(folder: Path, report: Any) -> Checkpoint | None:
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint; raises UserError where it is torn, damaged, or something else."""
+    if not path.is_file():
+        raise UserError(f"{path}: not a whole checkpoint (no ordinary file)")
     try:
         with safe_open(path, framework="np") as file:
             header = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         position = json.loads(header["position"])
         intact = header["sha256"] == _digest(arrays, header["position"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: not a whole checkpoint ({type(error).__name__}: {error})") from None
-    if not intact:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        told = printable(error, 200)
+        raise UserError(f"{path}: not a whole checkpoint ({type(error).__name__}: {told})") from None
+    if not intact or not isinstance(position, dict):
         raise UserError(f"{path}: damaged: its contents do not match its checksum")
     parts: dict[str, Arrays] = {}
     for name, array in arrays.items():
         part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = array
     return Checkpoint(path, parts, position)
+
+
+def read_position(saved: Checkpoint, default: T) -> T:
+    """Return the position of a checkpoint as a dataclass like ``default``; UserError where it is no such position."""
+    expected = asdict(default)
+    for name, value in saved.position.items():
+        if name not in expected or not _is_like(value, expected[name]):
+            raise UserError(f"{saved.path}: not the checkpoint of a run: its position has {printable(name)} = "
+                            f"{printable(value)}")
+    return replace(default, **saved.position)
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    if isinstance(default, (list, tuple)):
+        return isinstance(value, list) and len(value) == len(default) and all(map(_is_like, value, default))
+    if isinstance(default, float):
+        return type(value) in (int, float) and math.isfinite(value)
+    if isinstance(default, int):
+        return type(value) is int and 0 <= value < 1 << 53
+    return isinstance(value, type(default))
 
 
 def model_arrays(model: nn.Layer) -> Arrays:
@@ -113,12 +139,15 @@ def optimizer_arrays(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> 
 
 
 def restore_optimizer(optimizer: paddle.optimizer.Optimizer, model: nn.Layer, arrays: Arrays) -> None:
-    """Put the arrays of ``optimizer_arrays`` back."""
-    own = {name: parameter.name for name, parameter in model.named_parameters()}
+    """Put the arrays of ``optimizer_arrays`` back; raises UserError where they are not of such a network."""
+    own = dict(model.named_parameters())
     state = {}
     for key, array in arrays.items():
         name, _, kind = key.rpartition("/")
-        state[f"{own[name]}_{kind}"] = paddle.to_tensor(array)
+        if name not in own or (array.size > 1 and array.shape != tuple(own[name].shape)):
+            raise UserError(f"the checkpoint's optimizer holds {printable(key)} {list(array.shape)}, which is of "
+                            "another network")
+        state[f"{own[name].name}_{kind}"] = paddle.to_tensor(array)
     optimizer.set_state_dict(state)
 
 

@@ -189,7 +189,7 @@ class TrainingState:
                 raise UserError(f"{saved.path}: its {part} is not that of {self.config.MODEL.NAME} as it is built now")
         self.model.set_state_dict(saved.parts["model"])
         checkpoint.restore_optimizer(self.optimizer, self.model, saved.parts.get("optimizer", {}))
-        position = Position(**saved.position)
+        position = checkpoint.read_position(saved, Position())
         if self.average:
             self.average.state = {name: paddle.to_tensor(array) for name, array in saved.parts["average"].items()}
             self.average.updates = position.average_updates
