@@ -34,7 +34,7 @@ def main(arguments: argparse.Namespace) -> None:
         dataset = build_dataset(config.DATA, "test")
         images = list(dataset.images[: arguments.count])
         title = config.NAME if len({each.NAME for _, each in runs}) == len(runs) else str(weights)
-        with cli.batches(title, len(images)) as bar:
+        with cli.batches(title, len(images), "image") as bar:
             spectra.append(analyse(config, model, images, title, arguments.layers, advance=bar.update))
     for model in spectra:
         print(f"{model.title}: Δ log amplitude at the highest frequency, {arguments.count} test images")

@@ -1,0 +1,123 @@
+"""A run as one self-contained HTML page: figures, curves, errors, explanations, config and environment."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from analysis.confusion import draw_confusion
+from analysis.curves import draw_curves
+from analysis.errors import (
+    Advance,
+    calibration,
+    class_table,
+    draw_mistakes,
+    draw_reliability,
+    predict_split,
+    write_mistakes,
+)
+from analysis.grids import draw_predictions
+from configs.load import flatten, load_config, to_plain
+from configs.schema import default_config
+from engine.files import write_json, write_text
+from engine.history import read_table
+from errors import UserError
+
+TEMPLATE = "report.html"
+LARGEST_PICTURE = 4_000_000  # bytes; a page should open on a phone
+MOST_EXPLANATIONS = 8
+MOST_CONFUSION_CLASSES = 100
+
+
+def write_report(run: Path, split: str = "test", out: Path | None = None,
+                 advance: Advance = lambda done, images: None) -> Path:
+    """Evaluate a run's selected weights, draw what is missing into ``RUN/report/``, and write the page.
+
+    The page is ``out``, by default ``RUN/report.html``; all numbers on it stand in ``RUN/report/report.json`` and
+    ``mistakes.csv`` too. Returns the page's path. Raises UserError where ``run`` is no run with weights.
+    """
+    if not (run / "config.yaml").is_file() or not (run / "best_model.pdparams").is_file():
+        raise UserError(f"{run} is no run with weights: expected config.yaml and best_model.pdparams in it, as "
+                        "tools/train.py leaves them")
+    config = load_config(run / "config.yaml")
+    predictions = predict_split(config, run, split, advance)
+    figures = calibration(predictions)
+    table = class_table(predictions)
+    folder = run / "report"
+    titled = f"{config.NAME}, {split}"
+    pictures = {"curves": draw_curves(run),
+                "reliability": [draw_reliability(figures, folder / "reliability.png", titled)],
+                "predictions": [draw_predictions(config, run, folder / "predictions.png")],
+                "mistakes": [path for path in [draw_mistakes(predictions, folder / "mistakes.png", title=titled)]
+                             if path],
+                "confusion": [], "spectrum": _existing([run / "spectrum.png"]),
+                "explanations": _existing(sorted((run / "explain").glob("*.png")))[:MOST_EXPLANATIONS]}
+    if len(predictions.names) <= MOST_CONFUSION_CLASSES:
+        pictures["confusion"] = [draw_confusion(predictions.confusion().tolist(), predictions.names,
+                                                folder / "confusion.png", titled)]
+    top5 = _top(predictions.probabilities, predictions.labels, 5)
+    summary = {"name": config.NAME, "model": config.MODEL.NAME, "dataset": predictions.dataset.name, "split": split,
+               "images": len(predictions.labels), "top1": figures["accuracy"], "top5": top5,
+               "results": _json(run / "results.json"), "calibration": figures, "classes": table}
+    write_mistakes(predictions, folder / "mistakes.csv")
+    write_json(folder / "report.json", summary)
+    page = _environment().get_template(TEMPLATE).render(
+        summary=summary, environment=_json(run / "environment.json") or {}, changed=_changed(config),
+        config=config.dump(), epochs=read_table(run / "history.csv"), timing=read_table(run / "timing.csv"),
+        pictures={name: [_embedded(path) for path in paths] for name, paths in pictures.items()})
+    path = out or run / "report.html"
+    write_text(path, page)
+    return path
+
+
+def _environment() -> Environment:
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined,
+                              autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": _percent, "flat": _flat}
+    return environment
+
+
+def _percent(share: float | None, digits: int = 2) -> str:
+    return "–" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def _flat(value: Any) -> Any:
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {item}" for key, item in value.items() if item is not None)
+    return " ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _existing(paths: list[Path]) -> list[Path]:
+    return [path for path in paths if path.is_file() and path.stat().st_size <= LARGEST_PICTURE]
+
+
+def _embedded(path: Path) -> dict[str, str]:
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    return {"name": path.stem, "source": f"data:image/png;base64,{data}"}
+
+
+def _json(path: Path) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: no JSON: {error}") from None
+
+
+def _changed(config: Any) -> list[tuple[str, Any, Any]]:
+    """Return (key, value, default) of every key that differs from its default."""
+    standard = dict(flatten(default_config()))
+    return [(key, to_plain(value), to_plain(standard.get(key))) for key, value in flatten(config)
+            if to_plain(value) != to_plain(standard.get(key))]
+
+
+def _top(probabilities: Any, labels: Any, count: int) -> float | None:
+    if probabilities.shape[1] < count:
+        return None
+    own = probabilities[range(len(labels)), labels][:, None]
+    return float(((probabilities > own).sum(1) < count).mean())

@@ -1,0 +1,42 @@
+"""Gather a run into one self-contained HTML page: python tools/report.py output/quickstart"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import cli
+
+from configs.load import load_config
+from engine import runtime
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Evaluate the selected weights, draw curves and errors, and write the page."""
+    run = Path(arguments.run)
+    config = load_config(cli.config_of(argparse.Namespace(config=None, weights=arguments.run)))
+    runtime.prepare(config.RUNTIME.THREADS)
+
+    from analysis.report import write_report
+
+    runtime.start(config)
+    with cli.batches(f"{arguments.split} split", 0, "image") as bar:
+        def advance(done: int, images: int) -> None:
+            bar.total = images
+            bar.update(done - bar.n)
+
+        page = write_report(run, arguments.split, Path(arguments.out) if arguments.out else None, advance)
+    print(f"wrote {page}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the arguments of this command."""
+    result = cli.argument_parser(__doc__, config=False)
+    result.add_argument("run", metavar="RUN", help="a run's folder, for example output/quickstart")
+    result.add_argument("--split", default="test", choices=("test", "holdout", "train"), help="default: test")
+    result.add_argument("--out", metavar="HTML", help="default: RUN/report.html")
+    return result
+
+
+if __name__ == "__main__":
+    cli.run(main, parser())
