@@ -85,6 +85,8 @@ def default_config() -> CfgNode:
     c.TRAIN.EMA_DECAY = 0.0  # moving average of the weights, evaluated and saved in their place; 0 is off
     c.TRAIN.GRAD_CLIP = 0.0  # largest global norm of the gradient; 0 is off
     c.TRAIN.ACCUMULATE = 0  # parts of a batch, one after another, for less memory; 0: one, on a CPU as many as it needs
+    c.TRAIN.SYNC_BATCH_NORM = False  # several processes: batch norms see the whole batch, not their process's share
+    c.TRAIN.ON_NAN = "stop"  # at a loss that is no number: stop; skip (the step, also for such a gradient)
     c.TRAIN.LOG_EVERY = 10  # iterations between rows of steps.csv
     c.TRAIN.EVAL_EVERY = 1  # epochs between evaluations
     c.TRAIN.CHECKPOINT_MINUTES = 10.0  # minutes between checkpoints inside an epoch; each epoch ends with one
@@ -198,6 +200,7 @@ CHECKS: dict[str, Check] = {
     "TRAIN.EMA_DECAY": _between(0.0, 1.0, open_high=True),
     "TRAIN.GRAD_CLIP": _NON_NEGATIVE,
     "TRAIN.ACCUMULATE": _NON_NEGATIVE,
+    "TRAIN.ON_NAN": _one_of("stop", "skip"),
     "TRAIN.LOG_EVERY": _COUNT,
     "TRAIN.EVAL_EVERY": _COUNT,
     "TRAIN.CHECKPOINT_MINUTES": (lambda v: v > 0, "more than 0"),

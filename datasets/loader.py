@@ -22,7 +22,8 @@ class TrainLoader:
     """Batches of an epoch in random order, each image freshly transformed.
 
     The order is a function of (seed, epoch), the transforms of (seed, epoch, image): workers, and where inside
-    an epoch one starts, change nothing.
+    an epoch one starts, change nothing. ``rows``: the images of each batch that are prepared here, where several
+    processes share it; None: all.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class TrainLoader:
         seed: int,
         workers: int = 0,
         drop_last: bool = True,
+        rows: np.ndarray | None = None,
     ) -> None:
         if drop_last and len(dataset) < batch_size:
             raise UserError(
@@ -40,7 +42,7 @@ class TrainLoader:
                 f"split '{dataset.split}'"
             )
         self.dataset, self.transform, self.batch_size = dataset, transform, batch_size
-        self.seed, self.workers, self.drop_last = seed, workers, drop_last
+        self.seed, self.workers, self.drop_last, self.rows = seed, workers, drop_last, rows
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch."""
@@ -57,6 +59,7 @@ class TrainLoader:
 
         def load(batch: int) -> Batch:
             indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            indices = indices if self.rows is None else indices[self.rows]
             rngs = (generator(self.seed, AUGMENT, epoch, int(index)) for index in indices)
             return _transformed(self.dataset, self.transform, indices, rngs)
 
@@ -64,14 +67,31 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """All images in their order, the last batch as short as it is."""
+    """All images in their order, the last batch as short as it is.
 
-    def __init__(self, dataset: ImageDataset, transform: Pipeline, batch_size: int, workers: int = 0) -> None:
+    Where several processes share the evaluation, number ``part`` of ``parts`` takes every ``parts``-th batch.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        transform: Pipeline,
+        batch_size: int,
+        workers: int = 0,
+        part: int = 0,
+        parts: int = 1,
+    ) -> None:
         self.dataset, self.transform, self.batch_size, self.workers = dataset, transform, batch_size, workers
+        self.part, self.parts = part, parts
 
     def __len__(self) -> int:
-        """Return the number of batches."""
-        return -(-len(self.dataset) // self.batch_size)
+        """Return the number of batches of part 0; no part has more, none more than one less."""
+        return -(-len(self.dataset) // (self.batch_size * self.parts))
+
+    def positions(self) -> np.ndarray:
+        """Return the indices of the images that this part takes, in the order in which they come."""
+        every = np.arange(len(self.dataset))
+        return every[every // self.batch_size % self.parts == self.part]
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield (images float32 ``[B, 3, H, W]``, labels int64 ``[B]``)."""
@@ -82,7 +102,8 @@ class EvalLoader:
             indices = np.arange(start, min(start + self.batch_size, len(self.dataset)))
             return _transformed(self.dataset, self.transform, indices, (rng for _ in indices))
 
-        return _prepared(load, range(len(self)), self.workers)
+        batches = -(-len(self.dataset) // self.batch_size)
+        return _prepared(load, range(self.part, batches, self.parts), self.workers)
 
 
 def _transformed(dataset: ImageDataset, transform: Pipeline, indices: np.ndarray, rngs) -> Batch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 import paddle
 from paddle import nn
 
+from datasets.loader import EvalLoader
+from engine import distributed
 from engine.losses import LabelSmoothingCrossEntropy
 from engine.runtime import autocast
 
@@ -40,43 +42,50 @@ class Evaluation:
 @paddle.no_grad()
 def evaluate(
     model: nn.Layer,
-    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    batches: EvalLoader,
     loss_function: LabelSmoothingCrossEntropy,
     precision: str = "float32",
     advance: Callable[[int], None] = lambda images: None,
     observe: Callable[[np.ndarray, np.ndarray, np.ndarray | None], None] = lambda *found: None,
 ) -> Evaluation:
-    """Evaluate ``model`` on batches of images ``[B, 3, H, W]`` and labels ``[B]``.
+    """Evaluate ``model`` on batches of images ``[B, 3, H, W]`` and labels ``[B]`` (in one process, any list of them).
 
-    ``advance`` is told the number of images after each batch, ``observe`` what it found of each: the losses, which
-    are classified correctly, and which within five guesses (None with fewer than five classes, as then ``top5``).
+    ``advance`` is told the number of images after each batch, equally often in every process that takes part. What
+    each has found comes together image by image, so that the figures are those of one process. ``observe`` is told
+    what a batch of this process found of each image: the losses, which are classified correctly, and which within
+    five guesses (None with fewer than five classes, as then ``top5``).
     """
     model.eval()
     started = time.perf_counter()
-    losses, ranks, labels_seen, predictions = [], [], [], []
+    found = [np.zeros((4, 0))]  # of each image: loss, label, prediction, how many classes stand before its own
     classes = 0
     for images, labels in batches:
         target = paddle.to_tensor(labels)
         with autocast(precision):
             logits = model(paddle.to_tensor(images))
         classes = logits.shape[1]
-        losses.append(loss_function(logits, target, reduction="none").numpy().astype(np.float64))
+        losses = loss_function(logits, target, reduction="none").numpy().astype(np.float64)
         scores = logits.astype("float32").numpy()
         own = scores[np.arange(len(labels)), labels][:, None]
-        ranks.append((~(scores <= own)).sum(1))  # a logit that is nan ranks last
-        predictions.append(scores.argmax(1))
-        labels_seen.append(np.asarray(labels))
-        observe(losses[-1], predictions[-1] == labels, ranks[-1] < 5 if classes >= 5 else None)
+        before = (~(scores <= own)).sum(1)  # a logit that is nan comes last
+        found.append(np.stack([losses, labels, scores.argmax(1), before]))
+        observe(losses, scores.argmax(1) == labels, before < 5 if classes >= 5 else None)
         advance(len(labels))
-    labels, predictions, rank = (np.concatenate(part) for part in (labels_seen, predictions, ranks))
+    figures = np.concatenate(found, axis=1)
+    if distributed.size() > 1:
+        if len(found) <= len(batches):
+            advance(0)
+        classes = max(distributed.exchange(classes))
+        figures = distributed.assemble(figures, batches.positions(), len(batches.dataset))
+    losses, (labels, predictions, before) = figures[0], figures[1:].astype(np.int64)
     confusion = np.zeros((classes, classes), np.int64)
     np.add.at(confusion, (labels, predictions), 1)
     counts = confusion.sum(1)
     return Evaluation(
         images=len(labels),
-        loss=float(np.concatenate(losses).mean()),
+        loss=float(losses.mean()),
         top1=float((predictions == labels).mean()),
-        top5=float((rank < 5).mean()) if classes >= 5 else None,
+        top5=float((before < 5).mean()) if classes >= 5 else None,
         per_class=[float(confusion[k, k] / counts[k]) if counts[k] else None for k in range(classes)],
         confusion=confusion.tolist(),
         seconds=time.perf_counter() - started,

@@ -11,12 +11,10 @@ class RunningMean:
     def __init__(self, sums: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> None:
         self._sums = paddle.to_tensor(sums, dtype="float64")
 
-    def add(self, loss: paddle.Tensor, logits: paddle.Tensor, labels: paddle.Tensor) -> None:
-        """Add a batch: its mean loss, its logits ``[B, classes]`` and its labels ``[B]``."""
-        count = labels.shape[0]
-        correct = (logits.argmax(-1) == labels).sum().astype("float64")
-        batch = paddle.stack([loss.detach().astype("float64") * count, correct, paddle.full([], count, "float64")])
-        self._sums = self._sums + batch
+    def add(self, loss: paddle.Tensor, correct: paddle.Tensor, images: int) -> None:
+        """Add a batch: its mean loss, how many of its images were classified correctly, and how many it has."""
+        batch = [loss.astype("float64") * images, correct.astype("float64"), paddle.full([], images, "float64")]
+        self._sums = self._sums + paddle.stack(batch)
 
     def sums(self) -> tuple[float, float, float]:
         """Return (sum of losses, correct images, images)."""

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 def prepare(threads: int = 0) -> list[str]:
-    """Load Paddle with threads (0: one for each core this process may use) and the AMD setting in its environment.
+    """Load Paddle with threads (0: its share of the cores) and the AMD setting in its environment.
 
     What stands in the environment stays, but for OMP_NUM_THREADS where ``threads`` is given. Returns what was set, as
     ``NAME=VALUE``, for the log. Without effect on a process that has loaded Paddle already.
     """
-    wanted = {"OMP_NUM_THREADS": str(threads or available_cores())}
+    wanted = {"OMP_NUM_THREADS": str(threads or max(available_cores() // processes_here(), 1))}
     if "AuthenticAMD" in _cpu_description():
         # The MKLML in Paddle's wheel takes a slow path on AMD processors otherwise (PaddlePaddle/Paddle#75760).
         wanted["MKL_DEBUG_CPU_TYPE"] = "5"
@@ -47,6 +47,13 @@ def prepare(threads: int = 0) -> list[str]:
 def available_cores() -> int:
     """Return how many cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processes_here() -> int:
+    """Return how many processes a launcher has started on this machine, this one included; 1 without a launcher."""
+    host = os.environ.get("PADDLE_CURRENT_ENDPOINT", "").rpartition(":")[0]
+    endpoints = os.environ.get("PADDLE_TRAINER_ENDPOINTS", "").split(",")
+    return max(sum(endpoint.rpartition(":")[0] == host for endpoint in endpoints if endpoint), 1)
 
 
 def start(config: CfgNode) -> str:

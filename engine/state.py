@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import paddle
@@ -16,7 +16,8 @@ from yacs.config import CfgNode
 from configs.load import to_plain
 from datasets.loader import EvalLoader
 from datasets.mix import BatchMix, mix_images, mix_labels
-from engine import checkpoint, runtime
+from engine import checkpoint, distributed, runtime
+from engine.batch_norm import synchronize
 from engine.evaluator import Evaluation, evaluate
 from engine.files import write_atomically
 from engine.losses import LabelSmoothingCrossEntropy
@@ -71,10 +72,11 @@ def parts_of_batch(config: CfgNode, device: str) -> int:
         return config.TRAIN.ACCUMULATE or 1
     size = config.DATA.IMAGE_SIZE
     pixels = size[0] * size[1] if isinstance(size, list) else size * size
-    parts = min(-(-config.DATA.BATCH_SIZE * pixels // CPU_PART_PIXELS), config.DATA.BATCH_SIZE)
+    images = max(distributed.shares(config.DATA.BATCH_SIZE))
+    parts = min(-(-images * pixels // CPU_PART_PIXELS), images)
     if parts > 1:
         log.info("batches of %d images in %d parts of up to %d, for a CPU's memory; batch norms see one part "
-                 "(TRAIN.ACCUMULATE)", config.DATA.BATCH_SIZE, parts, -(-config.DATA.BATCH_SIZE // parts))
+                 "(TRAIN.ACCUMULATE)", images, parts, -(-images // parts))
     return parts
 
 
@@ -91,7 +93,18 @@ class Position:
     best_accuracy: float = -1.0
     best_loss: float = 0.0  # decides between equal accuracies
     average_updates: int = 0
+    skipped: int = 0  # steps, as TRAIN.ON_NAN has it
+    skipped_in_a_row: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)
+
+
+class Step(NamedTuple):
+    """What one optimizer step found, over the whole batch; ``taken`` is False where TRAIN.ON_NAN skipped it."""
+
+    loss: paddle.Tensor
+    correct: paddle.Tensor
+    images: int
+    taken: bool = True
 
 
 class TrainingState:
@@ -100,6 +113,8 @@ class TrainingState:
     def __init__(self, config: CfgNode) -> None:
         self.config = config
         self.model = build_model(config)
+        if config.TRAIN.SYNC_BATCH_NORM and distributed.size() > 1:
+            synchronize(self.model)
         self.loss = LabelSmoothingCrossEntropy(config.LOSS.LABEL_SMOOTHING)
         self.optimizer = build_optimizer(self.model, config.OPTIMIZER, config.TRAIN.GRAD_CLIP)
         self.scaler = paddle.amp.GradScaler(enable=config.TRAIN.PRECISION == "float16")
@@ -108,42 +123,73 @@ class TrainingState:
         self.mix = BatchMix(augment.MIXUP, augment.CUTMIX, augment.MIX_PROB, augment.MIX_SWITCH_PROB)
         self.parts = parts_of_batch(config, paddle.get_device())
 
-    def step(self, images: np.ndarray, labels: np.ndarray, iteration: int, lr: float,
-             between_parts: Callable[[], None] = lambda: None) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
-        """Take one optimizer step; returns (loss, logits ``[B, classes]``, labels ``[B]``) of the batch.
+    def share(self) -> None:
+        """Let all processes start from the weights of process 0."""
+        distributed.share([*self.model.state_dict().values(), *(self.average.state.values() if self.average else ())])
 
-        What ``between_parts`` raises leaves the state as it was before the step.
+    def step(self, images: np.ndarray, labels: np.ndarray, iteration: int, lr: float,
+             between_parts: Callable[[], None] = lambda: None) -> Step:
+        """Take one optimizer step from this process's share of a batch.
+
+        What ``between_parts`` raises leaves the state as it was before the step; so does a loss or gradient that is
+        no number where TRAIN.ON_NAN is skip. Masks of dropout and drop path are drawn by each process for its own
+        images: those are the only numbers that depend on how many processes there are.
         """
         config = self.config
-        statistics = [(tensor, tensor.clone()) for tensor in self._statistics()] if self.parts > 1 else []
+        whole = len(labels) if distributed.size() == 1 else config.DATA.BATCH_SIZE
+        skip = config.TRAIN.ON_NAN == "skip"
+        before = [(tensor, tensor.clone()) for tensor in self._statistics()] if self.parts > 1 or skip else []
         mix = self.mix.draw(config.RUNTIME.SEED, iteration, *images.shape[2:])
         images = mix_images(images, mix)
         targets = labels if mix.ratio == 1.0 else mix_labels(labels, config.MODEL.NUM_CLASSES, mix)
-        runtime.seed_everything(config.RUNTIME.SEED, iteration)
+        runtime.seed_everything(config.RUNTIME.SEED, iteration, *[distributed.rank()] * (distributed.size() > 1))
         self.optimizer.set_lr(lr)
-        losses, logits = [], []
-        for part in np.array_split(np.arange(len(labels)), min(self.parts, len(labels))):
+        loss, correct = paddle.zeros([]), paddle.zeros([])
+        for part in np.array_split(np.arange(len(labels)), min(self.parts, *distributed.shares(whole))):
             try:
                 between_parts()
             except BaseException:
-                self._undo(statistics)
+                self._undo(before)
                 raise
             with runtime.autocast(config.TRAIN.PRECISION):
                 output = self.model(paddle.to_tensor(images[part]))
-            loss = self.loss(output, paddle.to_tensor(targets[part])) * (len(part) / len(labels))
-            self.scaler.scale(loss).backward()
-            losses.append(loss.detach())
-            logits.append(output.detach())
+            share = self.loss(output, paddle.to_tensor(targets[part])) * (len(part) / whole)
+            self.scaler.scale(share).backward()
+            loss += share.detach()
+            correct += (output.detach().argmax(-1) == paddle.to_tensor(labels[part])).sum().astype("float32")
+        self._unite([loss, correct], len(labels) / whole)
+        if skip and not self._is_finite(loss):
+            self._undo(before)
+            return Step(loss, correct, whole, taken=False)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.clear_grad()
         if self.average:
             self.average.update(self.model)
-        return paddle.add_n(losses), paddle.concat(logits), paddle.to_tensor(labels)
+        return Step(loss, correct, whole)
+
+    def _unite(self, figures: list[paddle.Tensor], share: float) -> None:
+        """Add up gradients and figures of all processes, and take the mean of their batch statistics."""
+        if distributed.size() == 1:
+            return
+        statistics = self._statistics()
+        with paddle.no_grad():
+            for tensor in statistics:
+                tensor.scale_(share)
+        distributed.add_up_all([*self._gradients(), *statistics, *figures])
+
+    def _gradients(self) -> list[paddle.Tensor]:
+        return [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+
+    @paddle.no_grad()
+    def _is_finite(self, loss: paddle.Tensor) -> bool:
+        """Tell whether the step may be taken. Of gradients that were scaled for float16, the scaler judges."""
+        sums = [] if self.scaler.is_enable() else [gradient.abs().sum() for gradient in self._gradients()]
+        return bool(paddle.isfinite(paddle.stack([loss, *sums])).all())
 
     def _statistics(self) -> list[paddle.Tensor]:
-        """Return what a forward pass in training mode changes: in Paddle, parameters that are not trained."""
-        return [tensor for tensor in self.model.state_dict().values() if tensor.stop_gradient]
+        """Return what a forward pass in training mode changes: the running statistics of batch norms."""
+        return [tensor for name, tensor in self.model.state_dict().items() if name.endswith(("_mean", "_variance"))]
 
     def _undo(self, statistics: list[tuple[paddle.Tensor, paddle.Tensor]]) -> None:
         """Forget the gradients of a step that is given up, and what its parts did to the batch statistics."""
@@ -166,20 +212,26 @@ class TrainingState:
         write_atomically(run / f"{kind}_optimizer.pdopt", lambda path: paddle.save(state, str(path)))
 
     def save(self, run: RunFolder, position: Position) -> Path:
-        """Write the checkpoint of ``position``."""
+        """Write the checkpoint of ``position``; raises UserError for weights that are no numbers."""
         parts = {"model": checkpoint.model_arrays(self.model),
                  "optimizer": checkpoint.optimizer_arrays(self.optimizer, self.model)}
         if self.average:
             parts["average"] = {name: tensor.numpy() for name, tensor in self.average.state.items()}
             position.average_updates = self.average.updates
+        for part, arrays in parts.items():
+            for name, array in arrays.items():
+                if not np.isfinite(array).all():
+                    raise UserError(f"iteration {position.iteration} left a {part} whose {name} is no number: no "
+                                    "checkpoint is written, the newest is from before")
         position.scaler = {key: value.tolist() if isinstance(value, np.ndarray) else value
                            for key, value in self.scaler.state_dict().items()}
         return checkpoint.save_checkpoint(run.checkpoints, position.iteration, parts, asdict(position),
                                           self.config.TRAIN.KEEP_CHECKPOINTS)
 
     def restore(self, run: RunFolder) -> Position:
-        """Continue from the newest whole checkpoint of a run; from the start where there is none."""
-        saved = checkpoint.load_newest(run.checkpoints, log.warning)
+        """Continue from the newest whole checkpoint of a run, which process 0 reads; from the start without one."""
+        saved = distributed.on_main(lambda: checkpoint.load_newest(run.checkpoints, log.warning))
+        saved = distributed.share_checkpoint(saved)
         if saved is None:
             log.warning("%s holds no whole checkpoint: starting from the beginning", run.checkpoints)
             return Position()

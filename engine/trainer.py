@@ -2,7 +2,8 @@
 
 What is computed is a function of the config alone: the learning rate is one of the iteration, order and
 augmentation are functions of (seed, epoch), dropout and drop path of (seed, iteration). A run that is interrupted
-and resumed therefore ends with the weights and curves of the run that was not.
+and resumed therefore ends with the weights and curves of the run that was not. Where several processes train one run,
+each goes through all of this with its share of every batch; process 0 alone writes.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import paddle
 from yacs.config import CfgNode
 
 from datasets import build_dataset
 from datasets.loader import EvalLoader, TrainLoader
 from datasets.transforms import build_eval_transforms, build_train_transforms
+from engine import distributed
 from engine.evaluator import Evaluation, evaluate
 from engine.files import write_json
 from engine.history import History
@@ -29,18 +30,20 @@ from engine.optim import learning_rate
 from engine.predictor import find_weights, load_model
 from engine.progress import Progress
 from engine.run import RunFolder
-from engine.state import Position, TrainingState
+from engine.state import Position, Step, TrainingState, build_model
 from engine.weights import load_weights
 from errors import UserError
 
 log = logging.getLogger("suite")
+
+MOST_SKIPPED_IN_A_ROW = 50  # steps that TRAIN.ON_NAN skips before the run is given up
 
 
 def build_train_loader(config: CfgNode) -> TrainLoader:
     """Return the shuffled, augmented batches of the training split."""
     transform = build_train_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE)
     return TrainLoader(build_dataset(config.DATA, "train"), transform, config.DATA.BATCH_SIZE, config.RUNTIME.SEED,
-                       config.DATA.WORKERS)
+                       config.DATA.WORKERS, rows=distributed.rows(config.DATA.BATCH_SIZE))
 
 
 def build_eval_loader(config: CfgNode, split: str) -> EvalLoader:
@@ -50,33 +53,44 @@ def build_eval_loader(config: CfgNode, split: str) -> EvalLoader:
         raise UserError(f"MODEL.NUM_CLASSES is {config.MODEL.NUM_CLASSES}, expected at least the "
                         f"{len(dataset.class_names)} classes of {dataset.name}")
     transform = build_eval_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE)
-    return EvalLoader(dataset, transform, config.DATA.EVAL_BATCH_SIZE, config.DATA.WORKERS)
+    return EvalLoader(dataset, transform, config.DATA.EVAL_BATCH_SIZE, config.DATA.WORKERS, distributed.rank(),
+                      distributed.size())
 
 
 class Trainer:
     """One run: its data, its state, and where it stands."""
 
     def __init__(self, config: CfgNode, run: RunFolder, *, resume: bool = False, weights: str = "") -> None:
-        self.config, self.run = config, run
-        self.loader = build_train_loader(config)
+        self.config, self.run, self.main = config, run, distributed.is_main()
+        self.loader = distributed.main_first(lambda: build_train_loader(config))
         self.selection_split = "holdout" if config.DATA.HOLDOUT else "test"
-        self.selection = build_eval_loader(config, self.selection_split)
-        self.state = TrainingState(config)
+        self.selection = distributed.main_first(lambda: build_eval_loader(config, self.selection_split))
+        self.state = distributed.together(lambda: TrainingState(config))
         if weights:
-            report = load_weights(self.state.model, find_weights(weights), num_classes_mismatch="fresh_head")
-            log.info("%s", "\n".join(report.lines()))
+            distributed.on_main(lambda: self._load(weights))
         self.position = self.state.restore(run) if resume else Position()
-        if weights:  # a run that is ended before its next checkpoint starts from them again
+        self.state.share()
+        if weights and self.main:  # a run that is ended before its next checkpoint starts from them again
             self.state.save(run, self.position)
-        self.history = History(run.path, self.position.iteration, self.position.epoch)
+        self.history = History(run.path, self.position.iteration, self.position.epoch) if self.main else None
         self.means = RunningMean(self.position.sums)
         self.steps, self.epochs = len(self.loader), config.TRAIN.EPOCHS
         self.last = min(config.TRAIN.MAX_STEPS or math.inf, self.epochs * self.steps)
         batch = config.DATA.BATCH_SIZE
-        self.progress = Progress(self.last * batch, self.position.iteration * batch)
+        self.progress = Progress(self.last * batch, self.position.iteration * batch, self._evaluations_left(),
+                                 len(self.selection.dataset), shown=self.main)
         self.saved_at = time.monotonic()
         self.evaluated: tuple[int, Evaluation] | None = None  # the newest selection, and the iteration it was made at
         self.stop = StopRequest()
+
+    def _load(self, weights: str) -> None:
+        report = load_weights(self.state.model, find_weights(weights), num_classes_mismatch="fresh_head")
+        log.info("%s", "\n".join(report.lines()))
+
+    def _evaluations_left(self) -> int:
+        """Return how often there will be an evaluation from here on, those of the results included."""
+        last = -(-self.last // self.steps)
+        return last // self.config.TRAIN.EVAL_EVERY - self.position.epoch // self.config.TRAIN.EVAL_EVERY + 2
 
     def fit(self, after_epoch: Callable[[Path], None] = lambda folder: None) -> dict[str, Any]:
         """Train to the end; returns what ``results.json`` holds.
@@ -92,18 +106,21 @@ class Trainer:
                     timing = self._train_epoch(epoch)
                     evaluation = self._select(epoch)
                     self._record_epoch(epoch, timing, evaluation)
-                    self._save()
-                    after_epoch(self.run.path)
+                    if self.main:
+                        self._save()
+                        after_epoch(self.run.path)
                 if not self.position.best_epoch:  # resumed to end at once, and never evaluated before
                     self._select(self._epoch_reached() - 1)
-                self.state.save_weights(self.run, "final")
+                if self.main:
+                    self.state.save_weights(self.run, "final")
                 return self._report()
         except Interrupted as interrupted:
-            log.info("%s: saved %s; continue with --resume", interrupted, self._save())
+            log.info("%s: saved %s; continue with --resume", interrupted, distributed.on_main(self._save))
             raise
         finally:
             self.progress.finish()
-            self.history.close()
+            if self.history:
+                self.history.close()
 
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
         """Train what is left of an epoch; returns its row of ``timing.csv`` without the evaluation's rate."""
@@ -115,15 +132,16 @@ class Trainer:
             if position.iteration >= self.last:
                 break
             lr = self._learning_rate(position.iteration)
-            loss, logits, target = self.state.step(images, labels, position.iteration, lr, self.stop.check)
-            self.means.add(loss, logits, target)
+            step = self.state.step(images, labels, position.iteration, lr, self.stop.check)
             position.step += 1
             position.iteration += 1
-            if position.iteration % config.TRAIN.LOG_EVERY == 0:
-                self._record_step(epoch, lr, loss, logits, target)
-            self.progress.train_batch(len(labels), self.means.means, lr)
+            if self._taken(step):
+                self.means.add(step.loss, step.correct, step.images)
+                if position.iteration % config.TRAIN.LOG_EVERY == 0:
+                    self._record_step(epoch, lr, step)
+            self.progress.train_batch(step.images, self.means.means, lr)
             self.stop.check()
-            if time.monotonic() - self.saved_at > 60 * config.TRAIN.CHECKPOINT_MINUTES:
+            if self.main and time.monotonic() - self.saved_at > 60 * config.TRAIN.CHECKPOINT_MINUTES:
                 self._save()
         seconds = time.perf_counter() - started
         images_seen = (position.step - first) * config.DATA.BATCH_SIZE
@@ -141,7 +159,8 @@ class Trainer:
         if (evaluation.top1, -evaluation.loss) > (position.best_accuracy, -position.best_loss):
             position.best_accuracy, position.best_loss = evaluation.top1, evaluation.loss
             position.best_epoch, position.best_iteration = epoch + 1, position.iteration
-            self.state.save_weights(self.run, "best")
+            if self.main:
+                self.state.save_weights(self.run, "best")
         return evaluation
 
     def _evaluate(self, loader: EvalLoader, title: str, weights: Path | None = None) -> Evaluation:
@@ -154,16 +173,33 @@ class Trainer:
             self.progress.start(title, len(loader), 0)
             if weights is None:
                 return self.state.evaluate(loader, advance)
-            model, _ = load_model(self.config, weights)
+            loaded = distributed.on_main(lambda: load_model(self.config, weights)[0])
+            model = loaded if self.main else build_model(self.config)
+            distributed.share(model.state_dict().values())
             return evaluate(model, loader, self.state.loss, self.config.TRAIN.PRECISION, advance)
 
-    def _record_step(self, epoch: int, lr: float, loss: paddle.Tensor, logits: paddle.Tensor,
-                     target: paddle.Tensor) -> None:
-        value = float(loss)
-        self._refuse_non_finite(value)
-        accuracy = float((logits.argmax(-1) == target).astype("float64").mean())
-        self.history.add_step({"iteration": self.position.iteration, "epoch": epoch + 1, "lr": lr, "train_loss": value,
-                               "train_accuracy": accuracy})
+    def _taken(self, step: Step) -> bool:
+        """Count a step that was skipped; raises UserError for too many in a row."""
+        position = self.position
+        if step.taken:
+            position.skipped_in_a_row = 0
+            return True
+        position.skipped += 1
+        position.skipped_in_a_row += 1
+        log.warning("iteration %d skipped: its loss is %s%s (%d skipped so far)", position.iteration,
+                    loss := float(step.loss), ", its gradient no number" if math.isfinite(loss) else "",
+                    position.skipped)
+        if position.skipped_in_a_row == MOST_SKIPPED_IN_A_ROW:
+            raise UserError(f"{MOST_SKIPPED_IN_A_ROW} steps in a row were skipped up to iteration {position.iteration} "
+                            f"(TRAIN.ON_NAN), the last with loss {loss}; {self._advice()}")
+        return False
+
+    def _record_step(self, epoch: int, lr: float, step: Step) -> None:
+        loss = float(step.loss)
+        self._refuse_non_finite(loss)
+        if self.history:
+            self.history.add_step({"iteration": self.position.iteration, "epoch": epoch + 1, "lr": lr,
+                                   "train_loss": loss, "train_accuracy": float(step.correct) / step.images})
 
     def _record_epoch(self, epoch: int, timing: dict[str, Any], evaluation: Evaluation | None) -> None:
         """Write the epoch's rows and move to the next; an epoch that MAX_STEPS cut short stays the present one."""
@@ -181,7 +217,8 @@ class Trainer:
                      f"(best {position.best_accuracy:.2%} in epoch {position.best_epoch})")
         log.info("epoch %d/%d: %s; %s images/s", epoch + 1, self.epochs, text, timing["train_images_per_second"])
         rate = round(evaluation.images_per_second, 2) if evaluation else ""
-        self.history.add_epoch(row, {**timing, "val_images_per_second": rate})
+        if self.history:
+            self.history.add_epoch(row, {**timing, "val_images_per_second": rate})
         if position.step == self.steps:
             position.epoch, position.step = epoch + 1, 0
             self.means = RunningMean()
@@ -200,8 +237,10 @@ class Trainer:
             selected = self._evaluate(loader, "selected weights, test", run / "best_model.pdparams").figures()
         results = {"selected_on": self.selection_split,
                    "selected": {"epoch": position.best_epoch, "test": selected},
-                   "final": {"epoch": self._epoch_reached(), "test": final}}
-        write_json(run.results, results)
+                   "final": {"epoch": self._epoch_reached(), "test": final},
+                   "skipped_steps": position.skipped}
+        if self.main:
+            write_json(run.results, results)
         for name in ("selected", "final"):
             figures = results[name]["test"]
             log.info("%s weights (epoch %d): test top-1 %.2f %%, loss %.4f", name, results[name]["epoch"],
@@ -224,9 +263,13 @@ class Trainer:
     def _refuse_non_finite(self, loss: float, of: str = "training") -> None:
         if math.isfinite(loss):
             return
-        finite = self.history.last_step()
+        raise UserError(f"the {of} loss is {loss} at iteration {self.position.iteration}; {self._advice()}, or "
+                        "TRAIN.ON_NAN skip")
+
+    def _advice(self) -> str:
+        """Return what is known of the run before its loss was no number, and what to try."""
+        finite = self.history.last_step() if self.history else None
         before = f"that of training at iteration {finite['iteration']} was {finite['train_loss']}" if finite else \
             "no iteration before it was recorded"
-        raise UserError(f"the {of} loss is {loss} at iteration {self.position.iteration}; {before}; the newest "
-                        "checkpoint is from before: try a lower OPTIMIZER.LR, a longer SCHEDULE.WARMUP_EPOCHS, "
-                        "TRAIN.GRAD_CLIP 1.0, or TRAIN.PRECISION float32")
+        return (f"{before}; the newest checkpoint is from before: try a lower OPTIMIZER.LR, a longer "
+                "SCHEDULE.WARMUP_EPOCHS, TRAIN.GRAD_CLIP 1.0, TRAIN.PRECISION float32")

@@ -169,8 +169,8 @@ def test_accumulation_takes_the_same_step_without_batch_statistics(tmp_path: Pat
         config = load_config("configs/quickstart.yaml", [f"TRAIN.ACCUMULATE={parts}", "OPTIMIZER.NAME=sgd"])
         state = TrainingState(config)
         state.model.eval()  # batch statistics of parts would differ
-        loss, logits, _ = state.step(images, labels, 0, 0.1)
-        assert logits.shape == [8, 10] and np.isfinite(float(loss))
+        step = state.step(images, labels, 0, 0.1)
+        assert step.images == 8 and 0 <= float(step.correct) <= 8 and np.isfinite(float(step.loss))
         weights.append(np.concatenate([p.numpy().ravel() for p in state.model.parameters()]))
     assert np.abs(weights[0] - weights[1]).max() < 1e-5
 
@@ -227,6 +227,6 @@ def test_compiled_operators_train_as_stock_ones() -> None:
         with kernels.using(mode):
             state = TrainingState(config)
             batches = build_train_loader(config).epoch(0)
-            losses[mode] = [float(state.step(*next(batches), step, 0.05)[0]) for step in range(10)]
+            losses[mode] = [float(state.step(*next(batches), step, 0.05).loss) for step in range(10)]
     np.testing.assert_allclose(losses["auto"], losses["stock"], rtol=1e-4)
     assert losses["auto"][-1] < losses["auto"][0]

@@ -13,7 +13,7 @@ from errors import UserError
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Train the run of a config; 0 when it is done, 130 or 143 when a signal stopped it after saving."""
+    """Train the run of a config; 0 when it is done, 129, 130 or 143 when a signal stopped it after saving."""
     resumed = Path(arguments.resume) if arguments.resume else None
     if not arguments.config and not resumed:
         raise UserError("no config: name one with -c, for example -c configs/quickstart.yaml")
@@ -27,25 +27,31 @@ def main(arguments: argparse.Namespace) -> int:
 
     from analysis.curves import draw_curves
     from analysis.grids import draw_predictions
+    from engine import distributed
     from engine.files import write_json
     from engine.interrupts import Interrupted
     from engine.run import RunFolder, log, run_folder
     from engine.trainer import Trainer
 
-    device = runtime.start(config)
     run = RunFolder(resumed) if resumed else run_folder(config)
-    run.open(config, resume=arguments.resume is not None, overwrite=arguments.overwrite)
-    try:
-        write_json(run.environment, runtime.environment(device, settings))
-        log.info("device %s; set in the environment: %s", device, ", ".join(settings) or "nothing")
-        trainer = Trainer(config, run, resume=arguments.resume is not None, weights=arguments.weights)
-        trainer.fit(after_epoch=draw_curves)
-        draw_predictions(config, run / "best_model.pdparams", run / "predictions.png")
-        log.info("wrote %s", run.path)
-    except Interrupted as interrupted:
-        return 128 + interrupted.signum
-    finally:
-        run.close()
+    with distributed.joined(config):
+        device = distributed.together(lambda: runtime.start(config))
+        distributed.on_main(lambda: run.open(config, resume=arguments.resume is not None,
+                                             overwrite=arguments.overwrite))
+        try:
+            if distributed.is_main():
+                write_json(run.environment, {**runtime.environment(device, settings), "processes": distributed.size()})
+            log.info("device %s; set in the environment: %s; processes: %d", device, ", ".join(settings) or "nothing",
+                     distributed.size())
+            trainer = Trainer(config, run, resume=arguments.resume is not None, weights=arguments.weights)
+            trainer.fit(after_epoch=draw_curves)
+            if distributed.is_main():
+                draw_predictions(config, run / "best_model.pdparams", run / "predictions.png")
+            log.info("wrote %s", run.path)
+        except Interrupted as interrupted:
+            return 128 + interrupted.signum
+        finally:
+            run.close()
     return 0
 
 
