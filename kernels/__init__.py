@@ -70,7 +70,7 @@ def conv2d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> paddle.Tensor:
-    """Convolve as ``paddle.nn.functional.conv2d``; compiled are dense (``groups=1``) and depthwise convolutions.
+    """Convolve as ``paddle.nn.functional.conv2d``; compiled are dense, grouped and depthwise convolutions.
 
     On the CPU it has first derivatives only, like Paddle's own.
 
@@ -82,7 +82,7 @@ def conv2d(
         padding: zeros around the map: one number, ``(vertical, horizontal)``, ``(top, bottom, left, right)``,
             ``"VALID"`` or ``"SAME"``.
         dilation: distance of the taps; other than 1 is left to Paddle.
-        groups: groups of channels; other than 1 and ``C = C'`` is left to Paddle.
+        groups: groups of channels.
 
     Returns:
         ``[B, C', H', W']``, in the precision of ``x``.

@@ -72,6 +72,7 @@ class Library:
             function.argtypes = [types[letter] for letter in arguments]
             setattr(self, name, function)
         self._threads = handle.depthwise_threads
+        self.lanes: int = handle.depthwise_lanes()
 
     def about(self) -> dict[str, Any]:
         """Return path, compiler, flags, number of threads and whose matrix products for the log."""

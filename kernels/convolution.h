@@ -7,5 +7,5 @@
 // All that both directions need; mirrored by a ctypes structure.
 struct ConvolutionShape {
   int64_t batch, channels, height, width, out_channels, out_height, out_width;
-  int64_t kernel_height, kernel_width, stride, pad_top, pad_left;
+  int64_t kernel_height, kernel_width, stride, pad_top, pad_left, groups;
 };

@@ -8,7 +8,7 @@ import paddle
 from paddle.autograd import PyLayer
 from paddle.autograd.py_layer import once_differentiable
 
-from kernels import products
+from kernels import build, products
 from kernels.dispatch import empty, run, usable
 from kernels.geometry import Setting, Windows, windows
 
@@ -20,15 +20,15 @@ class Shape(ctypes.Structure):
         (name, ctypes.c_int64)
         for name in (
             *("batch", "channels", "height", "width", "out_channels", "out_height", "out_width"),
-            *("kernel_height", "kernel_width", "stride", "pad_top", "pad_left"),
+            *("kernel_height", "kernel_width", "stride", "pad_top", "pad_left", "groups"),
         )
     )
 
     @classmethod
-    def of(cls, x: paddle.Tensor, weight: paddle.Tensor, where: Windows) -> Shape:
+    def of(cls, x: paddle.Tensor, weight: paddle.Tensor, where: Windows, groups: int) -> Shape:
         """Return the shape of a convolution of ``x`` by ``weight``."""
         out, kernel = (weight.shape[0], *where.out), weight.shape[2:]
-        return cls(*x.shape, *out, *kernel, where.stride, where.pad_top, where.pad_left)
+        return cls(*x.shape, *out, *kernel, where.stride, where.pad_top, where.pad_left, groups)
 
 
 def convolve(
@@ -43,18 +43,18 @@ def convolve(
     """Run the compiled operator; None where there is none for this call, or a mistake in it for Paddle to tell."""
     if not usable(x, weight, bias) or x.ndim != 4 or weight.ndim != 4:
         return None
-    depthwise = groups > 1
-    fitting = weight.shape[0] == groups == x.shape[1] if depthwise else weight.shape[1] == x.shape[1]
-    if not fitting or (depthwise and weight.shape[1] != 1) or (bias is not None and bias.shape != weight.shape[:1]):
+    channels, outputs = x.shape[1], weight.shape[0]
+    if weight.shape[1] * groups != channels or outputs % groups or (bias is not None and bias.shape != [outputs]):
         return None
     where = windows(x.shape[2:], weight.shape[2:], stride, padding, dilation)
     if where is None:
         return None
+    depthwise = groups == channels > 1 and outputs // groups <= build.library().lanes
     if (where.stride > 2 or not where.narrow) if depthwise else not products.available():
         return None
     operator = ("depthwise",) if depthwise else ("dense", products.address())
     inputs = (x, weight) if bias is None else (x, weight, bias)
-    return _Convolution.apply(*inputs, shape=Shape.of(x, weight, where), operator=operator)
+    return _Convolution.apply(*inputs, shape=Shape.of(x, weight, where, groups), operator=operator)
 
 
 class _Convolution(PyLayer):

@@ -2,7 +2,8 @@
 //
 // Paddle's CPU operator unrolls (im2col) and multiplies image by image: on maps of a few pixels the products are
 // slivers. Here a chunk has about as many columns as one product likes: the rows of a part of one image, or
-// several images side by side. Products of one image read and write its planes in place.
+// several images side by side. Products of one image read and write its planes in place. Groups of channels are
+// products of their own on the same rows.
 
 #include <algorithm>
 #include <cstdint>
@@ -17,6 +18,7 @@ constexpr int64_t UNROLLED_FLOATS = 1 << 20;  // of a chunk: 4 MB
 
 struct Plan : ConvolutionShape {
   int64_t inner, out_plane, images, lines;  // of a chunk: images, or lines of one image
+  int64_t group_inner, group_out;           // of one group: rows unrolled, and output channels
   bool pointwise;
   explicit Plan(const ConvolutionShape& s) : ConvolutionShape(s) {
     pointwise = kernel_height == 1 && kernel_width == 1 && stride == 1 && out_height == height && out_width == width;
@@ -26,6 +28,8 @@ struct Plan : ConvolutionShape {
     }
     inner = channels * kernel_height * kernel_width;
     out_plane = out_height * out_width;
+    group_inner = inner / groups;
+    group_out = out_channels / groups;
     const int64_t columns = std::clamp<int64_t>(UNROLLED_FLOATS / inner, 512, 4096);
     images = std::clamp<int64_t>(columns / out_plane, 1, batch);
     lines = images > 1 ? out_height : std::clamp<int64_t>(columns / out_width, 1, out_height);
@@ -159,8 +163,11 @@ extern "C" int dense_forward(const ConvolutionShape* shape, Product product, con
     else
       unroll(p, chunk, x, unrolled);
     float* out = alone ? y + chunk.image * p.out_channels * p.out_plane + chunk.line * p.out_width : beside;
-    failed |= product('N', 'N', p.out_channels, chunk.columns, p.inner, 1.f, weight, p.inner, in, chunk.columns, 0.f,
-                      out, alone ? p.out_plane : chunk.columns);
+    const int64_t pitch = alone ? p.out_plane : chunk.columns;
+    for (int64_t g = 0; g < p.groups; ++g)
+      failed |= product('N', 'N', p.group_out, chunk.columns, p.group_inner, 1.f,
+                        weight + g * p.group_out * p.group_inner, p.group_inner,
+                        in + g * p.group_inner * chunk.columns, chunk.columns, 0.f, out + g * p.group_out * pitch, pitch);
     if (!alone) scatter(chunk, p.out_channels, p.out_plane, beside, y);
   });
   if (bias) add_bias(p, bias, y);
@@ -193,14 +200,18 @@ extern "C" int dense_backward(const ConvolutionShape* shape, Product product, co
         gather(chunk, p.channels, p.out_plane, x, unrolled);
       else
         unroll(p, chunk, x, unrolled);
-      failed |= product('N', 'T', p.out_channels, p.inner, chunk.columns, 1.f, grad, pitch, in, chunk.columns, kept,
-                        grad_weight, p.inner);
+      for (int64_t g = 0; g < p.groups; ++g)
+        failed |= product('N', 'T', p.group_out, p.group_inner, chunk.columns, 1.f, grad + g * p.group_out * pitch, pitch,
+                          in + g * p.group_inner * chunk.columns, chunk.columns, kept,
+                          grad_weight + g * p.group_out * p.group_inner, p.group_inner);
       kept = 1.f;
     }
     if (grad_x) {
       float* out = in_place ? grad_x + chunk.image * p.inner * p.out_plane : unrolled;
-      failed |= product('T', 'N', p.inner, chunk.columns, p.out_channels, 1.f, weight, p.inner, grad, pitch, 0.f, out,
-                        chunk.columns);
+      for (int64_t g = 0; g < p.groups; ++g)
+        failed |= product('T', 'N', p.group_inner, chunk.columns, p.group_out, 1.f,
+                          weight + g * p.group_out * p.group_inner, p.group_inner, grad + g * p.group_out * pitch, pitch,
+                          0.f, out + g * p.group_inner * chunk.columns, chunk.columns);
       if (p.pointwise && !alone)
         scatter(chunk, p.channels, p.out_plane, unrolled, grad_x);
       else if (!p.pointwise)

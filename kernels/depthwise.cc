@@ -11,6 +11,9 @@
 // with the kernel turned by 180 degrees. The gradient of the weight is summed in an order that depends on
 // the shapes alone: each task owns a slice of the batch and a group of channels, and the slices are added
 // in order afterwards. The number of threads never changes a bit of the results.
+//
+// Where every channel gives several (a multiplier), its plane stands in as many neighbouring lanes; a block then
+// has the largest multiple of the multiplier that LANES holds, so that a channel's outputs stand in one block.
 
 #include <algorithm>
 #include <atomic>
@@ -113,6 +116,16 @@ static void plane_sum(const float* grad, int64_t pitch, int stride, int64_t rows
   store(sum, load(sum) + total);
 }
 
+// Adds up, for `count` pixels in place, the `copies` neighbouring lanes of every channel.
+static void add_copies(float* pixels, int64_t count, int copies, int lanes) {
+  for (int64_t i = 0; i < count; ++i, pixels += LANES)
+    for (int from = 0, to = 0; from < lanes; from += copies, ++to) {
+      float sum = pixels[from];
+      for (int k = 1; k < copies; ++k) sum += pixels[from + k];
+      pixels[to] = sum;
+    }
+}
+
 namespace {
 
 constexpr int64_t BAND_FLOATS = 48 * 1024;  // a scratch plane: half of it and its result share the L2 cache
@@ -123,23 +136,25 @@ constexpr int64_t SERIAL_WORK = 1 << 16;    // multiply-adds below which threads
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Plan : ConvolutionShape {
-  int64_t blocks, groups, slices, taps;
+  int64_t multiplier, used, blocks, shares, slices, taps;  // used: output channels of a block
   explicit Plan(const ConvolutionShape& s) : ConvolutionShape(s) {
-    blocks = divide_up(channels, LANES);
-    groups = divide_up(blocks, GROUP);
+    multiplier = out_channels / channels;
+    used = LANES / multiplier * multiplier;
+    blocks = divide_up(out_channels, used);
+    shares = divide_up(blocks, GROUP);
     slices = std::min(batch, MAX_SLICES);
     taps = kernel_height * kernel_width;
   }
-  bool parallel() const { return batch * channels * out_height * out_width * taps > SERIAL_WORK; }
-  int lanes(int64_t block) const { return int(std::min<int64_t>(LANES, channels - block * LANES)); }
+  bool parallel() const { return batch * out_channels * out_height * out_width * taps > SERIAL_WORK; }
+  int lanes(int64_t block) const { return int(std::min(used, out_channels - block * used)); }
 };
 
-// [C][taps] -> [blocks][taps][LANES], missing channels as zero; turned by 180 degrees where asked.
+// [C'][taps] -> [blocks][taps][LANES], missing channels as zero; turned by 180 degrees where asked.
 std::vector<float> pack_weight(const Plan& p, const float* weight, bool turned) {
   std::vector<float> packed(p.blocks * p.taps * LANES, 0.f);
-  for (int64_t c = 0; c < p.channels; ++c)
+  for (int64_t c = 0; c < p.out_channels; ++c)
     for (int64_t t = 0; t < p.taps; ++t)
-      packed[((c / LANES) * p.taps + (turned ? p.taps - 1 - t : t)) * LANES + c % LANES] = weight[c * p.taps + t];
+      packed[((c / p.used) * p.taps + (turned ? p.taps - 1 - t : t)) * LANES + c % p.used] = weight[c * p.taps + t];
   return packed;
 }
 
@@ -165,8 +180,8 @@ int for_tasks(const Plan& p, Body body) {
 #pragma omp parallel if (p.parallel())
   {
     bool first = true;
-    for (int64_t i; (i = next++) < p.slices * p.groups;) {
-      const int64_t slice = i / p.groups, block = i % p.groups * GROUP;
+    for (int64_t i; (i = next++) < p.slices * p.shares;) {
+      const int64_t slice = i / p.shares, block = i % p.shares * GROUP;
       const Task task = {slice, p.batch * slice / p.slices, p.batch * (slice + 1) / p.slices, block,
                          std::min(p.blocks, block + GROUP)};
       try {
@@ -181,6 +196,8 @@ int for_tasks(const Plan& p, Body body) {
 }
 
 }  // namespace
+
+extern "C" int depthwise_lanes() { return LANES; }
 
 extern "C" int depthwise_threads() {
 #ifdef _OPENMP
@@ -208,18 +225,19 @@ extern "C" int depthwise_forward(const ConvolutionShape* shape, const float* x, 
     for (int64_t b = task.image; b < task.image_end; ++b)
       for (int64_t block = task.block; block < task.block_end; ++block) {
         const int lanes = p.lanes(block);
-        const int64_t channel = b * p.channels + block * LANES;
+        const int64_t out_channel = b * p.out_channels + block * p.used;
+        const int64_t channel = b * p.channels + block * p.used / p.multiplier;
         Vec start = {};
-        for (int l = 0; bias && l < lanes; ++l) start[l] = bias[block * LANES + l];
+        for (int l = 0; bias && l < lanes; ++l) start[l] = bias[block * p.used + l];
         for (int64_t o = 0; o < p.out_height; o += band) {
           const int64_t rows = std::min(band, p.out_height - o), top = o * stride - p.pad_top;
           const int64_t from = std::max<int64_t>(top, 0);
           const int64_t to = std::min(p.height, top + (rows - 1) * stride + kh);
           if (band < p.out_height) std::memset(in, 0, in_floats * sizeof(float));
-          planes_to_lanes(x + channel * plane + from * p.width, plane, lanes, (to - from) * p.width,
-                          position.data(), in + ((from - top) * pitch + p.pad_left) * LANES);
+          planes_to_lanes(x + channel * plane + from * p.width, plane, lanes, int(p.multiplier),
+                          (to - from) * p.width, position.data(), in + ((from - top) * pitch + p.pad_left) * LANES);
           correlate(in, pitch, kh, kw, stride, &packed[block * p.taps * LANES], start, rows, p.out_width, out);
-          lanes_to_planes(out, out_plane, lanes, rows * p.out_width, y + channel * out_plane + o * p.out_width);
+          lanes_to_planes(out, out_plane, lanes, rows * p.out_width, y + out_channel * out_plane + o * p.out_width);
         }
       }
   });
@@ -254,7 +272,8 @@ extern "C" int depthwise_backward(const ConvolutionShape* shape, const float* x,
     for (int64_t b = task.image; b < task.image_end; ++b)
       for (int64_t block = task.block; block < task.block_end; ++block) {
         const int lanes = p.lanes(block);
-        const int64_t channel = b * p.channels + block * LANES;
+        const int64_t out_channel = b * p.out_channels + block * p.used;
+        const int64_t channel = b * p.channels + block * p.used / p.multiplier;
         float* sum = &partial[(task.slice * p.blocks + block) * sums * LANES];
         for (int64_t r = 0; r < p.height; r += band) {
           const int64_t rows = std::min(band, p.height - r);
@@ -262,7 +281,7 @@ extern "C" int depthwise_backward(const ConvolutionShape* shape, const float* x,
           const int64_t from = divide_up(std::max<int64_t>(r - spread_top, 0), stride);
           const int64_t to = std::min(p.out_height, (r + rows + kh - 2 - spread_top) / stride + 1);
           if (from < to)
-            planes_to_lanes(grad_y + channel * out_plane + from * p.out_width, out_plane, lanes,
+            planes_to_lanes(grad_y + out_channel * out_plane + from * p.out_width, out_plane, lanes, 1,
                             (to - from) * p.out_width, grad_position.data(),
                             grad + ((from * stride + spread_top - r) * grad_pitch + spread_left) * LANES);
           // The rows of grad_y that this band adds to the sums: each belongs to one band.
@@ -274,24 +293,26 @@ extern "C" int depthwise_backward(const ConvolutionShape* shape, const float* x,
           if (grad_weight && own < end) {
             const int64_t top = own * stride - p.pad_top, above = std::max<int64_t>(top, 0);
             const int64_t below = std::min(p.height, top + (end - own - 1) * stride + kh);
-            planes_to_lanes(x + channel * plane + above * p.width, plane, lanes, (below - above) * p.width,
-                            position.data(), in + ((above - top) * pitch + p.pad_left) * LANES);
+            planes_to_lanes(x + channel * plane + above * p.width, plane, lanes, int(p.multiplier),
+                            (below - above) * p.width, position.data(), in + ((above - top) * pitch + p.pad_left) * LANES);
             weight_gradient(in, pitch, own_grad, grad_pitch, kh, kw, stride, end - own, p.out_width, sum);
           }
           if (grad_bias && own < end)
             plane_sum(own_grad, grad_pitch, stride, end - own, p.out_width, sum + p.taps * LANES);
           if (grad_x) {
             correlate(grad, grad_pitch, kh, kw, 1, &packed[block * p.taps * LANES], Vec{}, rows, p.width, out);
-            lanes_to_planes(out, plane, lanes, rows * p.width, grad_x + channel * plane + r * p.width);
+            if (p.multiplier > 1) add_copies(out, rows * p.width, int(p.multiplier), lanes);
+            lanes_to_planes(out, plane, int(lanes / p.multiplier), rows * p.width,
+                            grad_x + channel * plane + r * p.width);
           }
         }
       }
   });
-  for (int64_t c = 0; c < p.channels && (grad_weight || grad_bias); ++c)
+  for (int64_t c = 0; c < p.out_channels && (grad_weight || grad_bias); ++c)
     for (int64_t t = 0; t < sums; ++t) {
       double total = 0;
       for (int64_t s = 0; s < p.slices; ++s)
-        total += partial[((s * p.blocks + c / LANES) * sums + t) * LANES + c % LANES];
+        total += partial[((s * p.blocks + c / p.used) * sums + t) * LANES + c % p.used];
       if (t < p.taps && grad_weight) grad_weight[c * p.taps + t] = float(total);
       if (t == p.taps && grad_bias) grad_bias[c] = float(total);
     }

@@ -38,20 +38,23 @@ static inline void transpose(Vec (&a)[LANES]) {
   }
 }
 
-// `count` pixels of `lanes` planes (stride `plane`) -> one vector a pixel, at position[i] of the scratch plane.
-static inline void planes_to_lanes(const float* src, int64_t plane, int lanes, int64_t count,
-                            const int32_t* position, float* dst) {
+// `count` pixels of planes (stride `plane`) -> one vector a pixel, at position[i] of the scratch plane; each plane
+// goes into `copies` neighbouring lanes, `lanes` in all.
+static inline void planes_to_lanes(const float* src, int64_t plane, int lanes, int copies, int64_t count,
+                                   const int32_t* position, float* dst) {
+  int64_t offset[LANES];
+  for (int l = 0; l < LANES; ++l) offset[l] = std::min(l, lanes - 1) / copies * plane;
   if (count < LANES) {
     for (int64_t i = 0; i < count; ++i)
       for (int l = 0; l < LANES; ++l)
-        dst[int64_t(position[i]) * LANES + l] = src[std::min(l, lanes - 1) * plane + i];
+        dst[int64_t(position[i]) * LANES + l] = src[offset[l] + i];
     return;
   }
   for (int64_t i = 0; i < count; i += LANES) {
     i = std::min(i, count - LANES);  // the last tile overlaps the one before
     Vec tile[LANES];
 #pragma GCC unroll 16
-    for (int l = 0; l < LANES; ++l) tile[l] = load(src + std::min(l, lanes - 1) * plane + i);
+    for (int l = 0; l < LANES; ++l) tile[l] = load(src + offset[l] + i);
     transpose(tile);
 #pragma GCC unroll 16
     for (int l = 0; l < LANES; ++l) store(dst + int64_t(position[i + l]) * LANES, tile[l]);

@@ -84,6 +84,30 @@ def test_dense_parity_with_paddle(shape, out, kernel, stride, padding, bias, our
 
 
 @compiled
+@pytest.mark.parametrize(("shape", "multiplier", "groups", "kernel", "stride", "padding"), [
+    ((2, 8, 9, 7), 3, 8, 3, 1, 1),
+    ((3, 20, 6, 5), 6, 20, 3, 2, 1),
+    ((2, 36, 12, 11), 4, 36, 5, 2, 2),
+    ((2, 8, 5, 5), 17, 8, 3, 1, 1),
+    ((1, 7, 70, 130), 2, 7, 3, 1, 1),
+    ((5, 12, 6, 6), 3, 4, 1, 1, 0),
+    ((3, 16, 20, 20), 1, 4, 1, 1, 0),
+    ((2, 12, 9, 9), 2, 3, 3, 2, 1),
+])
+def test_groups_parity_with_paddle(shape, multiplier, groups, kernel, stride, padding, ours):
+    draw = np.random.default_rng(0).standard_normal
+    out = multiplier * shape[1]
+    sizes = {"x": shape, "weight": (out, shape[1] // groups, kernel, kernel), "bias": (out,)}
+    settings = (stride, padding, 1, groups)
+    compare(
+        lambda *tensors: F.conv2d(*tensors, *settings),
+        lambda *tensors: kernels.conv2d(*tensors, *settings),
+        {name: draw(size).astype("float32") for name, size in sizes.items()},
+    )
+    assert ours() == 1
+
+
+@compiled
 def test_only_wanted_gradients(ours):
     x, weight, bias = map(paddle.to_tensor, arrays((2, 20, 6, 6), (3, 3)))
     with paddle.no_grad():
