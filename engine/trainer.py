@@ -21,6 +21,7 @@ from datasets import build_dataset
 from datasets.loader import EvalLoader, TrainLoader
 from datasets.transforms import build_eval_transforms, build_train_transforms
 from engine import distributed
+from engine.data_record import record_data
 from engine.evaluator import Evaluation, evaluate
 from engine.files import write_json
 from engine.history import History
@@ -65,6 +66,7 @@ class Trainer:
         self.loader = distributed.main_first(lambda: build_train_loader(config))
         self.selection_split = "holdout" if config.DATA.HOLDOUT else "test"
         self.selection = distributed.main_first(lambda: build_eval_loader(config, self.selection_split))
+        distributed.on_main(lambda: record_data(run.path, self.loader.dataset, resume))
         self.state = distributed.together(lambda: TrainingState(config))
         if weights:
             distributed.on_main(lambda: self._load(weights))

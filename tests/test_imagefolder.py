@@ -15,7 +15,9 @@ from datasets.dataset import stratified_holdout
 from datasets.imagefolder import FolderImages, read_imagefolder
 from datasets.loader import EvalLoader, TrainLoader
 from datasets.transforms import ResizeCenterCrop, build_eval_transforms, build_train_transforms
+from engine.data_record import check_classes, record_data, trained_classes
 from errors import UserError
+from processes import tiny_run, tool
 
 CLASSES = ("cat", "dog", "emu")
 
@@ -222,3 +224,45 @@ def test_center_crop_of_boxes_and_of_endless_images():
     np.testing.assert_array_equal(ResizeCenterCrop((90, 40), 1.0).apply(image), image)
     with pytest.raises(UserError, match="1×3000000 pixels is too long"):
         ResizeCenterCrop((224, 224), 0.9).apply(np.zeros((3_000_000, 1, 3), np.uint8))
+
+
+def test_a_run_knows_its_classes(root, tmp_path):
+    """Real processes: train on folders, then name the classes of an image without them."""
+    pairs = ["DATA.NAME=imagefolder", f"DATA.ROOT={root}", "DATA.HOLDOUT=0", "DATA.BATCH_SIZE=7", "MODEL.NUM_CLASSES=3",
+             "AUGMENT.EVAL_CROP_PCT=0.9", "NAME=run", "TRAIN.EPOCHS=1"]
+    done = tool("train", *tiny_run(tmp_path / "out", *pairs))
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "out/run"
+    assert trained_classes(run / "best_model.pdparams") == CLASSES
+    done = tool("predict", "-w", str(run), str(root / "val/emu/emu_0.png"), "-o", "DATA.ROOT=nowhere",
+                "--out", str(tmp_path / "p.png"))
+    assert done.returncode == 0 and all(f"  {name} " in done.stdout for name in CLASSES), done.stderr
+
+
+def test_a_run_goes_on_with_the_same_images_only(root, tmp_path):
+    weights = tmp_path / "best_model.pdparams"
+    check_classes(weights, read_imagefolder("test", str(root)))  # outside of a run nothing is known
+    record_data(tmp_path, read_imagefolder("train", str(root)), resume=False)
+    record_data(tmp_path, read_imagefolder("train", str(root)), resume=True)
+    check_classes(weights, read_imagefolder("test", str(root)))
+    (root / "train/cat/cat_0.png").rename(root / "train/cat/first.png")
+    with pytest.raises(UserError, match=r"dataset.json: --resume continues a run as it was.*checksum"):
+        record_data(tmp_path, read_imagefolder("train", str(root)), resume=True)
+    (root / "train/cat/first.png").unlink()
+    with pytest.raises(UserError, match="with 21 training images, but imagefolder now has 20"):
+        record_data(tmp_path, read_imagefolder("train", str(root)), resume=True)
+    for split in ("train", "val"):
+        (root / split / "dog").rename(root / split / "ant")
+    for action in (lambda: record_data(tmp_path, read_imagefolder("train", str(root)), resume=True),
+                   lambda: check_classes(weights, read_imagefolder("test", str(root)))):
+        with pytest.raises(UserError, match="trained on 'cat' as class 0, not 'ant' as imagefolder has now"):
+            action()
+    for split in ("train", "val"):
+        (root / split / "ant").rename(root / split / "dog")
+        (root / split / "fox").mkdir()
+    with pytest.raises(UserError, match="trained on 3 classes, not 4"):
+        check_classes(weights, read_imagefolder("test", str(root)))
+    for content in ("[]", "{", '{"classes": [1]}'):
+        (tmp_path / "dataset.json").write_text(content)
+        with pytest.raises(UserError, match=r"dataset.json"):
+            check_classes(weights, read_imagefolder("test", str(root)))

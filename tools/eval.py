@@ -20,6 +20,7 @@ def main(arguments: argparse.Namespace) -> None:
     runtime.prepare(config.RUNTIME.THREADS)
 
     from analysis.confusion import confusion_table, draw_confusion
+    from engine.data_record import check_classes
     from engine.evaluation_report import EvaluationReport
     from engine.evaluator import evaluate
     from engine.files import write_json
@@ -31,6 +32,7 @@ def main(arguments: argparse.Namespace) -> None:
     loader = build_eval_loader(config, arguments.split)
     model, report = load_model(config, arguments.weights)
     print("\n".join(report.lines()))
+    check_classes(report.path, loader.dataset)
     with cli.batches(f"{arguments.split} split", len(loader)) as bar:
         show = bar.write if arguments.report else lambda line: None
         table = EvaluationReport(len(loader), arguments.report_every, show)

@@ -22,22 +22,25 @@ def main(arguments: argparse.Namespace) -> None:
     from analysis.grids import RIGHT, UNKNOWN, WRONG, class_name, draw_grid
     from datasets import build_dataset, class_names
     from datasets.files import read_image
-    from engine.predictor import load_model, predict
+    from engine.data_record import check_classes, trained_classes
+    from engine.predictor import find_weights, load_model, predict
 
     runtime.start(config)
     images = [read_image(Path(path)) for path in arguments.images]
     titles = [Path(path).name for path in arguments.images]
     truths: list[str | None] = [None] * len(images)
-    names = class_names(config.DATA.NAME)
+    weights = find_weights(arguments.weights)
+    names = trained_classes(weights) or class_names(config.DATA.NAME, config.DATA.ROOT)
     if arguments.index:
         dataset = build_dataset(config.DATA, "test")
+        check_classes(weights, dataset)
         for index in arguments.index:
             if not 0 <= index < len(dataset):
                 raise UserError(f"--index {index}: expected 0 to {len(dataset) - 1}, the test images of {dataset.name}")
             images.append(dataset.images[index])
             titles.append(f"test image {index}")
             truths.append(names[dataset.labels[index]])
-    model, _ = load_model(config, arguments.weights)
+    model, _ = load_model(config, weights)
     probabilities = predict(config, model, images)
 
     captions, colours = [], []

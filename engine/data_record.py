@@ -1,0 +1,77 @@
+"""What a run was trained on, in its ``dataset.json``: the classes in the order of the outputs, and which images.
+
+Folders of images can change under a run, and the order of the classes is that of their names: with another folder, a
+network would go on with other labels, or its accuracy be counted against the wrong ones, and nothing would tell.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.dataset import ImageDataset
+from engine.files import write_json
+from errors import UserError
+
+NAME = "dataset.json"
+
+
+def record_data(run: Path, dataset: ImageDataset, resume: bool) -> None:
+    """Write what a run trains on; raises UserError where it is resumed with other classes or other images."""
+    now = {"name": dataset.name, "training_images": len(dataset), "checksum": _checksum(dataset),
+           "classes": list(dataset.class_names)}
+    before = _read(run / NAME) if resume else None
+    if before is None:
+        write_json(run / NAME, now)
+        return
+    _compare(run / NAME, before["classes"], dataset)
+    for key, what in (("training_images", "training images"), ("checksum", "as checksum of names and labels")):
+        if before.get(key) != now[key]:
+            raise UserError(f"{run / NAME}: --resume continues a run as it was, with {before.get(key)} {what}, but "
+                            f"{dataset.name} now has {now[key]} (DATA.ROOT)")
+
+
+def check_classes(weights: Path, dataset: ImageDataset) -> None:
+    """Raise UserError where the run folder that ``weights`` stand in says that they know other classes."""
+    before = _read(weights.parent / NAME)
+    if before is not None:
+        _compare(weights.parent / NAME, before["classes"], dataset)
+
+
+def trained_classes(weights: Path) -> tuple[str, ...] | None:
+    """Return the classes that the run folder of ``weights`` names, None outside of one."""
+    before = _read(weights.parent / NAME)
+    return None if before is None else tuple(before["classes"])
+
+
+def _compare(path: Path, before: list[str], dataset: ImageDataset) -> None:
+    now = list(dataset.class_names)
+    if before == now:
+        return
+    place = next((index for index, (old, new) in enumerate(zip(before, now, strict=False)) if old != new), None)
+    differing = (f"{len(before)} classes, not {len(now)}" if place is None
+                 else f"{before[place]!r} as class {place}, not {now[place]!r}")
+    raise UserError(f"{path}: the weights were trained on {differing} as {dataset.name} has now (DATA.NAME, DATA.ROOT)")
+
+
+def _checksum(dataset: ImageDataset) -> int:
+    """Return a number that changes with the labels, their order, and where images are files with their names."""
+    start = 0 if isinstance(dataset.images, np.ndarray) else dataset.images.checksum()
+    return zlib.crc32(dataset.labels.astype("<i8").tobytes(), start)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    classes = content.get("classes") if isinstance(content, dict) else None
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise UserError(f"{path}: not the record of a run's data, expected a list of classes")
+    return content
