@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from datasets.dataset import ImageDataset
 from datasets.randomness import AUGMENT, ORDER, generator
-from datasets.transforms import Pipeline
 from errors import UserError
+
+if TYPE_CHECKING:
+    from datasets.batch import BatchPipeline
+    from datasets.transforms import Pipeline
+
+    Transforms = Pipeline | BatchPipeline
 
 Batch = tuple[np.ndarray, np.ndarray]
 AHEAD = 2  # batches in preparation for each worker
@@ -29,7 +35,7 @@ class TrainLoader:
     def __init__(
         self,
         dataset: ImageDataset,
-        transform: Pipeline,
+        transform: Transforms,
         batch_size: int,
         seed: int,
         workers: int = 0,
@@ -60,8 +66,8 @@ class TrainLoader:
         def load(batch: int) -> Batch:
             indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             indices = indices if self.rows is None else indices[self.rows]
-            rngs = (generator(self.seed, AUGMENT, epoch, int(index)) for index in indices)
-            return _transformed(self.dataset, self.transform, indices, rngs)
+            images = self.transform.batch(self.dataset.images, indices, (self.seed, AUGMENT, epoch))
+            return images, self.dataset.labels[indices]
 
         return _prepared(load, range(start_batch, len(self)), self.workers)
 
@@ -75,7 +81,7 @@ class EvalLoader:
     def __init__(
         self,
         dataset: ImageDataset,
-        transform: Pipeline,
+        transform: Transforms,
         batch_size: int,
         workers: int = 0,
         part: int = 0,
@@ -95,22 +101,15 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield (images float32 ``[B, 3, H, W]``, labels int64 ``[B]``)."""
-        rng = np.random.default_rng(0)  # for the signature: nothing is drawn in evaluation
 
         def load(batch: int) -> Batch:
             start = batch * self.batch_size
             indices = np.arange(start, min(start + self.batch_size, len(self.dataset)))
-            return _transformed(self.dataset, self.transform, indices, (rng for _ in indices))
+            images = self.transform.batch(self.dataset.images, indices, (0, AUGMENT))  # of which nothing is drawn
+            return images, self.dataset.labels[indices]
 
         batches = -(-len(self.dataset) // self.batch_size)
         return _prepared(load, range(self.part, batches, self.parts), self.workers)
-
-
-def _transformed(dataset: ImageDataset, transform: Pipeline, indices: np.ndarray, rngs) -> Batch:
-    images = np.empty((len(indices), 3, *transform.size), np.float32)
-    for image, index, rng in zip(images, indices, rngs, strict=True):
-        image[:] = transform(dataset.images[index], rng)
-    return images, dataset.labels[indices]
 
 
 def _prepared(load: Callable[[int], Batch], batches: range, workers: int) -> Iterator[Batch]:

@@ -17,10 +17,10 @@ OPERATIONS = (
     "Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
     "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize",
 )  # fmt: skip
-_MAXIMA = {
+MAXIMA = {  # of the operations that go in either direction; translations as shares of the side
     "ShearX": 0.3, "ShearY": 0.3, "TranslateX": 150 / 331, "TranslateY": 150 / 331, "Rotate": 30.0,
     "Brightness": 0.9, "Color": 0.9, "Contrast": 0.9, "Sharpness": 0.9,
-}  # fmt: skip - in either direction; translations as shares of the side
+}  # fmt: skip
 _ENHANCERS = ("Brightness", "Color", "Contrast", "Sharpness")
 
 
@@ -39,16 +39,19 @@ class RandAugment:
         parameters = []
         for _ in range(self.count):
             name = OPERATIONS[rng.integers(len(OPERATIONS))]
-            strength = 0.0
-            if name in _MAXIMA:
-                side = {"TranslateX": width, "TranslateY": height}.get(name, 1)
-                strength = _on_scale(0, _MAXIMA[name] * side, self.magnitude) * int(rng.choice((1, -1)))
-            elif name == "Posterize":
-                strength = 8 - round(4 * self.magnitude / BINS)  # bits that are kept
-            elif name == "Solarize":
-                strength = _on_scale(255, 0, self.magnitude)  # values from here on are inverted
-            parameters.append((name, strength))
+            direction = int(rng.choice((1, -1))) if name in MAXIMA else 1
+            parameters.append((name, self.strength(name, height, width) * direction))
         return tuple(parameters)
+
+    def strength(self, name: str, height: int, width: int) -> float:
+        """Return the strength of one operation in its forward direction."""
+        if name in MAXIMA:
+            return _on_scale(0, MAXIMA[name] * {"TranslateX": width, "TranslateY": height}.get(name, 1), self.magnitude)
+        if name == "Posterize":
+            return 8 - round(4 * self.magnitude / BINS)  # bits that are kept
+        if name == "Solarize":
+            return _on_scale(255, 0, self.magnitude)  # values from here on are inverted
+        return 0.0
 
     def apply(self, image: np.ndarray, parameters: tuple[tuple[str, float], ...]) -> np.ndarray:
         picture = Image.fromarray(image)
@@ -66,15 +69,20 @@ def _on_scale(first: float, last: float, magnitude: float) -> float:
     return float(np.float32(float(np.float32(last)) - step * (BINS - magnitude)))
 
 
-def _apply(picture: Image.Image, name: str, strength: float) -> Image.Image:
-    affine = {  # output pixel to input pixel
+def affine(name: str, strength: float) -> tuple[float, ...] | None:
+    """Return the map (a, b, c, d, e, f) of a shear or a translation, from output to input pixels: x = a x' + b y' + c,
+    y = d x' + e y' + f; None for other operations."""
+    return {
         "ShearX": (1, strength, 0, 0, 1, 0),
         "ShearY": (1, 0, 0, strength, 1, 0),
         "TranslateX": (1, 0, -math.trunc(strength), 0, 1, 0),
         "TranslateY": (1, 0, 0, 0, 1, -math.trunc(strength)),
-    }
-    if name in affine:
-        return picture.transform(picture.size, Image.Transform.AFFINE, affine[name], Image.Resampling.NEAREST)
+    }.get(name)
+
+
+def _apply(picture: Image.Image, name: str, strength: float) -> Image.Image:
+    if matrix := affine(name, strength):
+        return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
     if name == "Rotate":
         return picture.rotate(strength, Image.Resampling.NEAREST)
     if name in _ENHANCERS:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from datasets.color import ColorJitter
 from datasets.randaugment import RandAugment
+from datasets.randomness import generator
 from errors import UserError
 
 if TYPE_CHECKING:
@@ -238,6 +239,16 @@ class Pipeline:
             height, width = image.shape[:2] if image.dtype == np.uint8 else image.shape[1:]
             image = transform.apply(image, transform.draw(rng, height, width))
         return image
+
+    def batch(self, images: np.ndarray | Sequence[np.ndarray], indices: np.ndarray, place: Sequence[int]) -> np.ndarray:
+        """Return ``images[indices]`` transformed, float32 ``[B, 3, *size]``.
+
+        The draws for an image come from ``generator(*place, index)``: they depend on the image, not on its batch.
+        """
+        output = np.empty((len(indices), 3, *self.size), np.float32)
+        for result, index in zip(output, indices, strict=True):
+            result[:] = self(images[index], generator(*place, int(index)))
+        return output
 
 
 def build_train_transforms(augment: CfgNode, image_size: int | Sequence[int]) -> Pipeline:

@@ -27,14 +27,21 @@ import paddle
 
 from kernels import products
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("attention.cc", "dense.cc", "depthwise.cc", "rows.cc"))
-HEADERS = tuple(Path(__file__).with_name(name) for name in ("convolution.h", "lanes.h", "slices.h", "vectors.h"))
+SOURCES = tuple(
+    Path(__file__).with_name(name) for name in ("attention.cc", "augment.cc", "dense.cc", "depthwise.cc", "rows.cc")
+)
+HEADERS = tuple(
+    Path(__file__).with_name(name)
+    for name in ("convolution.h", "lanes.h", "numpy_random.h", "randaugment.h", "slices.h", "vectors.h")
+)
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp")
+OWN_FLAGS = {"augment.cc": ("-ffp-contract=off",)}  # its last bits are those of cv2 and numpy
 COMPILERS = ("g++", "c++", "clang++")
 TIMEOUT_SECONDS = 180
 # Each operator's arguments: integer, float or pointer. All return 0, or 1 where memory ran out.
 OPERATORS = {
     "attention_forward": "ppfpppppp",
+    "augment_batch": "ipppppipiiip",
     "attention_backward": "ppfpppppppppp",
     "dense_forward": "pppppp",
     "dense_backward": "pppppppp",
@@ -142,7 +149,7 @@ def _openmp() -> list[str]:
 
 def _key(version: str, compiler: list[str]) -> str:
     code = [path.read_bytes() for path in (*SOURCES, *HEADERS)]
-    facts = [code, version, compiler, FLAGS, _openmp(), paddle.__version__, _processor()]
+    facts = [code, version, compiler, FLAGS, OWN_FLAGS, _openmp(), paddle.__version__, _processor()]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
 
 
@@ -192,7 +199,7 @@ def _build(folder: Path, compiler: list[str]) -> Path:
         made = Path(private, "kernels.so")
         objects = [str(Path(private, source.stem + ".o")) for source in SOURCES]
         for source, target in zip(SOURCES, objects, strict=True):
-            _call([*compiler, *FLAGS, "-c", str(source), "-o", target])
+            _call([*compiler, *FLAGS, *OWN_FLAGS.get(source.name, ()), "-c", str(source), "-o", target])
         _call([*compiler, "-shared", *objects, *_openmp(), "-o", str(made)])
         with made.open("rb") as file:
             os.fsync(file.fileno())

@@ -1,0 +1,204 @@
+"""The sources' transforms by batch: one compiled call for all images of it, outside the interpreter's lock.
+
+A ``Pipeline`` of ``datasets/transforms.py`` becomes a program, a list of numbers, for the operator in
+``kernels/augment.cc``. Draws and pixels are the reference's, bit by bit (``tests/test_batch_pipeline.py``), so that
+the choice between the two changes nothing but the time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+import kernels
+from datasets.color import ColorJitter
+from datasets.randaugment import MAXIMA, OPERATIONS, RandAugment, affine
+from datasets.transforms import (
+    Normalize,
+    Pipeline,
+    RandomCrop,
+    RandomErasing,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    RandomRotation,
+    Resize,
+)
+
+RESIZE, RESIZED_CROP, PADDED_CROP, FLIP, RANDAUGMENT, JITTER, ROTATION, NORMALIZE, ERASING = range(1, 10)
+_AFFINE = 1  # the code of all operations of RandAugment that move pixels
+_CODES = {"Identity": 0, "ShearX": _AFFINE, "ShearY": _AFFINE, "TranslateX": _AFFINE, "TranslateY": _AFFINE,
+          "Rotate": _AFFINE, "Brightness": 2, "Color": 3, "Contrast": 4, "Sharpness": 5, "Posterize": 6, "Solarize": 7,
+          "AutoContrast": 8, "Equalize": 9}
+_LARGEST = 4096  # pixels of a side, up to which the operator's integers suffice
+
+
+class Unsupported(Exception):
+    """A pipeline has something that the compiled operator does not; the message says what."""
+
+
+class BatchPipeline:
+    """``reference``, a pipeline of single images, computed by batch by the compiled operator.
+
+    Raises Unsupported where that is not possible, told in the message: an interpolation other than bilinear, a hue
+    jitter, transforms of other makes or in another order, no compiled operators.
+    """
+
+    def __init__(self, reference: Pipeline) -> None:
+        self.reference, self.size = reference, reference.size
+        self._program = np.array(_program(reference), np.float64)
+        self._operator = _operator()
+
+    def batch(self, images: np.ndarray | Sequence[np.ndarray], indices: np.ndarray, place: Sequence[int]) -> np.ndarray:
+        """Return ``images[indices]`` transformed, float32 ``[B, 3, *size]``, drawn as ``Pipeline.batch`` draws."""
+        pointers, heights, widths, kept = _images(images, indices)
+        indices, numbers = np.ascontiguousarray(indices, np.int64), np.array(place, np.int64)
+        output = np.empty((len(indices), 3, *self.size), np.float32)
+        status = self._operator(
+            len(indices), *(_address(array) for array in (pointers, heights, widths, indices, numbers)), len(numbers),
+            _address(self._program), len(self._program), *self.size, _address(output),
+        )  # fmt: skip
+        del kept
+        if status:
+            raise MemoryError("the compiled pipeline found no memory for an image")
+        return output
+
+
+def faster(pipeline: Pipeline) -> tuple[Pipeline | BatchPipeline, str]:
+    """Return the pipeline by batch and an empty text, or itself where it cannot be, and why."""
+    try:
+        return BatchPipeline(pipeline), ""
+    except Unsupported as reason:
+        return pipeline, str(reason)
+
+
+def _operator() -> Callable[..., int]:
+    status = kernels.status()
+    if not status["in_use"]:
+        raise Unsupported(status["reason"])
+    from kernels import build
+
+    return build.library().augment_batch
+
+
+def _images(images: np.ndarray | Sequence[np.ndarray], indices: np.ndarray) -> tuple[Any, ...]:
+    """Return pointers, heights and widths of the chosen images, and what must live as long as the pointers."""
+    if isinstance(images, np.ndarray):  # one block
+        kept = np.ascontiguousarray(images)
+        chosen = [kept[0]] if len(kept) else []
+        if len(indices) and not 0 <= min(indices) <= max(indices) < len(kept):
+            raise IndexError(f"images {min(indices)} to {max(indices)} were asked for, there are {len(kept)}")
+        pointers = _address(kept) + np.asarray(indices, np.uintp) * np.uintp(kept.strides[0])
+    else:
+        kept = chosen = [np.ascontiguousarray(images[index]) for index in indices]
+        pointers = np.array([_address(image) for image in kept], np.uintp)
+    for image in chosen:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ValueError(f"an image is {image.dtype} {image.shape}, expected uint8 [H, W, 3]")
+        if max(image.shape) > _LARGEST:
+            raise ValueError(f"an image has {image.shape[:2]} pixels, expected at most {_LARGEST} a side")
+    sizes = np.array([image.shape[:2] for image in chosen], np.int64).reshape(-1, 2)
+    heights, widths = (np.ascontiguousarray(np.broadcast_to(side, len(indices))) for side in sizes.T)
+    return pointers, heights, widths, kept
+
+
+def _address(array: np.ndarray) -> int:
+    return array.ctypes.data
+
+
+def _program(pipeline: Pipeline) -> list[float]:
+    """Return the steps of a pipeline: code, number of arguments, arguments, one after the other."""
+    kinds = [type(transform) for transform in pipeline.transforms]
+    last = kinds.index(Normalize) if Normalize in kinds else 0
+    between, after = set(kinds[1:last]), set(kinds[last + 1 :])
+    if not (last and kinds[0] in _FIRST and between <= _BETWEEN and after <= {RandomErasing}):
+        raise Unsupported(f"transforms in the order {', '.join(kind.__name__ for kind in kinds)}")
+    if max(pipeline.size) > _LARGEST:
+        raise Unsupported(f"images of more than {_LARGEST} pixels a side")
+    steps: list[float] = []
+    for transform in pipeline.transforms:
+        code, arguments = _STEPS[type(transform)](transform, *pipeline.size)
+        steps += [code, len(arguments), *arguments]
+    return steps
+
+
+def _step(code: int, *arguments: float) -> tuple[int, tuple[float, ...]]:
+    return code, arguments
+
+
+def _scaling(transform: Resize | RandomResizedCrop, size: tuple[int, int]) -> None:
+    if transform.interpolation != "bilinear":
+        raise Unsupported(f"{transform.interpolation} interpolation")
+    if tuple(transform.size) != size:
+        raise Unsupported(f"a crop of {transform.size} for images of {size}")
+
+
+def _resize(transform: Resize, *size: int) -> tuple[int, tuple[float, ...]]:
+    _scaling(transform, size)
+    return _step(RESIZE)
+
+
+def _resized_crop(transform: RandomResizedCrop, *size: int) -> tuple[int, tuple[float, ...]]:
+    _scaling(transform, size)
+    return _step(RESIZED_CROP, *transform.scale, *map(math.log, transform.ratio), *transform.ratio)
+
+
+def _jitter(transform: ColorJitter, *size: int) -> tuple[int, tuple[float, ...]]:
+    if transform.hue:
+        raise Unsupported("hue jitter")
+    if transform.saturation and size[1] % 8 > 3:  # cv2 rounds the grey of the last pixels of such rows in its own way
+        raise Unsupported(f"saturation jitter of rows of {size[1]} pixels, expected 8 n to 8 n + 3")
+    return _step(JITTER, transform.brightness, transform.contrast, transform.saturation)
+
+
+def _erasing(transform: RandomErasing, *size: int) -> tuple[int, tuple[float, ...]]:
+    return _step(ERASING, transform.prob, *transform.scale, *map(math.log, transform.ratio))
+
+
+def _normalize(transform: Normalize, *size: int) -> tuple[int, tuple[float, ...]]:
+    return _step(NORMALIZE, *transform.mean, *transform.std)
+
+
+def _randaugment(transform: RandAugment, height: int, width: int) -> tuple[int, tuple[float, ...]]:
+    arguments: list[float] = [transform.count]
+    for name in OPERATIONS:
+        strength = transform.strength(name, height, width)
+        arguments += [_CODES[name], name in MAXIMA]
+        for direction in (1, -1):
+            numbers = _operation_numbers(name, strength * direction, height, width)
+            arguments += [*numbers, *[0.0] * (6 - len(numbers))]
+    return _step(RANDAUGMENT, *arguments)
+
+
+def _operation_numbers(name: str, strength: float, height: int, width: int) -> tuple[float, ...]:
+    """Return what the operator needs of one operation: its map, its share of the blend, or its strength."""
+    if name == "Rotate":
+        return _rotation(strength, height, width)
+    if _CODES[name] == _AFFINE:
+        return affine(name, strength)
+    return (1 + strength if name in MAXIMA else strength,)
+
+
+def _rotation(degrees: float, height: int, width: int) -> tuple[float, ...]:
+    """Return the map from output to input pixels by which Pillow turns an image about its middle."""
+    angle = -math.radians(degrees % 360.0)
+    cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
+    x, y = width / 2, height / 2
+    return cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y
+
+
+_STEPS: dict[type, Callable[..., tuple[int, tuple[float, ...]]]] = {
+    Resize: _resize,
+    RandomResizedCrop: _resized_crop,
+    RandomCrop: lambda transform, *size: _step(PADDED_CROP, transform.padding),
+    RandomHorizontalFlip: lambda transform, *size: _step(FLIP, transform.prob),
+    RandAugment: _randaugment,
+    ColorJitter: _jitter,
+    RandomRotation: lambda transform, *size: _step(ROTATION, transform.degrees),
+    Normalize: _normalize,
+    RandomErasing: _erasing,
+}
+_FIRST = {Resize, RandomResizedCrop}
+_BETWEEN = {RandomCrop, RandomHorizontalFlip, RandAugment, ColorJitter, RandomRotation}
