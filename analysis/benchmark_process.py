@@ -1,0 +1,144 @@
+"""The benchmark's side of a worker process: its environment, questions and answers, its peak of memory."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+# What the suite sets, or a user may have set, and a plain Paddle has not.
+SETTINGS = ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE", "GLIBC_TUNABLES", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
+
+OTHER = "against"  # the name of the arm that --against adds
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of a comparison, and how its process is started."""
+
+    name: str
+    command: tuple[str, ...]
+    settings: dict[str, str] | None = None  # in the place of SETTINGS; None: the user's own
+
+
+def suite_arm() -> Arm:
+    """Return the suite as it runs for its user."""
+    return Arm("suite", _module("suite"))
+
+
+def stock_arm(name: str = "stock", **settings: str) -> Arm:
+    """Return the same networks on Paddle's operators in Paddle's environment, but for ``settings``."""
+    return Arm(name, _module("stock"), settings)
+
+
+def other_arm(command: str) -> Arm:
+    """Return another program that follows the protocol; raises UserError for a command that cannot be read."""
+    try:
+        words = tuple(shlex.split(command))
+    except ValueError as error:
+        raise UserError(f"--against {command!r}: {error}") from None
+    if not words:
+        raise UserError("--against is empty, expected a command")
+    return Arm(OTHER, words)
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _module(mode: str) -> tuple[str, ...]:
+    return sys.executable, "-m", "analysis.benchmark_worker", mode
+
+
+class WorkerFailed(Exception):
+    """A worker that says it cannot, or that ended."""
+
+
+class WorkerProcess:
+    """A worker, started with the first question and ended with the ``with`` block."""
+
+    def __init__(self, arm: Arm) -> None:
+        self.arm = arm
+        self._process: subprocess.Popen[str] | None = None
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+
+    def __enter__(self) -> WorkerProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            self._process.stdin.close()
+            self._process.stdout.close()
+        self._errors.close()
+
+    def ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer to a question.
+
+        Raises WorkerFailed, UserError for a command that is none, and RuntimeError for a defect of our own worker.
+        """
+        process = self._process or self._start()
+        try:
+            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended: the empty answer tells
+        line = process.stdout.readline()
+        if not line:
+            if process.wait() > 0 and self.arm.name != OTHER:
+                raise RuntimeError(f"the worker {self.arm.name!r} ended:\n{self._said()}")
+            raise WorkerFailed(f"ended with exit code {process.returncode}: "
+                               f"{(self._said().splitlines() or ['it said nothing'])[-1][:200]}")
+        shown = line.strip()[:80]
+        try:
+            answer = json.loads(line)
+            times = [float(value) for value in answer.get("seconds", [])]
+        except (ValueError, TypeError, AttributeError) as error:
+            raise WorkerFailed(f"answered {shown!r}, expected a line of JSON with \"seconds\"") from error
+        if "error" in answer:
+            raise WorkerFailed(str(answer["error"]))
+        if question["work"] != "describe" and not (times and 0 < min(times) and max(times) < math.inf):
+            raise WorkerFailed(f"answered {shown!r}, expected \"seconds\", a list of times above 0")
+        return answer
+
+    def peak_bytes(self) -> int | None:
+        """Return the most memory that the process has had (resident), None where the system does not tell."""
+        try:
+            lines = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii").splitlines()
+        except (OSError, AttributeError):
+            return None
+        found = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+        return 1024 * found[0] if found else None
+
+    def _start(self) -> subprocess.Popen[str]:
+        environment = dict(os.environ)
+        if self.arm.settings is not None:
+            environment = {key: value for key, value in environment.items() if key not in SETTINGS}
+            environment |= self.arm.settings
+        if self.arm.name != OTHER:
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH", ""))))
+        try:
+            # Ctrl-C is for the benchmark, which then ends its workers. A session of their own would keep it away as
+            # well, but also their priority from what `nice` gave the benchmark (Linux's autogroups).
+            self._process = subprocess.Popen(self.arm.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                             stderr=self._errors, text=True, encoding="utf-8", env=environment,
+                                             preexec_fn=_ignore_interrupts)
+        except OSError as error:
+            raise UserError(f"--against {self.arm.command[0]!r} cannot be started: {error.strerror}") from None
+        return self._process
+
+    def _said(self) -> str:
+        self._errors.seek(0)
+        return self._errors.read().decode(errors="replace").strip()

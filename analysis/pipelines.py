@@ -1,0 +1,33 @@
+"""Input pipelines as the benchmark times them: a recipe's transforms on images that stand in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.load import load_config
+from datasets.dataset import ImageDataset
+from datasets.loader import TrainLoader
+from datasets.transforms import build_train_transforms
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+RECIPES = {"32×32: padded crop, flip": "iformer_s_cifar10_32.yaml",
+           "224×224: random resized crop, jitter, flip, rotation": "iformer_s_cifar10.yaml"}
+PIPELINES = ("reference",)
+BATCH_SIZE = 128
+IMAGES = 10_000
+
+
+def batches(question: dict[str, Any]) -> Iterator[Any]:
+    """Yield batches of BATCH_SIZE images without end, of ``pipeline`` and ``recipe`` as the question names them."""
+    config = load_config(CONFIGS / question["recipe"])
+    pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), np.uint8)
+    dataset = ImageDataset(pixels, np.arange(IMAGES) % 10, tuple("0123456789"), "noise", "train")
+    transform = build_train_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE)
+    loader = TrainLoader(dataset, transform, BATCH_SIZE, config.RUNTIME.SEED, config.DATA.WORKERS)
+    for epoch in count():
+        yield from loader.epoch(epoch)

@@ -1,0 +1,131 @@
+"""Measure speed on this machine as ratios, against stock Paddle and another program in the same run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cli
+
+from analysis.benchmark import SECTIONS, Plan, count_cells, measure
+from errors import UserError, nearest
+
+EPILOG = """All take turns, round by round, in processes of their own; docs/PERFORMANCE.md tells how to read the
+figures, and what --against COMMAND has to answer. The default takes some minutes."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the arguments of this command."""
+    result = cli.argument_parser(__doc__, config=False)
+    result.epilog = EPILOG
+    result.add_argument("--models", metavar="NAME", nargs="+", help="default: one network of every family")
+    result.add_argument("--image-sizes", metavar="S", nargs="+", type=int, help="default: 32 224")
+    result.add_argument("--batch-size", metavar="B", nargs="+", type=int,
+                        help="one for all image sizes, or one for each (default: 32 2)")
+    result.add_argument("--sections", metavar="NAME", nargs="+", default=None,
+                        help=f"of {', '.join(SECTIONS)} (default: all but the last)")
+    result.add_argument("--rounds", metavar="N", type=int, help="default: 3")
+    result.add_argument("--quick", action="store_true", help="the first network at the first size, under a minute")
+    result.add_argument("--against", metavar="COMMAND", default="", help="another program to time beside")
+    result.add_argument("--json", metavar="FILE", type=Path, help="write all figures to this file")
+    result.add_argument("--start-from", metavar="FILE", type=Path, help="figures of before, replaced where measured")
+    result.add_argument("--write", metavar="PAGE", type=Path,
+                        help="put the tables into this page, and the plot beside it")
+    return result
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Measure, print the tables, and write what is asked for; also what stands when Ctrl-C comes."""
+    from analysis.benchmark_page import check_page, write_page
+    from analysis.benchmark_plot import draw
+    from engine.files import write_json
+
+    plan = plan_of(arguments)
+    if arguments.write:
+        check_page(arguments.write)
+    results = _read(arguments.start_from) if arguments.start_from else {}
+    try:
+        with cli.batches("benchmark", count_cells(plan)) as bar:
+            def tell(text: str) -> None:
+                bar.write(text, file=sys.stderr)
+                bar.update()
+
+            measure(plan, results, tell)
+    finally:
+        _print(results)
+        if arguments.json and results:
+            write_json(arguments.json, results)
+            print(f"wrote {arguments.json}")
+    if arguments.write:
+        write_page(arguments.write, results)
+        picture = draw(results, arguments.write.with_name("performance.png"))
+        print(f"wrote {arguments.write} and {picture}")
+
+
+def plan_of(arguments: argparse.Namespace) -> Plan:
+    """Return the plan that the arguments ask for; raises UserError for names and numbers that are none."""
+    plan = Plan()
+    if arguments.quick:
+        plan = replace(plan, models=plan.models[:1], image_sizes=plan.image_sizes[:1], batch_sizes=plan.batch_sizes[:1],
+                       sections=("ceilings", "speed", "pipelines"), seconds=0.3)
+    sizes = tuple(arguments.image_sizes or plan.image_sizes)
+    batches = tuple(arguments.batch_size or (plan.batch_sizes if len(plan.batch_sizes) == len(sizes) else (8,)))
+    batches = batches * len(sizes) if len(batches) == 1 else batches
+    if len(batches) != len(sizes):
+        raise UserError(f"--batch-size has {len(batches)} numbers, expected one, or {len(sizes)} as --image-sizes")
+    for name, values, largest in (("--image-sizes", sizes, 4096), ("--batch-size", batches, 65536),
+                                  ("--rounds", (plan.rounds if arguments.rounds is None else arguments.rounds,), 1000)):
+        wrong = [value for value in values if not 1 <= value <= largest]
+        if wrong:
+            raise UserError(f"{name} has {wrong[0]}, expected 1 to {largest}")
+    sections = tuple(arguments.sections or plan.sections)
+    for section in sections:
+        if section not in SECTIONS:
+            raise UserError(f"--sections has {section!r}, expected one of {', '.join(SECTIONS)}"
+                            f"{nearest(section, SECTIONS)}")
+    models = tuple(arguments.models or plan.models)
+    if arguments.models:
+        from engine.runtime import prepare
+
+        prepare()
+        from models import model_info
+
+        for name in models:
+            model_info(name)
+    return replace(plan, models=models, image_sizes=sizes, batch_sizes=batches, sections=sections,
+                   rounds=arguments.rounds or plan.rounds, against=arguments.against)
+
+
+def _read(path: Path) -> dict:
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not isinstance(results, dict) or "machine" not in results:
+        raise UserError(f"{path}: no figures of this command, expected what --json wrote")
+    return results
+
+
+def _print(results: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from analysis.benchmark_page import tables
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for found in tables(results).values():
+        table = Table(*found.headings, title=found.title, title_justify="left")
+        for index, column in enumerate(table.columns):
+            column.justify = "right" if index else "left"
+        for row in found.rows:
+            table.add_row(*row)
+        console.print(table)
+        for note in found.notes:
+            console.print(note, markup=False)
+
+
+if __name__ == "__main__":
+    cli.run(main, parser())
