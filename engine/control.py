@@ -70,7 +70,7 @@ class Line:
                     self._inboxes[peer].put(message["value"])
         except (OSError, ValueError):
             pass
-        if code == 0 or self._ending.wait(GRACE_SECONDS):
+        if code == 0 or self._ending.wait(0 if failure is None else GRACE_SECONDS):
             return
         if failure is None:
             self._tell(f"process {peer} of this run has ended without a word (killed, or out of memory?): all stop; "

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from errors import UserError
 
 # What no code of ours can mend: permissions, full disks, names that the file system does not take.
-_OF_THE_MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP}
+_OF_THE_MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG,
+                   errno.ENAMETOOLONG, errno.ELOOP}
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -78,14 +79,17 @@ def batches(title: str, count: int, unit: str = "batch") -> tqdm:
 
 
 def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser,
-        argv: Sequence[str] | None = None) -> None:
+        argv: Sequence[str] | None = None, *, several_processes: bool = False) -> None:
     """Parse, call ``main`` and exit with 0 or what it returns.
 
-    2 stands for a UserError and for what the file system refuses, 130 for Ctrl-C, 141 for output that nobody reads.
+    ``several_processes``: whether a launcher may start it more than once for one job. 2 stands for a UserError and
+    for what the file system refuses, 130 for Ctrl-C, 141 for output that nobody reads.
     Any other exception is a defect of ours and keeps its traceback (exit code 1).
     """
     arguments = parser.parse_args(argv)
     try:
+        if not several_processes and int(os.environ.get("PADDLE_TRAINERS_NUM") or 1) > 1:
+            raise UserError("this command runs in one process: start it without paddle.distributed.launch")
         code = main(arguments) or 0
         sys.stdout.flush()
     except UserError as error:
