@@ -1,0 +1,185 @@
+"""Several processes on CPUs, through Paddle's launcher, against one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine import distributed
+from engine.checkpoint import list_checkpoints, load_checkpoint
+from engine.history import read_table
+from errors import UserError
+from processes import ROOT, tiny_run, tool, wait_for
+
+# Mixing, accumulation, clipping, averages, and batch norms (iFormer's stem has three): all but masks drawn at random.
+SAME = ("OPTIMIZER.NAME=sgd", "OPTIMIZER.LR=0.1", "TRAIN.SYNC_BATCH_NORM=true", "TRAIN.EMA_DECAY=0.9",
+        "TRAIN.GRAD_CLIP=1.0", "AUGMENT.MIXUP=0.8", "AUGMENT.CUTMIX=1.0", "DATA.BATCH_SIZE=63", "TRAIN.LOG_EVERY=1",
+        "TRAIN.EPOCHS=2", "TRAIN.MAX_STEPS=24", "DATA.EVAL_BATCH_SIZE=50", "DATA.WORKERS=0")
+BUSY = ("TRAIN.EPOCHS=500", "TRAIN.LOG_EVERY=1", "DATA.WORKERS=0")
+
+
+def _start(folder: Path, arguments: Sequence[str | Path], *, processes: int = 2, name: str = "train",
+           options: Sequence[str] = ()) -> subprocess.Popen[str]:
+    launch = [sys.executable, "-m", "paddle.distributed.launch", *options, "--nproc_per_node", str(processes),
+              "--log_dir", str(folder / "log"), str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)]
+    return subprocess.Popen(launch, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def _launch(folder: Path, *arguments: str | Path, **options: object) -> tuple[int, str]:
+    process = _start(folder, arguments, **options)
+    said, _ = process.communicate(timeout=200)
+    return process.returncode, said
+
+
+def _ranks(launcher: subprocess.Popen[str]) -> list[int]:
+    """Return the ids of a job's processes, by rank."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    ranks = {}
+    for child in children:
+        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        ranks |= {name: int(child) for name in variables if name.startswith(b"PADDLE_TRAINER_ID=")}
+    return [ranks[name] for name in sorted(ranks)]
+
+
+@pytest.fixture
+def jobs() -> Iterator[list[subprocess.Popen[str]]]:
+    """Give a list of launchers, which do not outlive the test, nor do their processes."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        if process.poll() is None:
+            for pid in [*_ranks(process), process.pid]:
+                os.kill(pid, signal.SIGKILL)
+            process.communicate()
+
+
+def _losses(run: Path) -> np.ndarray:
+    return np.array([float(row["train_loss"]) for row in read_table(run / "steps.csv")])
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run in one process."""
+    output = tmp_path_factory.mktemp("one")
+    done = tool("train", *tiny_run(output, *SAME), OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    return output / "quickstart"
+
+
+def test_two_processes_train_as_one_and_what_one_began_two_end(one: Path, tmp_path: Path) -> None:
+    """An odd batch in uneven shares; the job is changed from two processes to one inside epoch 1, and back in 2."""
+    for processes, steps in ((2, 7), (1, 21), (2, 24)):
+        arguments = [*tiny_run(tmp_path, *SAME, f"TRAIN.MAX_STEPS={steps}"),
+                     *(["--resume"] if steps > 7 else [])]
+        if processes == 1:
+            done = tool("train", *arguments, OMP_NUM_THREADS="1")
+            code, said = done.returncode, done.stdout + done.stderr
+        else:
+            code, said = _launch(tmp_path, *arguments)
+        assert code == 0, said
+        assert "Traceback" not in said
+    np.testing.assert_allclose(_losses(tmp_path / "quickstart"), _losses(one), rtol=1e-5)
+    assert json.loads((tmp_path / "quickstart" / "environment.json").read_text())["processes"] == 2
+    results, others = (json.loads((run / "results.json").read_text())["final"]["test"]
+                       for run in (tmp_path / "quickstart", one))
+    assert results["images"] == others["images"] == 360
+    assert results["loss"] == pytest.approx(others["loss"], rel=1e-3)
+
+
+def test_a_killed_process_ends_the_job_and_its_run_can_be_resumed(
+        tmp_path: Path, jobs: list[subprocess.Popen[str]]) -> None:
+    run = tmp_path / "quickstart"
+    process = _start(tmp_path, tiny_run(tmp_path, *BUSY))
+    jobs.append(process)
+    wait_for(process, run / "steps.csv", "\n25,2,")
+    ranks = _ranks(process)
+    os.kill(ranks[1], signal.SIGKILL)
+    killed = time.monotonic()
+    said, _ = process.communicate(timeout=60)
+    assert time.monotonic() - killed < 30
+    assert process.returncode != 0
+    assert "process 1 of this run has ended without a word" in (run / "train.log").read_text()
+    assert "Container failed" in said and "Traceback" not in said
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+    reached = load_checkpoint(list_checkpoints(run / "checkpoints")[0]).position["iteration"]
+    code, said = _launch(tmp_path, *tiny_run(tmp_path, *BUSY, f"TRAIN.MAX_STEPS={reached + 1}"), "--resume")
+    assert code == 0 and "resuming from" in said, said
+
+
+@pytest.mark.parametrize(("whom", "code"), [("launcher", signal.SIGTERM), ("process 1", 128 + signal.SIGINT)])
+def test_a_signal_saves_and_ends_all(
+        tmp_path: Path, jobs: list[subprocess.Popen[str]], whom: str, code: int) -> None:
+    run = tmp_path / "quickstart"
+    process = _start(tmp_path, tiny_run(tmp_path, *BUSY))
+    jobs.append(process)
+    wait_for(process, run / "steps.csv", "\n5,1,")
+    ranks = _ranks(process)
+    if whom == "launcher":
+        process.send_signal(signal.SIGTERM)
+    else:
+        os.kill(ranks[1], signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+    newest = load_checkpoint(list_checkpoints(run / "checkpoints")[0])
+    assert newest.position["iteration"] >= 5
+    assert "continue with --resume" in (run / "train.log").read_text()
+
+
+def test_a_mistake_is_told_once_and_by_the_launcher_for_cpus_too(tmp_path: Path) -> None:
+    arguments = tiny_run(tmp_path, "DATA.BATCH_SIZE=3", "DATA.WORKERS=0")
+    code, said = _launch(tmp_path, *arguments, options=["--backend", "gloo"])
+    assert code == 1  # that launcher's code for whatever happens
+    assert said.count("DATA.BATCH_SIZE is 3, expected at least two images for each of 2 processes") == 1
+    others = (tmp_path / "log" / "workerlog.1").read_text()
+    assert "BATCH_SIZE" not in others and "Traceback" not in said + others
+
+
+def test_commands_for_one_process_refuse_a_launcher() -> None:
+    done = tool("summary", "convmixer_256_8", PADDLE_TRAINERS_NUM="2")
+    assert done.returncode == 2 and "runs in one process" in done.stderr
+
+
+@pytest.mark.parametrize(("batch", "size"), [(8, 2), (63, 2), (63, 4), (64, 3), (10, 5), (129, 7)])
+def test_shares_are_of_one_batch_and_keep_mirrors_together(batch: int, size: int) -> None:
+    parts = [distributed._rows(batch, rank, size) for rank in range(size)]
+    assert sorted(np.concatenate(parts)) == list(range(batch))
+    for part in parts:
+        np.testing.assert_array_equal(part[::-1], batch - 1 - part)
+        assert len(part) >= 2 or batch == 2 * size - 1
+    with pytest.raises(UserError, match="at least two images"):
+        distributed._rows(2 * size - 1, 0, size)
+
+
+def test_synchronised_batch_norm_of_one_process_is_paddles(monkeypatch: pytest.MonkeyPatch) -> None:
+    import paddle
+
+    from engine.batch_norm import SyncBatchNorm
+
+    monkeypatch.setattr(paddle.distributed, "all_reduce", lambda tensor: None)
+    rng = np.random.default_rng(0)
+    for kind, shape in ((paddle.nn.BatchNorm2D, (4, 3, 5, 7)), (paddle.nn.BatchNorm1D, (6, 3))):
+        x, weights = (rng.standard_normal(shape).astype("float32") * 3 + 10 for _ in range(2))
+        results = []
+        for wrap in (lambda layer: layer, SyncBatchNorm):
+            paddle.seed(0)
+            layer = wrap(kind(3))
+            layer.weight.set_value(np.float32([1.0, 2.0, -3.0]))
+            image = paddle.to_tensor(x, stop_gradient=False)
+            (layer(image) * paddle.to_tensor(weights)).sum().backward()
+            layer.eval()
+            results.append([image.grad, layer.weight.grad, layer.bias.grad, layer._mean, layer._variance, layer(image)])
+            assert set(layer.state_dict()) == {"weight", "bias", "_mean", "_variance"}
+        for own, paddles in zip(*results[::-1], strict=True):
+            scale = float(paddles.abs().max())
+            np.testing.assert_allclose(own.numpy(), paddles.numpy(), rtol=0, atol=2e-5 * scale)
