@@ -33,6 +33,7 @@ def default_config() -> CfgNode:
     c.DATA.IMAGE_SIZE = 224  # side, or [height, width], that the network sees, in pixels
     c.DATA.BATCH_SIZE = 128  # training images for one optimizer step; the last short batch of an epoch is dropped
     c.DATA.EVAL_BATCH_SIZE = 128  # images for one step of evaluation; all are counted
+    c.DATA.PIPELINE = "batch"  # batch: compiled transforms where they can be; reference: one by one; the same pixels
     c.DATA.WORKERS = 2  # threads that prepare batches; 0 prepares them in the training thread
     c.DATA.HOLDOUT = 5000  # training images held out to select the best epoch; 0 selects on the test set
 
@@ -157,6 +158,7 @@ CHECKS: dict[str, Check] = {
     "DATA.IMAGE_SIZE": (_is_size, "a side or [height, width] in pixels, each from 1 to 4096"),
     "DATA.BATCH_SIZE": _COUNT,
     "DATA.EVAL_BATCH_SIZE": _COUNT,
+    "DATA.PIPELINE": _one_of("batch", "reference"),
     "DATA.WORKERS": _between(0, 64),
     "DATA.HOLDOUT": _NON_NEGATIVE,
     "AUGMENT.CROP": _one_of("random_resized", "pad", "none"),

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 import kernels
 from datasets.color import ColorJitter
+from datasets.memory import Memory
 from datasets.randaugment import MAXIMA, OPERATIONS, RandAugment, affine
 from datasets.transforms import (
     Normalize,
@@ -32,7 +32,8 @@ _AFFINE = 1  # the code of all operations of RandAugment that move pixels
 _CODES = {"Identity": 0, "ShearX": _AFFINE, "ShearY": _AFFINE, "TranslateX": _AFFINE, "TranslateY": _AFFINE,
           "Rotate": _AFFINE, "Brightness": 2, "Color": 3, "Contrast": 4, "Sharpness": 5, "Posterize": 6, "Solarize": 7,
           "AutoContrast": 8, "Equalize": 9}
-_LARGEST = 4096  # pixels of a side, up to which the operator's integers suffice
+LARGEST = 4096  # pixels of a side, up to which the operator's integers suffice
+TRIAL_IMAGES = 8
 
 
 class Unsupported(Exception):
@@ -42,28 +43,48 @@ class Unsupported(Exception):
 class BatchPipeline:
     """``reference``, a pipeline of single images, computed by batch by the compiled operator.
 
-    Raises Unsupported where that is not possible, told in the message: an interpolation other than bilinear, a hue
-    jitter, transforms of other makes or in another order, no compiled operators.
+    Raises Unsupported, which says why, where that is not possible: an interpolation other than bilinear, a hue
+    jitter, transforms of other makes or in another order, no compiled operators, or a machine or library on which
+    a few trial images differ from the reference's in any bit.
     """
 
     def __init__(self, reference: Pipeline) -> None:
         self.reference, self.size = reference, reference.size
         self._program = np.array(_program(reference), np.float64)
         self._operator = _operator()
+        self._memory = Memory()
+        trial = np.arange(TRIAL_IMAGES)
+        images = np.random.default_rng(0).integers(0, 256, (TRIAL_IMAGES, 30, 40, 3), np.uint8)
+        if not np.array_equal(self.batch(images, trial, (0,)), reference.batch(images, trial, (0,))):
+            raise Unsupported("it gives other pixels than the reference on this machine")
 
     def batch(self, images: np.ndarray | Sequence[np.ndarray], indices: np.ndarray, place: Sequence[int]) -> np.ndarray:
         """Return ``images[indices]`` transformed, float32 ``[B, 3, *size]``, drawn as ``Pipeline.batch`` draws."""
-        pointers, heights, widths, kept = _images(images, indices)
-        indices, numbers = np.ascontiguousarray(indices, np.int64), np.array(place, np.int64)
-        output = np.empty((len(indices), 3, *self.size), np.float32)
+        output = self._memory.array((len(indices), 3, *self.size))
+        if isinstance(images, np.ndarray):
+            self._transform(images, np.array(indices, np.int64), place, output)
+        else:  # images of their own sizes, perhaps read from a disk now: one after the other, for less memory
+            for result, index in zip(output, indices, strict=True):
+                self._transform(images[int(index)][None], np.array([0]), place, result, np.array([index], np.int64))
+        return output
+
+    def _transform(self, images: np.ndarray, rows: np.ndarray, place: Sequence[int], output: np.ndarray,
+                   indices: np.ndarray | None = None) -> None:
+        """Write ``images[rows]`` of one block ``[N, H, W, 3]``, transformed; ``indices`` (``rows``) name the draws."""
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images[:1].size:
+            raise ValueError(f"images are {images.dtype} {images.shape}, expected uint8 [N, H, W, 3]")
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(images):
+            raise IndexError(f"images {rows.min()} to {rows.max()} were asked for, there are {len(images)}")
+        indices, numbers = rows if indices is None else indices, np.array(place, np.int64)
+        if not images.flags.c_contiguous:
+            images, rows = np.ascontiguousarray(images[rows]), np.arange(len(rows))
+        pointers = _address(images) + rows.astype(np.uintp) * np.uintp(images.strides[0])
         status = self._operator(
-            len(indices), *(_address(array) for array in (pointers, heights, widths, indices, numbers)), len(numbers),
+            len(rows), _address(pointers), *images.shape[1:3], _address(indices), _address(numbers), len(numbers),
             _address(self._program), len(self._program), *self.size, _address(output),
         )  # fmt: skip
-        del kept
         if status:
             raise MemoryError("the compiled pipeline found no memory for an image")
-        return output
 
 
 def faster(pipeline: Pipeline) -> tuple[Pipeline | BatchPipeline, str]:
@@ -83,27 +104,6 @@ def _operator() -> Callable[..., int]:
     return build.library().augment_batch
 
 
-def _images(images: np.ndarray | Sequence[np.ndarray], indices: np.ndarray) -> tuple[Any, ...]:
-    """Return pointers, heights and widths of the chosen images, and what must live as long as the pointers."""
-    if isinstance(images, np.ndarray):  # one block
-        kept = np.ascontiguousarray(images)
-        chosen = [kept[0]] if len(kept) else []
-        if len(indices) and not 0 <= min(indices) <= max(indices) < len(kept):
-            raise IndexError(f"images {min(indices)} to {max(indices)} were asked for, there are {len(kept)}")
-        pointers = _address(kept) + np.asarray(indices, np.uintp) * np.uintp(kept.strides[0])
-    else:
-        kept = chosen = [np.ascontiguousarray(images[index]) for index in indices]
-        pointers = np.array([_address(image) for image in kept], np.uintp)
-    for image in chosen:
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise ValueError(f"an image is {image.dtype} {image.shape}, expected uint8 [H, W, 3]")
-        if max(image.shape) > _LARGEST:
-            raise ValueError(f"an image has {image.shape[:2]} pixels, expected at most {_LARGEST} a side")
-    sizes = np.array([image.shape[:2] for image in chosen], np.int64).reshape(-1, 2)
-    heights, widths = (np.ascontiguousarray(np.broadcast_to(side, len(indices))) for side in sizes.T)
-    return pointers, heights, widths, kept
-
-
 def _address(array: np.ndarray) -> int:
     return array.ctypes.data
 
@@ -115,8 +115,8 @@ def _program(pipeline: Pipeline) -> list[float]:
     between, after = set(kinds[1:last]), set(kinds[last + 1 :])
     if not (last and kinds[0] in _FIRST and between <= _BETWEEN and after <= {RandomErasing}):
         raise Unsupported(f"transforms in the order {', '.join(kind.__name__ for kind in kinds)}")
-    if max(pipeline.size) > _LARGEST:
-        raise Unsupported(f"images of more than {_LARGEST} pixels a side")
+    if max(pipeline.size) > LARGEST:
+        raise Unsupported(f"images of more than {LARGEST} pixels a side")
     steps: list[float] = []
     for transform in pipeline.transforms:
         code, arguments = _STEPS[type(transform)](transform, *pipeline.size)

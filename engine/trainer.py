@@ -18,8 +18,9 @@ from typing import Any
 from yacs.config import CfgNode
 
 from datasets import build_dataset
+from datasets.batch import BatchPipeline, faster
 from datasets.loader import EvalLoader, TrainLoader
-from datasets.transforms import build_eval_transforms, build_train_transforms
+from datasets.transforms import Pipeline, build_eval_transforms, build_train_transforms
 from engine import distributed
 from engine.data_record import record_data
 from engine.evaluator import Evaluation, evaluate
@@ -42,7 +43,7 @@ MOST_SKIPPED_IN_A_ROW = 50  # steps that TRAIN.ON_NAN skips before the run is gi
 
 def build_train_loader(config: CfgNode) -> TrainLoader:
     """Return the shuffled, augmented batches of the training split."""
-    transform = build_train_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE)
+    transform = _by_batch(config, build_train_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE))
     return TrainLoader(build_dataset(config.DATA, "train"), transform, config.DATA.BATCH_SIZE, config.RUNTIME.SEED,
                        config.DATA.WORKERS, rows=distributed.rows(config.DATA.BATCH_SIZE))
 
@@ -53,9 +54,19 @@ def build_eval_loader(config: CfgNode, split: str) -> EvalLoader:
     if len(dataset.class_names) > config.MODEL.NUM_CLASSES:
         raise UserError(f"MODEL.NUM_CLASSES is {config.MODEL.NUM_CLASSES}, expected at least the "
                         f"{len(dataset.class_names)} classes of {dataset.name}")
-    transform = build_eval_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE)
+    transform = _by_batch(config, build_eval_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE))
     return EvalLoader(dataset, transform, config.DATA.EVAL_BATCH_SIZE, config.DATA.WORKERS, distributed.rank(),
                       distributed.size())
+
+
+def _by_batch(config: CfgNode, transform: Pipeline) -> Pipeline | BatchPipeline:
+    """Return what computes the same pixels faster, where DATA.PIPELINE allows it and there is such."""
+    if config.DATA.PIPELINE == "reference":
+        return transform
+    pipeline, reason = faster(transform)
+    if reason:
+        log.info("images are transformed one by one, as with DATA.PIPELINE reference: %s", reason)
+    return pipeline
 
 
 class Trainer:

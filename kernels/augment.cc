@@ -347,9 +347,9 @@ void transform(Workshop& shop, const Source& source, NumpyRandom& random, const 
 
 }  // namespace
 
-// Transforms `count` images, uint8 [heights[i], widths[i], 3] without gaps, to `out`, float32 [count, 3, height, width].
+// Transforms `count` images, uint8 [rows, columns, 3] without gaps, to `out`, float32 [count, 3, height, width].
 // The draws for image i are those of default_rng([*place, indices[i]]). One thread; callers may be many.
-extern "C" int augment_batch(int64_t count, const uint8_t* const* images, const int64_t* heights, const int64_t* widths,
+extern "C" int augment_batch(int64_t count, const uint8_t* const* images, int64_t rows, int64_t columns,
                              const int64_t* indices, const int64_t* place, int64_t places, const double* program,
                              int64_t length, int64_t height, int64_t width, float* out) {
   try {
@@ -359,7 +359,7 @@ extern "C" int augment_batch(int64_t count, const uint8_t* const* images, const 
     for (int64_t i = 0; i < count; ++i) {
       entropy.back() = uint32_t(indices[i]);
       NumpyRandom random(entropy.data(), int(entropy.size()));
-      const Source source{images[i], heights[i], widths[i], 3 * widths[i]};
+      const Source source{images[i], rows, columns, 3 * columns};
       transform(shop, source, random, program, length, height, width, out + i * 3 * height * width);
     }
     return 0;

@@ -41,7 +41,7 @@ TIMEOUT_SECONDS = 180
 # Each operator's arguments: integer, float or pointer. All return 0, or 1 where memory ran out.
 OPERATORS = {
     "attention_forward": "ppfpppppp",
-    "augment_batch": "ipppppipiiip",
+    "augment_batch": "ipiippipiiip",
     "attention_backward": "ppfpppppppppp",
     "dense_forward": "pppppp",
     "dense_backward": "pppppppp",
