@@ -191,7 +191,8 @@ def _pipelines(plan: Plan, results: Results, tell: Tell) -> None:
         with ExitStack() as stack:
             turns = [(pipeline, stack.enter_context(WorkerProcess(suite_arm())), {"pipeline": pipeline})
                      for pipeline in PIPELINES]
-            cell = compare(turns, {"work": "pipeline", "recipe": recipe}, BATCH_SIZE, plan.rounds, plan.seconds)
+            question = {"work": "pipeline", "recipe": recipe, "workers": runtime.available_cores()}
+            cell = compare(turns, question, BATCH_SIZE, plan.rounds, plan.seconds)
         _put(results, "pipelines", {"recipe": name, **cell})
         tell(f"{name}: " + ", ".join(f"{key} {arm['images_per_second']:.0f}" for key, arm in cell["arms"].items()
                                      if "error" not in arm) + " images/s")

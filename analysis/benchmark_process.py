@@ -109,7 +109,7 @@ class WorkerProcess:
             raise WorkerFailed(f"answered {shown!r}, expected a line of JSON with \"seconds\"") from error
         if "error" in answer:
             raise WorkerFailed(str(answer["error"]))
-        if question["work"] != "describe" and not (times and 0 < min(times) and max(times) < math.inf):
+        if question["work"] != "describe" and not (times and min(times) > 0 and max(times) < math.inf):
             raise WorkerFailed(f"answered {shown!r}, expected \"seconds\", a list of times above 0")
         return answer
 
