@@ -151,19 +151,19 @@ def _read_with_bases(path: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path
 
 def _read_text(path: Path, above: tuple[Path, ...]) -> str:
     named_by = f" (the _BASE_ of {above[-1].name})" if above else ""
-    if path.is_dir():
-        raise UserError(f"{path}{named_by}: a folder, expected a YAML file")
-    if not path.is_file():
-        siblings = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise UserError(f"{path}{named_by}: no such config file{nearest(path.name, siblings)}")
     try:
+        if path.is_dir():
+            raise UserError(f"{path}{named_by}: a folder, expected a YAML file")
+        if not path.is_file():
+            siblings = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+            raise UserError(f"{path}{named_by}: no such config file{nearest(path.name, siblings)}")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise UserError(f"{path}{named_by}: larger than {MAX_BYTES} bytes; this is no config")
         return data.decode("utf-8-sig")
     except OSError as error:
-        raise UserError(f"{path}{named_by}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{printable(path, 300)}{named_by}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}{named_by}: not UTF-8 text; expected a YAML config") from None
 

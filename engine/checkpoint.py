@@ -138,14 +138,15 @@ def optimizer_arrays(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> 
     return arrays
 
 
-def restore_optimizer(optimizer: paddle.optimizer.Optimizer, model: nn.Layer, arrays: Arrays) -> None:
-    """Put the arrays of ``optimizer_arrays`` back; raises UserError where they are not of such a network."""
+def restore_optimizer(optimizer: paddle.optimizer.Optimizer, model: nn.Layer, arrays: Arrays,
+                      path: Path | str = "the checkpoint") -> None:
+    """Put the arrays of ``optimizer_arrays`` back; UserError, naming ``path``, where they are of another network."""
     own = dict(model.named_parameters())
     state = {}
     for key, array in arrays.items():
         name, _, kind = key.rpartition("/")
         if name not in own or (array.size > 1 and array.shape != tuple(own[name].shape)):
-            raise UserError(f"the checkpoint's optimizer holds {printable(key)} {list(array.shape)}, which is of "
+            raise UserError(f"{path}: its optimizer state has {printable(key)} {list(array.shape)}, which is of "
                             "another network")
         state[f"{own[name].name}_{kind}"] = paddle.to_tensor(array)
     optimizer.set_state_dict(state)

@@ -240,7 +240,7 @@ class TrainingState:
             if {name: array.shape for name, array in saved.parts.get(part, {}).items()} != shapes:
                 raise UserError(f"{saved.path}: its {part} is not that of {self.config.MODEL.NAME} as it is built now")
         self.model.set_state_dict(saved.parts["model"])
-        checkpoint.restore_optimizer(self.optimizer, self.model, saved.parts.get("optimizer", {}))
+        checkpoint.restore_optimizer(self.optimizer, self.model, saved.parts.get("optimizer", {}), saved.path)
         position = checkpoint.read_position(saved, Position())
         if self.average:
             self.average.state = {name: paddle.to_tensor(array) for name, array in saved.parts["average"].items()}

@@ -1,0 +1,291 @@
+"""Give damaged files to the commands, in processes of bounded memory and time, and judge how each ends.
+
+The long form: ``PYTHONPATH=. python tests/fuzzing.py --rounds 10`` (docs/ROBUSTNESS.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import io
+import json
+import os
+import pickle
+import re
+import resource
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fuzz_cases import CIFAR, TINY, Case, archive_cases, checkpoint_cases, image_cases, weight_cases
+from fuzz_configs import CANARY, config_cases
+
+from processes import ROOT, overrides, tool
+
+SECONDS, MEMORY = 20, 1 << 30  # of one input; bytes of address space beyond what the libraries take
+TOLD = 1500  # characters of a message
+
+
+@dataclass
+class Outcome:
+    """How a command ended: ``refused``, ``same content``, ``other content`` (allowed), or what went wrong."""
+
+    kind: str
+    damage: str
+    verdict: str
+    told: str
+    seconds: float
+
+    @property
+    def good(self) -> bool:
+        return self.verdict in ("refused", "same content", "other content")
+
+
+def prepare(folder: Path) -> None:
+    """Make what is damaged: a run of two steps, its weights and its checkpoint."""
+    (folder / "good.yaml").write_text(TINY)
+    (folder / "cifar.yaml").write_text(CIFAR)
+    done = tool("train", "-c", folder / "good.yaml", *overrides(f"OUTPUT={folder}", "NAME=run"))
+    assert done.returncode == 0, done.stderr
+    shutil.copy(folder / "run" / "final_model.pdparams", folder / "weights.pdparams")
+
+
+def all_cases(folder: Path, seed: int, rounds: int) -> list[Case]:
+    """Return the cases of all kinds; ``rounds`` times as many random ones."""
+    from engine.checkpoint import _digest
+    from engine.weight_files import read_weights
+
+    state = read_weights(folder / "run" / "final_model.pdparams").arrays
+    newest = max((folder / "run" / "checkpoints").iterdir())
+    return [*config_cases(seed, rounds), *weight_cases(dict(state), seed, rounds),
+            *checkpoint_cases(newest.read_bytes(), _digest, seed, rounds), *archive_cases(folder, seed, rounds),
+            *image_cases(seed, rounds)]
+
+
+def arguments(case: Case, base: Path, place: Path) -> tuple[str, list[str]]:
+    """Return the command to which a case is given, and its arguments."""
+    first = str(place / next(iter(case.files)))
+    good, weights = str(base / "good.yaml"), str(base / "weights.pdparams")
+    if case.kind == "config":
+        return "eval", ["-c", first, "-w", weights]
+    if "image" in case.kind:
+        return "predict", ["-c", good, "-w", weights, first, "--out", str(place / "out.png")]
+    if "archive" in case.kind or "tar" in case.kind:
+        return "eval", ["-c", str(base / "cifar.yaml"), "-w", weights, "-o", f"DATA.ROOT={first}"]
+    if case.kind == "resume checkpoint":
+        return "restore", [str(base / "run"), str(place)]
+    return "eval", ["-c", good, "-w", first]
+
+
+# The worker --------------------------------------------------------------------------------------------------------
+
+
+def work(base: Path, cases: list[Case], start: int) -> None:
+    """Run cases from ``start`` on, telling of each as a line of JSON before and after it."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    import cli
+    import cv2  # noqa: F401
+    import eval as eval_tool
+    import predict as predict_tool
+
+    from analysis import confusion, grids  # noqa: F401
+    from datasets import cifar
+    from engine import runtime
+
+    runtime.prepare(1)
+    import cifar_files
+    import pytest
+
+    cifar_files.change_release(pytest.MonkeyPatch(), batch_images={"train": 20, "test": 20})
+    assert cifar.RELEASES["cifar10"].batch_images["test"] == 20
+    tools = {"eval": eval_tool, "predict": predict_tool}
+    _limit_memory()
+    for index in range(start, len(cases)):
+        case, place = cases[index], base / "cases" / str(index)
+        print(json.dumps({"begin": index}), flush=True)
+        place.mkdir(parents=True, exist_ok=True)
+        for name, content in case.files.items():
+            (place / name).write_bytes(content.replace(CANARY.encode(), str(place / "canary").encode()))
+        out, err, begin = io.StringIO(), io.StringIO(), time.monotonic()
+        code: object = 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                command, given = arguments(case, base, place)
+                if command == "restore":
+                    _restore(*map(Path, given))
+                else:
+                    cli.run(tools[command].main, tools[command].parser(), given)
+            except SystemExit as end:
+                code = end.code
+            except BaseException:
+                code = traceback.format_exc()
+        seconds = time.monotonic() - begin
+        verdict = _verdict(case, place, code, err.getvalue())
+        print(json.dumps({"end": index, **asdict(Outcome(case.kind, case.damage, verdict, err.getvalue(), seconds))}),
+              flush=True)
+
+
+def _limit_memory() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _restore(run: Path, place: Path) -> None:
+    """What ``tools/train.py --resume`` does with a checkpoint, without the training after it."""
+    from configs.load import load_config
+    from engine.run import RunFolder
+    from engine.state import TrainingState
+    from errors import UserError
+
+    folder = RunFolder(run)
+    folder.checkpoints = place
+    try:
+        position = TrainingState(load_config(run / "config.yaml")).restore(folder)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    if position.iteration == 0:  # what is damaged is told of in the log, and the one before it taken: there is none
+        print(f"{place} 000000002.safetensors: starting from the beginning", file=sys.stderr)
+        sys.exit(2)
+
+
+def _verdict(case: Case, place: Path, code: object, told: str) -> str:
+    if (place / "canary").exists():
+        return "EXECUTED"
+    if code not in (0, 2):
+        return f"exit {code}"
+    if code == 2:
+        lines = told.strip().split("\n")
+        if "Traceback" in told or not all(line.isprintable() for line in lines):
+            return "unprintable message"
+        if len(told) > TOLD or len(lines) > (12 if "weights" in case.kind or "pth" in case.kind else 1):
+            return "long message"
+        names = [*case.files, "MODEL.ARGS", case.damage.rpartition(" ")[2], "cases"]
+        if case.kind == "config":  # or a name that stands in it
+            names += re.findall(r"\w{5,}", next(iter(case.files.values())).decode("latin1"))
+        return "refused" if any(name in told for name in names) else "nameless message"
+    if case.must_refuse:
+        return "SILENTLY ACCEPTED"
+    if case.whole and case.files[case.whole] == next(iter(case.files.values())):
+        return "same content"
+    return _compare(case, place)
+
+
+def _compare(case: Case, place: Path) -> str:
+    """Judge what was taken of a damaged file: its whole content, or what no reader can know to be wrong."""
+    import numpy as np
+    import yaml
+
+    from configs.load import flatten, load_config
+    from datasets.files import read_image
+    from engine.weight_files import read_weights
+
+    first = place / next(iter(case.files))
+    whole = place / case.whole if case.whole else None
+    if case.kind == "config":
+        config, tree = dict(flatten(load_config(first))), dict(flatten(yaml.safe_load(first.read_bytes()) or {}))
+        tree.pop("_BASE_", None)
+        return "other content" if all(config[key] == tree[key] or float(config[key]) == float(tree[key])
+                                      for key in tree if key != "MODEL.ARGS") else "misread"
+    if "image" in case.kind:
+        one, two = read_image(first), read_image(whole)
+        if one.shape == two.shape and (one == two).all():
+            return "same content"
+        undetectable = case.kind != "PNG image" and case.damage != "truncated"
+        return "other content" if undetectable else "SILENTLY ACCEPTED"
+    if "archive" in case.kind:  # its own checksum is right: a stranger packed a batch with other pixels
+        return "other content" if case.damage != "truncated" else "SILENTLY ACCEPTED"
+    if case.kind == "resume checkpoint" or "tar" in case.kind or case.damage == "truncated":
+        return "SILENTLY ACCEPTED"
+    one, two = read_weights(first).arrays, read_weights(whole).arrays
+    if one.keys() != two.keys() or any(one[key].shape != two[key].shape for key in one):
+        return "SILENTLY ACCEPTED"
+    if all(np.array_equal(one[key], two[key]) for key in one):
+        return "same content"
+    return "SILENTLY ACCEPTED" if case.kind.startswith("zip") else "other content"
+
+
+# Its supervisor ----------------------------------------------------------------------------------------------------
+
+
+def run_cases(base: Path, cases: list[Case]) -> list[Outcome]:
+    """Run all cases in worker processes; one that ends or hangs is a verdict, and another goes on after it."""
+    (base / "cases.pickle").write_bytes(pickle.dumps(cases))
+    outcomes: list[Outcome] = []
+    while len(outcomes) < len(cases):
+        with tempfile.TemporaryFile("w+") as errors:
+            worker = subprocess.Popen([sys.executable, __file__, "--work", str(base), str(len(outcomes))],
+                                      stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT,
+                                      env={**os.environ, "PYTHONPATH": str(ROOT)})
+            verdict = _listen(worker, outcomes)
+            if verdict and len(outcomes) < len(cases):
+                errors.seek(0)
+                case = cases[len(outcomes)]
+                outcomes.append(Outcome(case.kind, case.damage, verdict, errors.read()[-2000:], 0.0))
+    return outcomes
+
+
+def _listen(worker: subprocess.Popen[str], outcomes: list[Outcome]) -> str:
+    begun = False
+    while True:
+        ready, _, _ = select.select([worker.stdout], [], [], SECONDS if begun else 120)
+        line = worker.stdout.readline() if ready else ""
+        if not line:
+            worker.kill()
+            code = worker.wait()
+            assert begun or code == 0, "the worker does not start"
+            return "" if code == 0 else "HANG" if not ready else f"DIED with {code}"
+        record = json.loads(line)
+        begun = True
+        if "end" in record:
+            record.pop("end")
+            outcomes.append(Outcome(**record))
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """Return the counts by kind, as a Markdown table."""
+    columns = ("refused", "same content", "other content")
+    counts = collections.defaultdict(collections.Counter)
+    for outcome in outcomes:
+        counts[outcome.kind][outcome.verdict if outcome.good else "wrong"] += 1
+        counts["all"][outcome.verdict if outcome.good else "wrong"] += 1
+    lines = ["| kind | inputs | refused | read: same content | read: other content | wrong |", "|" + " --- |" * 6]
+    for kind in [*(kind for kind in counts if kind != "all"), "all"]:
+        numbers = [counts[kind].total(), *(counts[kind][column] for column in columns), counts[kind]["wrong"]]
+        lines.append(f"| {kind} | " + " | ".join(map(str, numbers)) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the fuzz and print the table; or, as its worker, a part of the cases."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.work:
+        base = Path(given.work[0])
+        work(base, pickle.loads((base / "cases.pickle").read_bytes()), int(given.work[1]))
+        return 0
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        prepare(Path(folder))
+        outcomes = run_cases(Path(folder), all_cases(Path(folder), given.seed, given.rounds))
+    wrong = [outcome for outcome in outcomes if not outcome.good]
+    for outcome in wrong:
+        print(f"{outcome.kind}, {outcome.damage}: {outcome.verdict[-1500:]} | {outcome.told[-300:]}")
+    slowest = max(outcomes, key=lambda outcome: outcome.seconds)
+    print(table(outcomes))
+    print(f"slowest: {slowest.seconds:.1f} s, {slowest.kind}, {slowest.damage}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
