@@ -23,7 +23,6 @@ from paddle import _C_ops, nn
 from paddle.nn.attention import SDPBackend, sdpa_kernel
 
 import kernels
-from models import dfformer_mixers
 
 
 @dataclass(frozen=True)
@@ -88,10 +87,6 @@ def _product(out: paddle.Tensor, x: paddle.Tensor, *_: Any, **__: Any) -> int:
     return out.size * x.shape[-1]
 
 
-def _nothing(out: paddle.Tensor, *_: Any, **__: Any) -> int:
-    return 0
-
-
 def _added_product(out: paddle.Tensor, addend: paddle.Tensor, x: paddle.Tensor, *_: Any, **__: Any) -> int:
     return out.size * x.shape[-1]
 
@@ -124,16 +119,14 @@ _RULES: dict[str, Rule] = {
 def _places() -> list[tuple[Any, str, Rule]]:
     """Return where calls enter C++, as (owner, attribute, rule).
 
-    DFFormer writes complex products in parts, and on the CPU the FFT of a small map as a matrix product; both count
-    as what they mean.
+    A complex product that is written in parts counts as one.
     """
     return [
         *((_C_ops, name, rule) for name, rule in _RULES.items() if hasattr(_C_ops, name)),
         (paddle.linalg, "matmul", _matmul),
         (paddle.Tensor, "__matmul__", _matmul),
         (paddle.Tensor, "__rmatmul__", _reversed_matmul),
-        (dfformer_mixers, "mix_planes", _product),
-        (dfformer_mixers, "filter_map", _nothing),
+        (kernels.channels_last, "mix_planes", _product),
     ]
 
 

@@ -12,10 +12,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from errors import UserError, nearest
+from kernels.channels_last import filter_spectrum, group_norm, pool_difference, residual, star_relu
 
 if TYPE_CHECKING:
     import paddle
 
+__all__ = [
+    "MODES", "attention", "configure", "conv2d", "depthwise_conv2d", "filter_spectrum", "gelu", "group_norm",
+    "layer_norm", "linear", "mode", "pool_difference", "residual", "self_attention", "star_relu", "status", "using",
+]
 MODES = ("auto", "stock")
 
 _mode = "auto"
@@ -31,6 +36,11 @@ def configure(mode: str) -> None:
     if mode not in MODES:
         raise UserError(f"RUNTIME.KERNELS is {mode!r}, expected one of {', '.join(MODES)}{nearest(str(mode), MODES)}.")
     _mode = mode
+
+
+def mode() -> str:
+    """Return what :func:`configure` has chosen."""
+    return _mode
 
 
 @contextmanager

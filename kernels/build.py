@@ -28,11 +28,12 @@ import paddle
 from kernels import products
 
 SOURCES = tuple(
-    Path(__file__).with_name(name) for name in ("attention.cc", "augment.cc", "dense.cc", "depthwise.cc", "rows.cc")
+    Path(__file__).with_name(name)
+    for name in ("attention.cc", "augment.cc", "dense.cc", "depthwise.cc", "filter.cc", "maps.cc", "rows.cc")
 )
 HEADERS = tuple(
     Path(__file__).with_name(name)
-    for name in ("convolution.h", "lanes.h", "numpy_random.h", "randaugment.h", "slices.h", "vectors.h")
+    for name in ("convolution.h", "fourier.h", "lanes.h", "numpy_random.h", "randaugment.h", "slices.h", "vectors.h")
 )
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp")
 OWN_FLAGS = {"augment.cc": ("-ffp-contract=off",)}  # its last bits are those of cv2 and numpy
@@ -47,6 +48,15 @@ OPERATORS = {
     "dense_backward": "pppppppp",
     "depthwise_forward": "ppppp",
     "depthwise_backward": "ppppppp",
+    "filter_forward": "iiiiippppp",
+    "filter_backward": "iiiiippppppppp",
+    "residual_forward": "iiipppppp",
+    "residual_backward": "iiipppppppppp",
+    "star_relu_forward": "ipppp",
+    "star_relu_backward": "ipppppp",
+    "group_norm_forward": "iiifppppp",
+    "group_norm_backward": "iiippppppp",
+    "pooling": "iiiiiipp",
     "gelu_forward": "ipp",
     "gelu_backward": "ippp",
     "bias_forward": "iipp",

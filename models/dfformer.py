@@ -21,6 +21,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+import kernels
 from errors import UserError, nearest
 from models.dfformer_mixers import DynamicFilter, GlobalFilter, SepConv, StarReLU, resize_filters
 from models.layers import (
@@ -47,14 +48,11 @@ BlockNorm = partial(LayerNorm, epsilon=1e-6, bias_attr=False)
 
 
 class Scale(nn.Layer):
-    """A learned factor for each channel, the last axis."""
+    """Holds a learned factor for each channel of a skip connection, or none: None counts as 1."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int | None) -> None:
         super().__init__()
-        self.scale = self.create_parameter([dim], default_initializer=ones_)
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return x * self.scale
+        self.scale = None if dim is None else self.create_parameter([dim], default_initializer=ones_)
 
 
 class Block(nn.Layer):
@@ -64,15 +62,17 @@ class Block(nn.Layer):
         super().__init__()
         self.norm1 = BlockNorm(dim)
         self.token_mixer = token_mixer
-        self.res_scale1 = Scale(dim) if res_scale else nn.Identity()
+        self.res_scale1 = Scale(dim if res_scale else None)
         self.norm2 = BlockNorm(dim)
         self.mlp = mlp
-        self.res_scale2 = Scale(dim) if res_scale else nn.Identity()
+        self.res_scale2 = Scale(dim if res_scale else None)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        x = self.res_scale1(x) + self.drop_path(self.token_mixer(self.norm1(x)))
-        return self.res_scale2(x) + self.drop_path(self.mlp(self.norm2(x)))
+        for norm, mix, kept in ((self.norm1, self.token_mixer, self.res_scale1.scale),
+                                (self.norm2, self.mlp, self.res_scale2.scale)):
+            x = kernels.residual(x, mix(norm(x)), kept=kept, share=self.drop_path.share(x))
+        return x
 
 
 class Downsampling(nn.Layer):

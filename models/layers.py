@@ -102,12 +102,16 @@ class DropPath(nn.Layer):
             raise UserError(f"drop_path_rate is {rate}, expected 0 <= rate < 1")
         self.rate = rate
 
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+    def share(self, x: paddle.Tensor) -> paddle.Tensor | None:
+        """Draw the factor of each sample's branch, ``[B, 1, ...]``: 0 or ``1 / (1 - rate)``; None where all are 1."""
         if not self.training or self.rate == 0.0:
-            return x
+            return None
         keep = 1.0 - self.rate
-        mask = paddle.bernoulli(paddle.full([x.shape[0]] + [1] * (x.ndim - 1), keep, dtype=x.dtype))
-        return x * (mask / keep)
+        return paddle.bernoulli(paddle.full([x.shape[0]] + [1] * (x.ndim - 1), keep, dtype=x.dtype)) / keep
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        share = self.share(x)
+        return x if share is None else x * share
 
 
 class Mlp(nn.Layer):

@@ -2,7 +2,7 @@
 https://arxiv.org/abs/2111.11418).
 
 Names and numbers follow the authors' code, sail-sg/poolformer at a075575b8b3d (``models/poolformer.py``), for
-classification.
+classification. Maps are channels-last: the reference's channels-first blocks would transpose around every MLP.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 
 import kernels
@@ -31,10 +30,20 @@ from models.layers import (
 from models.registry import Variant, register_family
 
 
+class GroupNorm(nn.GroupNorm):
+    """Normalises channels and positions together (one group), ``[B, H, W, C]``."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(1, dim, data_format="NHWC")
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return kernels.group_norm(x, self.weight, self.bias, self._epsilon)
+
+
 class Pooling(nn.Layer):
     """The token mixer (equation 4): the mean of a position's neighbourhood, minus the position itself.
 
-    ``[B, C, H, W]`` to the same; padding does not count in the mean. The subtraction makes up for the residual
+    ``[B, H, W, C]`` to the same; padding does not count in the mean. The subtraction makes up for the residual
     connection around the mixer.
     """
 
@@ -43,11 +52,11 @@ class Pooling(nn.Layer):
         self.pool_size = pool_size
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return F.avg_pool2d(x, self.pool_size, stride=1, padding=self.pool_size // 2, exclusive=True) - x
+        return kernels.pool_difference(x, self.pool_size)
 
 
 class ConvMlp(nn.Layer):
-    """Two 1×1 convolutions, ``[B, C, H, W]`` to the same through ``hidden_features`` channels."""
+    """Two 1×1 convolutions, ``[B, H, W, C]`` to the same through ``hidden_features`` channels."""
 
     def __init__(self, dim: int, hidden_features: int, drop_rate: float) -> None:
         super().__init__()
@@ -59,22 +68,18 @@ class ConvMlp(nn.Layer):
             zeros_(conv.bias)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        x = self.drop(kernels.gelu(self.fc1(channels_last(x))))
-        return channels_first(self.drop(self.fc2(x)))
+        return self.drop(self.fc2(self.drop(kernels.gelu(self.fc1(x)))))
 
 
 class Block(nn.Layer):
-    """PoolFormer block (figure 2, equations 2 and 3), ``[B, C, H, W]`` to the same.
-
-    The norms are taken over channels and positions together (one group).
-    """
+    """PoolFormer block (figure 2, equations 2 and 3), ``[B, H, W, C]`` to the same."""
 
     def __init__(self, dim: int, mlp_ratio: float, pool_size: int, drop_rate: float, drop_path: float,
                  layer_scale_init_value: float | None) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(1, dim)
+        self.norm1 = GroupNorm(dim)
         self.token_mixer = Pooling(pool_size)
-        self.norm2 = nn.GroupNorm(1, dim)
+        self.norm2 = GroupNorm(dim)
         self.mlp = ConvMlp(dim, int(dim * mlp_ratio), drop_rate)
         self.drop_path = DropPath(drop_path)
         self.layer_scale_1 = self.layer_scale_2 = None
@@ -86,13 +91,12 @@ class Block(nn.Layer):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         for norm, mix, scale in ((self.norm1, self.token_mixer, self.layer_scale_1),
                                  (self.norm2, self.mlp, self.layer_scale_2)):
-            branch = mix(norm(x))
-            x = x + self.drop_path(branch if scale is None else scale.reshape([-1, 1, 1]) * branch)
+            x = kernels.residual(x, mix(norm(x)), scale=scale, share=self.drop_path.share(x))
         return x
 
 
 class PatchEmbed(nn.Layer):
-    """A strided convolution without norm: ``[B, C, H, W]`` to ``[B, C', H / stride, W / stride]``."""
+    """A strided convolution without norm: ``[B, H, W, C]`` to ``[B, H / stride, W / stride, C']``."""
 
     def __init__(self, in_chans: int, embed_dim: int, kernel_size: int, stride: int, padding: int) -> None:
         super().__init__()
@@ -100,7 +104,7 @@ class PatchEmbed(nn.Layer):
         pytorch_default_(self.proj)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.proj(x)
+        return channels_last(self.proj(channels_first(x)))
 
 
 class PoolFormer(Classifier):
@@ -127,7 +131,7 @@ class PoolFormer(Classifier):
             network.append(nn.Sequential(*(
                 Block(dim, mlp_ratio, pool_size, drop_rate, rate, layer_scale_init_value) for rate in rates)))
         self.network = nn.LayerList(network)
-        self.norm = nn.GroupNorm(1, self.num_features)
+        self.norm = GroupNorm(self.num_features)
         self.reset_classifier(num_classes)
 
     def build_head(self, num_classes: int) -> nn.Layer:
@@ -137,10 +141,10 @@ class PoolFormer(Classifier):
         return head
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
-        x = self.patch_embed(x)
+        x = self.patch_embed(channels_last(x))
         for layer in self.network:
-            x = layer(x)  # [B, C, H, W]
-        return self.norm(x).flatten(2).mean(-1)
+            x = layer(x)  # [B, H, W, C]
+        return self.norm(x).flatten(1, 2).mean(1)
 
 
 def _check_architecture(image_size: int | tuple[int, int], depths: Sequence[int], embed_dims: Sequence[int],

@@ -1,0 +1,321 @@
+// Filters in the frequency domain of channels-last maps, float32: forward and gradients.
+//
+// y = irfft2(rfft2(x) * filter), where the filter of an image and channel is a mix of a few complex planes by the
+// softmax of its scores, or a plane of its own. Paddle transforms one channel after the other by a stride of C, and
+// writes spectra, filters and products of all images to memory. Here a vector holds LANES channels: an image of so
+// many channels is transformed, filtered and transformed back within the cache.
+//
+// Two rows of real numbers are one complex row; their spectra are its even and odd parts. The adjoint of irfft2 is
+// rfft2 times 2 (1 for the first column, and the last of even widths), hence the gradient of x is the same filtering
+// with the conjugate filter. Sums over images are formed in slices that depend on the shapes alone.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "fourier.h"
+#include "slices.h"
+#include "vectors.h"
+
+namespace {
+
+constexpr int64_t MOST_SLICES = 32;
+constexpr int64_t SLICE_ITEMS = 4;
+
+struct Maps {
+  int64_t batch, height, width, channels, planes;
+  int64_t bins, blocks;
+  Fourier rows, columns;
+  Maps(int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t planes)
+      : batch(batch), height(height), width(width), channels(channels), planes(planes), bins(width / 2 + 1),
+        blocks((channels + LANES - 1) / LANES), rows(width), columns(height) {}
+  int lanes(int64_t block) const { return int(std::min<int64_t>(LANES, channels - block * LANES)); }
+  int64_t at(int64_t image, int64_t block) const { return image * height * width * channels + block * LANES; }
+  // Of a half spectrum, [height][bins] of a real and an imaginary vector.
+  int64_t spectrum() const { return height * bins * 2 * LANES; }
+  Line column(float* spectrum, int64_t w) const {
+    float* p = spectrum + w * 2 * LANES;
+    return {p, p + LANES, bins * 2 * LANES};
+  }
+  int64_t work() const { return std::max(rows.room(), columns.room()) + 4 * width * LANES; }
+};
+
+Vec load_some(const float* p, int lanes) {
+  if (lanes == LANES) return load(p);
+  Vec v = {};
+  std::memcpy(&v, p, lanes * sizeof(float));
+  return v;
+}
+
+void store_some(float* p, Vec v, int lanes) {
+  if (lanes == LANES)
+    store(p, v);
+  else
+    std::memcpy(p, &v, lanes * sizeof(float));
+}
+
+// Spectra of the rows of an image, twice too large; columns are not transformed yet.
+void transform_rows(const Maps& m, const float* x, int lanes, float* spectrum, float* work) {
+  float *pair = work, *room = work + 4 * m.width * LANES;
+  float* other = pair + 2 * m.width * LANES;
+  const Line both{other, other + LANES, 2 * LANES};
+  for (int64_t h = 0; h < m.height; h += 2) {
+    const float* row = x + h * m.width * m.channels;
+    const bool alone = h + 1 == m.height;
+    Line from{const_cast<float*>(row), const_cast<float*>(row) + m.width * m.channels, m.channels};
+    if (alone || lanes < LANES) {
+      for (int64_t w = 0; w < m.width; ++w) {
+        store(pair + 2 * w * LANES, load_some(from.re + w * m.channels, lanes));
+        store(pair + (2 * w + 1) * LANES, alone ? Vec{} : load_some(from.im + w * m.channels, lanes));
+      }
+      from = {pair, pair + LANES, 2 * LANES};
+    }
+    m.rows.run(from, both, room);
+    float *a = spectrum + h * m.bins * 2 * LANES, *b = alone ? pair : a + m.bins * 2 * LANES;
+    for (int64_t w = 0; w < m.bins; ++w) {
+      const float *p = other + 2 * w * LANES, *q = other + 2 * (w ? m.width - w : 0) * LANES;
+      const Vec p_re = load(p), p_im = load(p + LANES), q_re = load(q), q_im = load(q + LANES);
+      store(a + 2 * w * LANES, p_re + q_re);
+      store(a + (2 * w + 1) * LANES, p_im - q_im);
+      store(b + 2 * w * LANES, p_im + q_im);
+      store(b + (2 * w + 1) * LANES, q_re - p_re);
+    }
+  }
+}
+
+// The way back, from spectra of rows; imaginary parts of the first column (and the last of even widths) do not count.
+void restore_rows(const Maps& m, const float* spectrum, int lanes, float* y, float* work) {
+  float *pair = work, *room = work + 4 * m.width * LANES;
+  float* other = pair + 2 * m.width * LANES;
+  const Line both{pair, pair + LANES, 2 * LANES};
+  for (int64_t h = 0; h < m.height; h += 2) {
+    const bool alone = h + 1 == m.height;
+    const float *a = spectrum + h * m.bins * 2 * LANES, *b = a + m.bins * 2 * LANES;
+    for (int64_t w = 0; w < m.bins; ++w) {
+      const bool real = w == 0 || 2 * w == m.width;
+      const Vec a_re = load(a + 2 * w * LANES), a_im = real ? Vec{} : load(a + (2 * w + 1) * LANES);
+      const Vec b_re = alone ? Vec{} : load(b + 2 * w * LANES);
+      const Vec b_im = alone || real ? Vec{} : load(b + (2 * w + 1) * LANES);
+      float *p = pair + 2 * w * LANES, *q = pair + 2 * (w ? m.width - w : 0) * LANES;
+      store(q, a_re + b_im);
+      store(q + LANES, b_re - a_im);
+      store(p, a_re - b_im);
+      store(p + LANES, a_im + b_re);
+    }
+    float* row = y + h * m.width * m.channels;
+    Line to{row, row + m.width * m.channels, m.channels};
+    const bool through = alone || lanes < LANES;
+    if (through) to = {other, other + LANES, 2 * LANES};
+    m.rows.run(both.swapped(), to.swapped(), room);
+    for (int64_t w = 0; through && w < m.width; ++w) {
+      store_some(row + w * m.channels, load(to.re + w * to.stride), lanes);
+      if (!alone) store_some(row + (m.width + w) * m.channels, load(to.im + w * to.stride), lanes);
+    }
+  }
+}
+
+// The filter of LANES channels of an image. PLANES is the number of planes to mix (0: any), -1 for a plane a channel.
+template <int PLANES>
+struct Filter {
+  static constexpr bool MIXED = PLANES >= 0;
+  const float *real, *imag;  // [bins of the half spectrum, planes]
+  int64_t planes;
+  int lanes;
+  float factor;
+  std::vector<float> weights;  // [planes][LANES], softmax of the scores
+
+  Filter(const Maps& m, const float* real, const float* imag)
+      : real(real), imag(imag), planes(PLANES > 0 ? PLANES : m.planes), factor(0.5f / (m.height * m.width)),
+        weights(MIXED ? m.planes * LANES : 0) {}
+
+  void choose(const Maps& m, const float* scores, int64_t image, int64_t block) {
+    lanes = m.lanes(block);
+    if constexpr (MIXED) {
+      const float* from = scores + image * planes * m.channels + block * LANES;
+      Vec most = load_some(from, lanes), sum = {};
+      for (int64_t k = 1; k < planes; ++k) {
+        const Vec score = load_some(from + k * m.channels, lanes);
+        most = score > most ? score : most;
+      }
+      for (int64_t k = 0; k < planes; ++k) {
+        const Vec part = exp_negative(load_some(from + k * m.channels, lanes) - most);
+        store(&weights[k * LANES], part);
+        sum += part;
+      }
+      for (int64_t k = 0; k < planes; ++k) store(&weights[k * LANES], load(&weights[k * LANES]) / sum);
+    } else {
+      offset = block * LANES;
+    }
+  }
+
+  inline void at(int64_t bin, Vec& re, Vec& im) const {
+    if constexpr (MIXED) {
+      const int64_t count = PLANES > 0 ? PLANES : planes;
+      re = im = Vec{};
+#pragma GCC unroll 4
+      for (int64_t k = 0; k < count; ++k) {
+        re += real[bin * count + k] * load(&weights[k * LANES]);
+        im += imag[bin * count + k] * load(&weights[k * LANES]);
+      }
+    } else {
+      re = load_some(real + bin * planes + offset, lanes);
+      im = load_some(imag + bin * planes + offset, lanes);
+    }
+    re *= factor;
+    im *= factor;
+  }
+
+ private:
+  int64_t offset = 0;
+};
+
+template <int PLANES>
+void forward(const Maps& m, const float* x, const float* real, const float* imag, const float* scores, float* y) {
+  std::atomic<int64_t> next{0};
+#pragma omp parallel
+  {
+    float* spectrum = scratch(m.spectrum() + m.work() + 2 * m.height * LANES);
+    float *column = spectrum + m.spectrum(), *work = column + 2 * m.height * LANES;
+    const Line line{column, column + LANES, 2 * LANES};
+    Filter<PLANES> filter(m, real, imag);
+    for (int64_t item; (item = next++) < m.batch * m.blocks;) {
+      const int64_t image = item / m.blocks, block = item % m.blocks;
+      filter.choose(m, scores, image, block);
+      transform_rows(m, x + m.at(image, block), filter.lanes, spectrum, work);
+      for (int64_t w = 0; w < m.bins; ++w) {
+        m.columns.run(m.column(spectrum, w), line, work);
+        for (int64_t h = 0; h < m.height; ++h) {
+          float* p = column + 2 * h * LANES;
+          Vec re, im;
+          filter.at(h * m.bins + w, re, im);
+          const Vec a = load(p), b = load(p + LANES);
+          store(p, a * re - b * im);
+          store(p + LANES, a * im + b * re);
+        }
+        m.columns.run(line.swapped(), m.column(spectrum, w).swapped(), work);
+      }
+      restore_rows(m, spectrum, filter.lanes, y + m.at(image, block), work);
+    }
+  }
+}
+
+// Items are images by blocks of channels where planes are mixed. Where each channel has its plane a slice is a block,
+// with all images one after the other.
+template <int PLANES>
+void backward(const Maps& m, const float* x, const float* real, const float* imag, const float* scores,
+              const float* grad, float* grad_x, float* grad_real, float* grad_imag, float* grad_scores) {
+  constexpr bool MIXED = PLANES >= 0;
+  const int64_t planes = PLANES > 0 ? PLANES : m.planes, size = m.height * m.bins;
+  const int64_t items = m.batch * m.blocks;
+  const int64_t slices = MIXED ? std::clamp<int64_t>(items / SLICE_ITEMS, 1, MOST_SLICES) : m.blocks;
+  const int64_t sums = size * (MIXED ? planes : 1) * 2 * LANES;
+  std::vector<float> partial(MIXED ? slices * size * planes * 2 : 0);  // of the planes
+  std::atomic<int64_t> next{0};
+#pragma omp parallel
+  {
+    std::vector<float> along(planes * LANES);  // of the weights of the mix
+    float* spectrum = scratch(2 * m.spectrum() + m.work() + 4 * m.height * LANES + sums);
+    float *slope = spectrum + m.spectrum(), *column = slope + m.spectrum(), *work = column + 4 * m.height * LANES;
+    float* total_of = work + m.work();
+    const Line line{column, column + LANES, 2 * LANES};
+    float* other = column + 2 * m.height * LANES;
+    const Line slope_line{other, other + LANES, 2 * LANES};
+    Filter<PLANES> filter(m, real, imag);
+    for (int64_t slice; (slice = next++) < slices;) {
+      std::memset(total_of, 0, sums * sizeof(float));
+      const int64_t first = MIXED ? items * slice / slices : 0, end = MIXED ? items * (slice + 1) / slices : m.batch;
+      for (int64_t item = first; item < end; ++item) {
+        const int64_t image = MIXED ? item / m.blocks : item, block = MIXED ? item % m.blocks : slice;
+        filter.choose(m, scores, image, block);
+        transform_rows(m, x + m.at(image, block), filter.lanes, spectrum, work);
+        transform_rows(m, grad + m.at(image, block), filter.lanes, slope, work);
+        std::fill(along.begin(), along.end(), 0.f);
+        for (int64_t w = 0; w < m.bins; ++w) {
+          m.columns.run(m.column(spectrum, w), line, work);
+          m.columns.run(m.column(slope, w), slope_line, work);
+          const float weight = (w == 0 || 2 * w == m.width ? 0.25f : 0.5f) / (m.height * m.width);
+          for (int64_t h = 0; h < m.height; ++h) {
+            const int64_t bin = h * m.bins + w;
+            const float* p = column + 2 * h * LANES;
+            float* q = other + 2 * h * LANES;
+            const Vec a = load(p), b = load(p + LANES), c = load(q), d = load(q + LANES);
+            const Vec g_re = (a * c + b * d) * weight, g_im = (a * d - b * c) * weight;
+            Vec re, im;
+            filter.at(bin, re, im);
+            store(q, c * re + d * im);
+            store(q + LANES, d * re - c * im);
+            if constexpr (MIXED) {
+              float* to = total_of + bin * planes * 2 * LANES;
+#pragma GCC unroll 4
+              for (int64_t k = 0; k < planes; ++k, to += 2 * LANES) {
+                const Vec mix = load(&filter.weights[k * LANES]);
+                store(&along[k * LANES],
+                      load(&along[k * LANES]) + real[bin * planes + k] * g_re + imag[bin * planes + k] * g_im);
+                store(to, load(to) + mix * g_re);
+                store(to + LANES, load(to + LANES) + mix * g_im);
+              }
+            } else {
+              float* to = total_of + bin * 2 * LANES;
+              store(to, load(to) + g_re);
+              store(to + LANES, load(to + LANES) + g_im);
+            }
+          }
+          m.columns.run(slope_line.swapped(), m.column(slope, w).swapped(), work);
+        }
+        restore_rows(m, slope, filter.lanes, grad_x + m.at(image, block), work);
+        if constexpr (MIXED) {  // through the softmax
+          Vec mean = {};
+          for (int64_t k = 0; k < planes; ++k) mean += load(&along[k * LANES]) * load(&filter.weights[k * LANES]);
+          for (int64_t k = 0; k < planes; ++k)
+            store_some(grad_scores + (image * planes + k) * m.channels + block * LANES,
+                       (load(&along[k * LANES]) - mean) * load(&filter.weights[k * LANES]), filter.lanes);
+        }
+      }
+      if constexpr (MIXED) {
+        for (int64_t i = 0; i < size * planes * 2; ++i)
+          partial[slice * size * planes * 2 + i] = total(load(total_of + i * LANES));
+      } else {
+        for (int64_t bin = 0; bin < size; ++bin) {
+          const float* from = total_of + bin * 2 * LANES;
+          store_some(grad_real + bin * planes + slice * LANES, load(from), m.lanes(slice));
+          store_some(grad_imag + bin * planes + slice * LANES, load(from + LANES), m.lanes(slice));
+        }
+      }
+    }
+  }
+  for (int64_t i = 0; MIXED && i < size * planes; ++i) {
+    double re = 0, im = 0;
+    for (int64_t s = 0; s < slices; ++s) {
+      re += partial[(s * size * planes + i) * 2];
+      im += partial[(s * size * planes + i) * 2 + 1];
+    }
+    grad_real[i] = float(re);
+    grad_imag[i] = float(im);
+  }
+}
+
+}  // namespace
+
+// x and y: [batch, height, width, channels]; real and imag: [height * (width / 2 + 1), planes]; scores: [batch, planes,
+// channels], or null where planes are channels.
+extern "C" int filter_forward(int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t planes,
+                              const float* x, const float* real, const float* imag, const float* scores, float* y) {
+  return guarded([=] {
+    const Maps m(batch, height, width, channels, planes);
+    (scores ? planes == 4 ? forward<4> : forward<0> : forward<-1>)(m, x, real, imag, scores, y);
+  });
+}
+
+extern "C" int filter_backward(int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t planes,
+                               const float* x, const float* real, const float* imag, const float* scores,
+                               const float* grad, float* grad_x, float* grad_real, float* grad_imag,
+                               float* grad_scores) {
+  return guarded([=] {
+    const Maps m(batch, height, width, channels, planes);
+    (scores ? planes == 4 ? backward<4> : backward<0> : backward<-1>)(m, x, real, imag, scores, grad, grad_x, grad_real,
+                                                                     grad_imag, grad_scores);
+  });
+}

@@ -1,0 +1,42 @@
+"""The compiled filter in the frequency domain as a Paddle function with gradients."""
+
+from __future__ import annotations
+
+import paddle
+from paddle.autograd import PyLayer
+from paddle.autograd.py_layer import once_differentiable
+
+from kernels.dispatch import empty, run
+
+
+class Filter(PyLayer):
+    """``Filter.apply(x, real, imag, scores)``: ``[B, H, W, C]`` by planes ``[H · (W // 2 + 1), K]``.
+
+    ``scores`` is ``[B, K, C]``; left out where K = C.
+    """
+
+    @staticmethod
+    def forward(ctx, x, real, imag, scores=None):
+        inputs = [item.contiguous() for item in ((x, real, imag) if scores is None else (x, real, imag, scores))]
+        y = empty(*x.shape)
+        run("filter_forward", *x.shape, real.shape[1], *inputs, *([None] if scores is None else []), y)
+        ctx.save_for_backward(*inputs)
+        ctx.wanted = [not item.stop_gradient for item in inputs]
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        inputs = ctx.saved_tensor()
+        missing = [None] * (4 - len(inputs))
+        grads = [empty(*item.shape) for item in inputs]
+        sizes = (*inputs[0].shape, inputs[1].shape[1])
+        run("filter_backward", *sizes, *inputs, *missing, grad.contiguous(), *grads, *missing)
+        return tuple(item if wanted else None for item, wanted in zip(grads, ctx.wanted, strict=True))
+
+
+def fitting(x: paddle.Tensor, real: paddle.Tensor, imag: paddle.Tensor, scores: paddle.Tensor | None) -> bool:
+    """Tell whether the shapes are what the compiled operator takes."""
+    if x.ndim != 4 or real.ndim != 2 or real.shape != imag.shape or real.shape[0] != x.shape[1] * (x.shape[2] // 2 + 1):
+        return False
+    return real.shape[1] == x.shape[3] if scores is None else scores.shape == [x.shape[0], real.shape[1], x.shape[3]]
