@@ -1,0 +1,93 @@
+"""Explain what a network sees: python tools/explain.py -w output/quickstart --method lime --index 0 1 2"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import cli
+from yacs.config import CfgNode
+
+from configs.load import load_config
+from engine import runtime
+from errors import UserError
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Write explanations of images as arrays and as one sheet."""
+    _check(arguments)
+    config = load_config(cli.config_of(arguments), arguments.override)
+    runtime.prepare(config.RUNTIME.THREADS)
+
+    from analysis.explain import method_names
+    from analysis.explain_curves import curves_text
+    from analysis.explain_gallery import Picture, Settings, explain_pictures
+    from analysis.interpretdl_adapter import load_interpretdl
+    from analysis.subject import Subject
+    from datasets import build_dataset
+    from datasets.files import read_image
+    from engine.predictor import load_model
+
+    methods = method_names(arguments.method)
+    if "lime" in methods or arguments.curves:
+        load_interpretdl()  # what is missing is told before anything is computed
+    runtime.start(config)
+    pictures = [Picture(Path(path).name, read_image(Path(path))) for path in arguments.images]
+    if arguments.index or arguments.count:
+        dataset = build_dataset(config.DATA, "test")
+        for index in [*arguments.index, *range(min(arguments.count, len(dataset)))]:
+            if not 0 <= index < len(dataset):
+                raise UserError(f"--index {index}: expected 0 to {len(dataset) - 1}, the test images of {dataset.name}")
+            pictures.append(Picture(f"test image {index}", dataset.images[index], int(dataset.labels[index])))
+    subject = Subject(config, load_model(config, arguments.weights)[0])
+    settings = Settings(methods, arguments.samples, arguments.superpixels, arguments.layer, arguments.seed,
+                        arguments.curves)
+    folder = _folder(arguments, config)
+    summary = explain_pictures(subject, pictures, settings, folder, arguments.method)
+    if "curves" in summary:
+        print(curves_text(summary["curves"]))
+        print(f"wrote {folder / f'{arguments.method}_curves.png'}")
+    print(f"wrote {folder / f'{arguments.method}.png'}")
+    print(f"wrote {folder / f'{arguments.method}.json'}, and the arrays of each image as .npz")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if not (arguments.images or arguments.index or arguments.count):
+        raise UserError("no images: name files, or test images by --index 0 1 2 or --count 12")
+    for name, smallest in (("count", 0), ("samples", 1), ("superpixels", 0), ("curves", 0), ("seed", 0)):
+        if not smallest <= getattr(arguments, name) < 2**32:
+            raise UserError(f"--{name} is {getattr(arguments, name)}, expected {smallest} or more")
+
+
+def _folder(arguments: argparse.Namespace, config: CfgNode) -> Path:
+    """Return where to write: what ``--out`` names, ``explain`` in the run's folder, or in OUTPUT/NAME."""
+    if arguments.out:
+        return Path(arguments.out)
+    weights = Path(arguments.weights)
+    run = weights if weights.is_dir() else weights.parent
+    return (run if (run / "config.yaml").is_file() else Path(config.OUTPUT) / config.NAME) / "explain"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the arguments of this command."""
+    result = cli.argument_parser(__doc__)
+    cli.add_weights(result)
+    result.add_argument("images", nargs="*", metavar="IMAGE", help="image files")
+    result.add_argument("--index", type=int, nargs="+", default=[], metavar="I", help="test images by number")
+    result.add_argument("--count", type=int, default=0, metavar="N", help="the first N test images")
+    result.add_argument("--method", default="lime", metavar="M",
+                        help="lime (default), gradcam, scorecam, ig, smoothgrad, occlusion, or all")
+    result.add_argument("--samples", type=int, default=10_000, metavar="N",
+                        help="LIME's perturbed images (default: 10000)")
+    result.add_argument("--superpixels", type=int, default=0, metavar="N",
+                        help="about N superpixels by SLIC (default: InterpretDL's quickshift)")
+    result.add_argument("--layer", default="", help="layer of the CAMs (default: the last with a map of 4×4 or more)")
+    result.add_argument("--curves", type=int, nargs="?", const=10, default=0, metavar="R",
+                        help="deletion and insertion against R random rankings (10)")
+    result.add_argument("--seed", type=int, default=0, metavar="S", help="of LIME's samples and the random rankings")
+    result.add_argument("--out", metavar="FOLDER", help="default: explain/ in the run's folder, or in OUTPUT/NAME")
+    return result
+
+
+if __name__ == "__main__":
+    cli.run(main, parser())
