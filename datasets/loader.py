@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
 from datasets.dataset import ImageDataset
@@ -118,7 +117,6 @@ def _prepared(load: Callable[[int], Batch], batches: range, workers: int) -> Ite
     Threads, not processes: cv2 and numpy release the interpreter's lock, nothing passes through shared memory,
     and an error arrives here with its own traceback. Leaving the loop early stops the threads.
     """
-    cv2.setNumThreads(0)  # images are small: cv2's own threads would only wait for each other
     if workers == 0:
         yield from map(load, batches)
         return

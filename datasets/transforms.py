@@ -245,6 +245,7 @@ class Pipeline:
 
         The draws for an image come from ``generator(*place, index)``: they depend on the image, not on its batch.
         """
+        cv2.setNumThreads(0)  # images are small: cv2's own threads would only wait for each other
         output = np.empty((len(indices), 3, *self.size), np.float32)
         for result, index in zip(output, indices, strict=True):
             result[:] = self(images[index], generator(*place, int(index)))
