@@ -10,6 +10,8 @@ import csv
 import io
 import math
 import shutil
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +55,17 @@ class History:
         return rows[-1] if rows else None
 
     def close(self) -> None:
-        """Finish the curves' files."""
-        self._curves.close()
+        """Finish the curves' files.
+
+        VisualDL's writer waits for ever where its own thread has ended on a full disk: it is then left alone.
+        """
+        def finish() -> None:
+            with suppress(OSError):
+                self._curves.close()
+
+        closing = threading.Thread(target=finish, daemon=True)
+        closing.start()
+        closing.join(10.0)
 
     def _append(self, name: str, row: Row) -> None:
         with (self.folder / name).open("a", encoding="utf-8", newline="") as file:

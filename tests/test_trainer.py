@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from trainers import opened, trained
 
 from analysis.confusion import draw_confusion
 from analysis.grids import draw_grid
@@ -20,29 +21,12 @@ from configs.load import load_config
 from engine import state
 from engine.checkpoint import list_checkpoints, load_checkpoint
 from engine.history import read_table
-from engine.interrupts import Interrupted
+from engine.interrupts import Interrupted, StopRequest
 from engine.progress import Progress
-from engine.run import run_folder
 from engine.trainer import Trainer
 from engine.weights import read_weights
 from errors import UserError
 from processes import TINY
-
-
-@contextmanager
-def _trainer(output: Path, *pairs: str, resume: bool = False) -> Iterator[Trainer]:
-    config = load_config("configs/quickstart.yaml", [*TINY, f"OUTPUT={output}", "DATA.WORKERS=0", *pairs])
-    run = run_folder(config)
-    run.open(config, resume=resume, overwrite=False)
-    try:
-        yield Trainer(config, run, resume=resume)
-    finally:
-        run.close()
-
-
-def _train(output: Path, *pairs: str, resume: bool = False) -> dict[str, Any]:
-    with _trainer(output, *pairs, resume=resume) as trainer:
-        return trainer.fit()
 
 
 def _stop_during(trainer: Trainer, title: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +45,7 @@ def test_stopping_in_the_last_evaluation_keeps_the_final_weights(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The selected weights are evaluated last; a checkpoint written then must hold the run's own state."""
     pairs = ("TRAIN.EPOCHS=2", "TRAIN.EMA_DECAY=0.9")
-    with _trainer(tmp_path, *pairs) as trainer:
+    with opened(tmp_path, *pairs) as trainer:
         select = trainer._select
 
         def select_first_only(epoch: int) -> Any:
@@ -77,33 +61,33 @@ def test_stopping_in_the_last_evaluation_keeps_the_final_weights(
     saved = load_checkpoint(list_checkpoints(run / "checkpoints")[0])
     final = read_weights(run / "final_model.pdparams").arrays
     assert all(np.array_equal(saved.parts["average"][name], final[name]) for name in final)
-    results = _train(tmp_path, *pairs, resume=True)
+    results = trained(tmp_path, *pairs, resume=True)
     assert results["selected"]["epoch"] == 1 and results["final"]["epoch"] == 2
     assert results["selected"]["test"] != results["final"]["test"]
 
 
 def test_resuming_a_run_that_has_ended_repeats_its_results(tmp_path: Path) -> None:
-    results = _train(tmp_path, "TRAIN.MAX_STEPS=19")  # an epoch exactly
+    results = trained(tmp_path, "TRAIN.MAX_STEPS=19")  # an epoch exactly
     table = (tmp_path / "quickstart" / "history.csv").read_bytes()
-    assert _train(tmp_path, "TRAIN.MAX_STEPS=19", resume=True) == results
+    assert trained(tmp_path, "TRAIN.MAX_STEPS=19", resume=True) == results
     assert (tmp_path / "quickstart" / "history.csv").read_bytes() == table
 
 
 def test_ending_earlier_than_planned_is_labelled_by_where_the_weights_stand(tmp_path: Path) -> None:
-    _train(tmp_path, "TRAIN.MAX_STEPS=45", "TRAIN.EVAL_EVERY=20", "TRAIN.EPOCHS=4")
-    results = _train(tmp_path, "TRAIN.EVAL_EVERY=20", "TRAIN.EPOCHS=1", resume=True)
+    trained(tmp_path, "TRAIN.MAX_STEPS=45", "TRAIN.EVAL_EVERY=20", "TRAIN.EPOCHS=4")
+    results = trained(tmp_path, "TRAIN.EVAL_EVERY=20", "TRAIN.EPOCHS=1", resume=True)
     assert results["final"]["epoch"] == results["selected"]["epoch"] == 3
     assert [row["iteration"] for row in read_table(tmp_path / "quickstart" / "history.csv")] == ["19", "38", "45"]
 
 
 def test_ending_before_the_first_evaluation_evaluates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = ("TRAIN.EVAL_EVERY=20", "TRAIN.LOG_EVERY=1")
-    with _trainer(tmp_path, *pairs) as trainer:
+    with opened(tmp_path, *pairs) as trainer:
         record = trainer._record_step
         monkeypatch.setattr(trainer, "_record_step", _signal_at(trainer, 21, record))
         with pytest.raises(Interrupted):
             trainer.fit()
-    results = _train(tmp_path, *pairs, "TRAIN.EPOCHS=1", resume=True)
+    results = trained(tmp_path, *pairs, "TRAIN.EPOCHS=1", resume=True)
     assert results["selected"] == results["final"] and results["final"]["epoch"] == 2
     assert (tmp_path / "quickstart" / "best_model.pdparams").exists()
 
@@ -120,8 +104,8 @@ def _signal_at(trainer: Trainer, iteration: int, record: Callable[..., None]) ->
 def test_selected_weights_of_a_cut_epoch_are_not_taken_for_the_final_ones(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trial ends inside epoch 1 and is resumed to end later in it: best and final share the epoch only."""
-    _train(tmp_path, "TRAIN.MAX_STEPS=5")
-    with _trainer(tmp_path, "TRAIN.MAX_STEPS=9", resume=True) as trainer:
+    trained(tmp_path, "TRAIN.MAX_STEPS=5")
+    with opened(tmp_path, "TRAIN.MAX_STEPS=9", resume=True) as trainer:
         trainer.position.best_accuracy = 2.0  # what is saved as best stays best
         results = trainer.fit()
     assert results["selected"]["epoch"] == results["final"]["epoch"] == 1
@@ -131,7 +115,7 @@ def test_selected_weights_of_a_cut_epoch_are_not_taken_for_the_final_ones(
 
 def test_weights_that_evaluate_to_no_number_are_never_the_best(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the holdout loss is nan"):
-        _train(tmp_path, "OPTIMIZER.WEIGHT_DECAY=1e300", "TRAIN.MAX_STEPS=1")
+        trained(tmp_path, "OPTIMIZER.WEIGHT_DECAY=1e300", "TRAIN.MAX_STEPS=1")
     assert not (tmp_path / "quickstart" / "best_model.pdparams").exists()
 
 
@@ -140,25 +124,25 @@ def test_output_that_nobody_reads_stops_no_run(tmp_path: Path, monkeypatch: pyte
     os.close(reader)
     with open(writer, "w", encoding="utf-8") as closed:
         monkeypatch.setattr(sys, "stdout", closed)
-        results = _train(tmp_path, "TRAIN.MAX_STEPS=1")
+        results = trained(tmp_path, "TRAIN.MAX_STEPS=1")
     assert results["final"]["test"]["images"] == 360
     assert "final weights" in (tmp_path / "quickstart" / "train.log").read_text(encoding="utf-8")
 
 
 def test_checkpoint_of_another_network_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _train(tmp_path, "TRAIN.MAX_STEPS=1")
+    trained(tmp_path, "TRAIN.MAX_STEPS=1")
     other = state.build_model(load_config("configs/quickstart.yaml", [*TINY, "MODEL.ARGS.embed_dims=[8, 16, 16, 64]"]))
     monkeypatch.setattr(state, "build_model", lambda config: other)
     with pytest.raises(UserError, match="its model is not that of iformer_small"):
-        _train(tmp_path, "TRAIN.MAX_STEPS=1", resume=True)
+        trained(tmp_path, "TRAIN.MAX_STEPS=1", resume=True)
 
 
 def test_mistake_before_the_first_step_does_not_bar_the_next_try(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no cifar-10"):
-        _train(tmp_path, "DATA.NAME=cifar10", "DATA.DOWNLOAD=false", f"DATA.ROOT={tmp_path}")
-    assert _train(tmp_path, "TRAIN.MAX_STEPS=1")["final"]["epoch"] == 1
+        trained(tmp_path, "DATA.NAME=cifar10", "DATA.DOWNLOAD=false", f"DATA.ROOT={tmp_path}")
+    assert trained(tmp_path, "TRAIN.MAX_STEPS=1")["final"]["epoch"] == 1
     with pytest.raises(UserError, match="holds a run already"):
-        _train(tmp_path, "TRAIN.MAX_STEPS=1")
+        trained(tmp_path, "TRAIN.MAX_STEPS=1")
 
 
 def test_bar_shows_rate_and_time_left_in_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +171,55 @@ def test_weights_selected_on_test_are_not_evaluated_twice(tmp_path: Path, monkey
     evaluate = Trainer._evaluate
     monkeypatch.setattr(Trainer, "_evaluate", lambda self, loader, title, *rest: titles.append(title)
                         or evaluate(self, loader, title, *rest))
-    with _trainer(tmp_path, "DATA.HOLDOUT=0", "TRAIN.EPOCHS=1") as trainer:
+    with opened(tmp_path, "DATA.HOLDOUT=0", "TRAIN.EPOCHS=1") as trainer:
         results = trainer.fit()
     assert titles == ["epoch 1/1 test"]
     assert results["final"] == results["selected"] and results["selected_on"] == "test"
+
+
+def test_closed_terminal_stops_but_not_under_nohup() -> None:
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        with pytest.raises(Interrupted, match="SIGHUP"):
+            stop.check()
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            stop.check()
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_launchers_repeated_signal_is_no_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "1")
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.signum == signal.SIGTERM and not ended
+            stop._came -= 3.0
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert ended == [143]
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def test_time_left_includes_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("engine.progress.time.perf_counter", lambda: now[0])
+    shown = []
+    monkeypatch.setattr("engine.progress.log.info", lambda text, *values: shown.append(text % values))
+    progress = Progress(total=1000, done=0, evaluations=5, images=300)
+    progress.start("epoch 1/1", 10, 0)
+    now[0] = 10.0
+    progress.train_batch(100, lambda: (1.0, 0.5), 0.1)  # 10 images a second; an evaluation at 30 takes 10 s
+    with progress.pause():
+        now[0] += 20.0
+    progress.start("epoch 1/1", 10, 1)
+    now[0] += 10.0
+    progress.train_batch(100, lambda: (1.0, 0.5), 0.1)
+    assert "0:02:20 left" in shown[0] and "0:02:40 left" in shown[1]
