@@ -29,7 +29,10 @@ from kernels import products
 
 SOURCES = tuple(
     Path(__file__).with_name(name)
-    for name in ("attention.cc", "augment.cc", "dense.cc", "depthwise.cc", "filter.cc", "maps.cc", "rows.cc")
+    for name in (
+        *("attention.cc", "augment.cc", "dense.cc", "depthwise.cc"),
+        *("filter.cc", "maps.cc", "planes.cc", "rows.cc"),
+    )
 )
 HEADERS = tuple(
     Path(__file__).with_name(name)
@@ -57,6 +60,11 @@ OPERATORS = {
     "group_norm_forward": "iiifppppp",
     "group_norm_backward": "iiippppppp",
     "pooling": "iiiiiipp",
+    "batch_norm_forward": "iiiffppppppp",
+    "batch_norm_backward": "iiippppppp",
+    "batch_norm_apply": "iiifpppppp",
+    "dynamic_relu_forward": "iipppp",
+    "dynamic_relu_backward": "iippppppp",
     "gelu_forward": "ipp",
     "gelu_backward": "ippp",
     "bias_forward": "iipp",
