@@ -41,7 +41,7 @@ def restart_with() -> None:
 
 
 def taken() -> dict[str, str]:
-    """Return what ``restart_with`` has put into the environment, at the first call; children do not see it as theirs."""
+    """Return what ``restart_with`` has put into the environment, once: children have not done so themselves."""
     return {VARIABLE: os.environ[VARIABLE]} if os.environ.pop(_RESTARTED, None) else {}
 
 
