@@ -70,13 +70,18 @@ def count_cells(plan: Plan) -> int:
 def measure(plan: Plan, results: Results, tell: Tell) -> None:
     """Measure what ``plan`` names into ``results``, replacing what stands there of the same kind.
 
-    ``tell`` is called with a sentence after every cell. Raises UserError for a command that cannot be started.
+    ``tell`` is called with a sentence after every cell. Raises UserError for an unknown network, and for a command
+    that cannot be started.
     """
-    results["plan"], results["complete"] = asdict(plan), False
     sections = {"ceilings": _ceilings, "speed": _speed, "pipelines": _pipelines, "sizes": _sizes,
                 "ablation": _ablation}
     started = time.perf_counter()
     with WorkerProcess(suite_arm()) as worker:
+        try:
+            worker.ask({"work": "describe", "models": plan.models})
+        except WorkerFailed as failure:
+            raise UserError(str(failure)) from None
+        results["plan"], results["complete"] = asdict(plan), False
         results["machine"] = {key: value for key, value in worker.ask({"work": "describe"}).items()
                               if key != "command"}
     for section in plan.sections:

@@ -34,12 +34,12 @@ class Arm:
 
 def suite_arm() -> Arm:
     """Return the suite as it runs for its user."""
-    return Arm("suite", _module("suite"))
+    return Arm("suite", _command("suite"))
 
 
 def stock_arm(name: str = "stock", **settings: str) -> Arm:
     """Return the same networks on Paddle's operators in Paddle's environment, but for ``settings``."""
-    return Arm(name, _module("stock"), settings)
+    return Arm(name, _command("stock"), settings)
 
 
 def other_arm(command: str) -> Arm:
@@ -57,8 +57,8 @@ def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _module(mode: str) -> tuple[str, ...]:
-    return sys.executable, "-m", "analysis.benchmark_worker", mode
+def _command(mode: str) -> tuple[str, ...]:
+    return sys.executable, str(ROOT / "tools" / "benchmark.py"), "--worker", mode
 
 
 class WorkerFailed(Exception):
@@ -127,8 +127,6 @@ class WorkerProcess:
         if self.arm.settings is not None:
             environment = {key: value for key, value in environment.items() if key not in SETTINGS}
             environment |= self.arm.settings
-        if self.arm.name != OTHER:
-            environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH", ""))))
         try:
             # Ctrl-C is for the benchmark, which then ends its workers. A session of their own would keep it away as
             # well, but also their priority from what `nice` gave the benchmark (Linux's autogroups).

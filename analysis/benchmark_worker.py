@@ -1,4 +1,4 @@
-"""The process that is timed: ``python -m analysis.benchmark_worker suite`` (or ``stock``).
+"""The process that is timed: ``python tools/benchmark.py --worker suite`` (or ``stock``).
 
 It reads one question a line from its standard input and answers each with one line (JSON both ways), so that it
 waits without work while another process is timed. docs/PERFORMANCE.md describes the protocol, which any program may
@@ -48,6 +48,11 @@ class Worker:
         return {"seconds": _timed(steps[question["work"]](question), question["seconds"])}
 
     def _describe(self, question: Question) -> dict[str, Any]:
+        """Return what the named networks are, what one costs, or where all this runs."""
+        if "models" in question:
+            from models import model_info
+
+            return {"families": [model_info(name).family for name in question["models"]]}
         if "model" in question:
             from analysis.complexity import count
             from models import create_model
@@ -64,7 +69,7 @@ class Worker:
         state.model.train()
 
         def step() -> None:
-            float(state.step(images, labels, 0, 1e-4)[0])
+            float(state.step(images, labels, 0, 1e-4).loss)
 
         return step
 
@@ -130,8 +135,8 @@ def _timed_batches(prepared: Iterator[Any], seconds: float) -> list[float]:
         prepared.close()
 
 
-def main(mode: str) -> None:
-    """Answer questions until the input ends."""
+def serve(mode: str) -> None:
+    """Answer questions until the input ends; ``mode`` is suite, or stock for Paddle as it starts by itself."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
     settings = []
@@ -150,6 +155,3 @@ def main(mode: str) -> None:
             answer = {"error": str(error) or type(error).__name__}
         print(json.dumps(answer), file=answers, flush=True)
 
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -34,11 +34,17 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--start-from", metavar="FILE", type=Path, help="figures of before, replaced where measured")
     result.add_argument("--write", metavar="PAGE", type=Path,
                         help="put the tables into this page, and the plot beside it")
+    result.add_argument("--worker", choices=("suite", "stock"), help="be timed: answer questions instead of asking")
     return result
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Measure, print the tables, and write what is asked for; also what stands when Ctrl-C comes."""
+    if arguments.worker:
+        from analysis.benchmark_worker import serve
+
+        serve(arguments.worker)
+        return
     from analysis.benchmark_page import check_page, write_page
     from analysis.benchmark_plot import draw
     from engine.files import write_json
@@ -86,17 +92,8 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         if section not in SECTIONS:
             raise UserError(f"--sections has {section!r}, expected one of {', '.join(SECTIONS)}"
                             f"{nearest(section, SECTIONS)}")
-    models = tuple(arguments.models or plan.models)
-    if arguments.models:
-        from engine.runtime import prepare
-
-        prepare()
-        from models import model_info
-
-        for name in models:
-            model_info(name)
-    return replace(plan, models=models, image_sizes=sizes, batch_sizes=batches, sections=sections,
-                   rounds=arguments.rounds or plan.rounds, against=arguments.against)
+    return replace(plan, models=tuple(arguments.models or plan.models), image_sizes=sizes, batch_sizes=batches,
+                   sections=sections, rounds=arguments.rounds or plan.rounds, against=arguments.against)
 
 
 def _read(path: Path) -> dict:
