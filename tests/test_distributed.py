@@ -51,6 +51,14 @@ def _ranks(launcher: subprocess.Popen[str]) -> list[int]:
     return [ranks[name] for name in sorted(ranks)]
 
 
+def _lives(pid: int) -> bool:
+    """Tell whether a process is there and has not ended (it may wait for its parent as a zombie)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 @pytest.fixture
 def jobs() -> Iterator[list[subprocess.Popen[str]]]:
     """Give a list of launchers, which do not outlive the test, nor do their processes."""
@@ -110,13 +118,14 @@ def test_a_killed_process_ends_the_job_and_its_run_can_be_resumed(
     assert process.returncode != 0
     assert "process 1 of this run has ended without a word" in (run / "train.log").read_text()
     assert "Container failed" in said and "Traceback" not in said
-    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+    assert not any(map(_lives, ranks))
     reached = load_checkpoint(list_checkpoints(run / "checkpoints")[0]).position["iteration"]
     code, said = _launch(tmp_path, *tiny_run(tmp_path, *BUSY, f"TRAIN.MAX_STEPS={reached + 1}"), "--resume")
     assert code == 0 and "resuming from" in said, said
 
 
-@pytest.mark.parametrize(("whom", "code"), [("launcher", signal.SIGTERM), ("process 1", 128 + signal.SIGINT)])
+@pytest.mark.parametrize(("whom", "code"), [
+    ("launcher", signal.SIGTERM), ("process 1", 128 + signal.SIGINT), ("launcher, for good", -signal.SIGKILL)])
 def test_a_signal_saves_and_ends_all(
         tmp_path: Path, jobs: list[subprocess.Popen[str]], whom: str, code: int) -> None:
     run = tmp_path / "quickstart"
@@ -124,13 +133,16 @@ def test_a_signal_saves_and_ends_all(
     jobs.append(process)
     wait_for(process, run / "steps.csv", "\n5,1,")
     ranks = _ranks(process)
-    if whom == "launcher":
-        process.send_signal(signal.SIGTERM)
+    if whom.startswith("launcher"):
+        process.send_signal(signal.SIGTERM if code > 0 else signal.SIGKILL)
     else:
         os.kill(ranks[1], signal.SIGINT)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == code, said
-    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+    deadline = time.monotonic() + 60
+    while code < 0 and any(map(_lives, ranks)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(_lives, ranks))
     newest = load_checkpoint(list_checkpoints(run / "checkpoints")[0])
     assert newest.position["iteration"] >= 5
     assert "continue with --resume" in (run / "train.log").read_text()
