@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import http.client
 import os
@@ -14,10 +15,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from errors import UserError
+from errors import UserError, printable
 
 TIMEOUT_SECONDS = 15.0  # without an answer or a further byte
+SLOW_SECONDS, SLOW_BYTES = 60.0, 64 << 10  # a server that gives less in such a time is given up
 CHUNK_BYTES = 1 << 18
+LEFT_SECONDS = 86_400.0  # since its last byte: then a part is one that a killed process left
 REPORT_SECONDS = 5.0  # between two lines where the output is no terminal
 
 
@@ -25,12 +28,16 @@ def download(path: Path, urls: Sequence[str], sha256: str, size: int) -> None:
     """Put the file of ``size`` bytes and checksum ``sha256`` at ``path`` from the first of ``urls`` that has it.
 
     It is written beside ``path`` under a temporary name, compared, synced and renamed, so ``path`` is never a
-    partial file. UserError says what every mirror answered and where the file can be put by hand.
+    partial file; what is broken off starts anew. Wherever a server leads to, the checksum decides. UserError says
+    what every mirror answered and where the file can be put by hand.
     """
     answers = []
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+            if time.time() - left.stat().st_mtime > LEFT_SECONDS:
+                left.unlink(missing_ok=True)
         for url in urls:
             print(f"downloading {url} to {path}", file=sys.stderr, flush=True)
             with open(partial, "wb") as file:
@@ -60,19 +67,24 @@ def _fetch(url: str, file, sha256: str, size: int) -> str | None:
         request = urllib.request.Request(url, headers={"User-Agent": "Mozilla/5.0"})
         response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
     except (OSError, ValueError, http.client.HTTPException) as error:
-        return f"{getattr(error, 'reason', None) or error}"
+        return printable(getattr(error, "reason", None) or error, 200)
+    began, before = time.monotonic(), 0
     with response, _Progress(size) as progress:
         while received <= size:
             try:
-                chunk = response.read(CHUNK_BYTES)
+                chunk = response.read1(CHUNK_BYTES)
             except (OSError, http.client.HTTPException) as error:
-                return f"broke off after {received:,} of {size:,} bytes ({error})"
+                return f"broke off after {received:,} of {size:,} bytes ({printable(error, 200)})"
             if not chunk:
                 break
             file.write(chunk)
             digest.update(chunk)
             received += len(chunk)
             progress.advance(len(chunk))
+            if time.monotonic() - began > SLOW_SECONDS:
+                if received - before < SLOW_BYTES:
+                    return f"was too slow: {received - before:,} bytes in {SLOW_SECONDS:.0f} s"
+                began, before = time.monotonic(), received
     if received != size:
         return f"gave {'more than' if received > size else f'{received:,} of'} {size:,} bytes"
     if digest.hexdigest() != sha256:

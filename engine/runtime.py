@@ -6,6 +6,7 @@ when Paddle's libraries load. This module therefore imports Paddle inside its fu
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import os
 import platform
@@ -21,6 +22,8 @@ from errors import UserError
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
+
+_PACKAGES = ("opencv-python-headless", "pillow", "safetensors", "scikit-learn", "scipy", "visualdl", "PyYAML", "yacs")
 
 
 def prepare(threads: int = 0) -> list[str]:
@@ -108,7 +111,10 @@ def autocast(precision: str) -> AbstractContextManager[Any]:
 
 
 def environment(device: str, settings: list[str]) -> dict[str, Any]:
-    """Return what a run's ``environment.json`` records: versions, machine, threads, commit, command."""
+    """Return what a run's ``environment.json`` records: versions, machine, threads, commit, command.
+
+    ``commit`` ends in ``-dirty`` where a tracked file differs from it, and is None where the suite is no git checkout.
+    """
     import numpy as np
     import paddle
 
@@ -116,10 +122,11 @@ def environment(device: str, settings: list[str]) -> dict[str, Any]:
 
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "commit": _git_commit(),
+        "commit": _git_commit(Path(__file__).resolve().parent.parent),
         "python": platform.python_version(),
         "paddle": paddle.__version__,
         "numpy": np.__version__,
+        "packages": {name: _version(name) for name in _PACKAGES},
         "system": platform.platform(),
         "processor": _cpu_description(),
         "cores": available_cores(),
@@ -141,10 +148,18 @@ def _cpu_description() -> str:
     return f"{found.get('vendor_id', '')} {found.get('model name', '')}".strip()
 
 
-def _git_commit() -> str | None:
-    root = Path(__file__).resolve().parent.parent
+def _version(package: str) -> str | None:
     try:
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit(root: Path) -> str | None:
+    if not (root / ".git").exists():  # or git would tell of a repository around an unpacked archive
+        return None
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

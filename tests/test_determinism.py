@@ -86,6 +86,35 @@ def test_the_same_seed_gives_the_same_weights(kernels: str, digests: dict) -> No
     assert len(set(once.values())) == len(once)
 
 
+def test_environment_tells_versions_and_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a clean checkout, a changed one, an archive unpacked inside another repository, and without git."""
+    from engine import runtime
+
+    def git(*words: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(["git", "-C", str(tmp_path), *identity, *words], check=True, text=True,
+                              capture_output=True).stdout.strip()
+
+    (tmp_path / "file").write_text("1")
+    git("init", "-q")
+    git("add", "file")
+    git("commit", "-q", "-m", "first")
+    git("tag", "v1")
+    commit = git("rev-parse", "HEAD")
+    assert runtime._git_commit(tmp_path) == commit
+    (tmp_path / "file").write_text("2")
+    assert runtime._git_commit(tmp_path) == f"{commit}-dirty"
+    (tmp_path / "unpacked").mkdir()
+    assert runtime._git_commit(tmp_path / "unpacked") is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert runtime._git_commit(tmp_path) is None
+    found = runtime.environment("cpu", ["A=1"])
+    assert found["command"] and found["threads"] and found["paddle"].startswith("3.")
+    assert found["device"] == "cpu" and found["set_by_the_suite"] == ["A=1"]
+    assert all(found["packages"][name] for name in ("opencv-python-headless", "safetensors", "PyYAML"))
+    assert set(found["kernels"]) >= {"mode", "in_use"}
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("kernels")
