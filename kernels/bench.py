@@ -36,6 +36,18 @@ DENSE = (
     ("ConvMixer-256/8, 16×16 patches", (128, 256, 16, 16), 256, 1, 1),
     ("PoolFormer-S12 at 224, stage 3", (8, 320, 14, 14), 1280, 1, 1),
 )
+# Where it stands, [B, C, H, W], channels that leave, groups, kernel size, stride.
+GROUPED = (
+    ("Mobile-Former-26M at 32, block 2", (128, 12, 4, 4), 72, 12, 3, 1),
+    ("Mobile-Former-26M at 224, block 2", (8, 12, 56, 56), 72, 12, 3, 2),
+    ("Mobile-Former-26M at 224, block 4", (8, 24, 28, 28), 72, 4, 1, 1),
+)
+# Where it stands, [B, C, H, W].
+PLANES = (
+    ("ConvMixer-256/8", (128, 256, 16, 16)),
+    ("Mobile-Former-26M at 32", (128, 72, 4, 4)),
+    ("Mobile-Former-26M at 224", (8, 72, 28, 28)),
+)
 # Where it stands, the rows [..., C], and the outputs of the linear layer.
 ROWS = (
     ("iFormer-S at 32, stage 2", (128, 16, 192), 768),
@@ -48,6 +60,19 @@ ATTENTION = (
     ("iFormer-S at 224, stage 1", (8, 784, 3, 1, 32), False),
     ("iFormer-S at 224, stage 3", (8, 196, 3, 7, 32), False),
     ("CoAtNet-0 at 224, stage 3", (4, 196, 3, 12, 32), True),
+)
+# Where it stands, and the channels-last map [B, H, W, C]: filtered with four planes, as DFFormer does.
+FILTERS = (
+    ("DFFormer-S18 at 32, stage 1", (64, 8, 8, 128)),
+    ("DFFormer-S18 at 32, stage 3", (64, 2, 2, 640)),
+    ("DFFormer-S18 at 224, stage 1", (8, 56, 56, 128)),
+    ("DFFormer-S18 at 224, stage 3", (8, 14, 14, 640)),
+)
+# The same of the maps that the operators of PoolFormer and DFFormer see.
+MAPS = (
+    ("DFFormer-S18, PoolFormer-S12 at 32, stage 2", (64, 4, 4, 128)),
+    ("DFFormer-S18, PoolFormer-S12 at 224, stage 1", (8, 56, 56, 64)),
+    ("DFFormer-S18, PoolFormer-S12 at 224, stage 3", (8, 14, 14, 320)),
 )
 MODES = ("stock", "auto")
 
@@ -100,6 +125,16 @@ def main(rounds: int = 9) -> None:
         function = partial(kernels.conv2d, stride=stride, padding=size // 2)
         what = f"dense {'×'.join(map(str, shape))} to {out}, {size}×{size}, stride {stride}"
         row(where, what, function, (shape, (out, shape[1], size, size), (out,)), rounds)
+    for where, shape, out, groups, size, stride in GROUPED:
+        function = partial(kernels.conv2d, stride=stride, padding=size // 2, groups=groups)
+        what = f"{groups} groups {'×'.join(map(str, shape))} to {out}, {size}×{size}, stride {stride}"
+        row(where, what, function, (shape, (out, shape[1] // groups, size, size)), rounds)
+    for where, shape in PLANES:
+        text, channels = "×".join(map(str, shape)), shape[1:2]
+        moments = {"mean": paddle.zeros(channels), "variance": paddle.ones(channels)}
+        row(where, f"batch norm {text}", partial(kernels.batch_norm, **moments, training=True),
+            (shape, channels, channels), rounds)
+        row(where, f"dynamic ReLU {text}", kernels.dynamic_relu, (shape, shape[:2], shape[:2]), rounds)
     for where, shape, biased in ATTENTION:
         what = f"attention {'×'.join(map(str, shape))}{', bias' if biased else ''}"
         bias = ((shape[3], shape[1], shape[1]),) if biased else ()
@@ -109,6 +144,17 @@ def main(rounds: int = 9) -> None:
         row(where, f"layer norm {text}", kernels.layer_norm, (shape, shape[-1:], shape[-1:]), rounds)
         row(where, f"linear {text} to {out}", kernels.linear, (shape, (shape[-1], out), (out,)), rounds)
         row(where, f"GELU {'×'.join(map(str, shape[:-1]))}×{out}", kernels.gelu, ((*shape[:-1], out),), rounds)
+    for where, shape in FILTERS:
+        plane, scores = (shape[1] * (shape[2] // 2 + 1), 4), (shape[0], 4, shape[3])
+        what = f"filter {'×'.join(map(str, shape))}"
+        row(where, what, kernels.filter_spectrum, (shape, plane, plane, scores), rounds)
+    for where, shape in MAPS:
+        text, channels = "×".join(map(str, shape)), shape[-1:]
+        row(where, f"residual {text}, scaled", kernels.residual, (shape, shape, channels), rounds)
+        row(where, f"group norm {text}", kernels.group_norm, (shape, channels, channels), rounds)
+        row(where, f"pooling {text}", partial(kernels.pool_difference, size=3), (shape,), rounds)
+        row(where, f"StarReLU {text}, 4 times as wide", kernels.star_relu, ((*shape[:-1], 4 * shape[-1]), (1,), (1,)),
+            rounds)
 
 
 if __name__ == "__main__":

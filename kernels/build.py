@@ -36,7 +36,10 @@ SOURCES = tuple(
 )
 HEADERS = tuple(
     Path(__file__).with_name(name)
-    for name in ("convolution.h", "fourier.h", "lanes.h", "numpy_random.h", "randaugment.h", "slices.h", "vectors.h")
+    for name in (
+        *("convolution.h", "fourier.h", "lanes.h", "numpy_random.h", "randaugment.h"),
+        *("slices.h", "spectra.h", "vectors.h"),
+    )
 )
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp")
 OWN_FLAGS = {"augment.cc": ("-ffp-contract=off",)}  # its last bits are those of cv2 and numpy

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -42,7 +43,8 @@ class Fourier {
       store(to.im, load(from.im));
       return;
     }
-    const Line halves[2] = {{work, work + LANES, 2 * LANES}, {work + 2 * n * LANES, work + (2 * n + 1) * LANES, 2 * LANES}};
+    float* second = work + 2 * n * LANES;
+    const Line halves[2] = {{work, work + LANES, 2 * LANES}, {second, second + LANES, 2 * LANES}};
     float* extra = work + 4 * n * LANES;
     int64_t length = n, step = 1;
     for (size_t i = 0; i < radices.size(); ++i) {

@@ -198,7 +198,8 @@ extern "C" int pooling(int64_t batch, int64_t height, int64_t width, int64_t cha
             part += adjoint ? get(row + w * channels) / float(Span(w, reach, width).count()) : get(row + w * channels);
           sum += adjoint ? part / float(Span(h, reach, height).count()) : part;
         }
-        put(y + (line * width + j) * channels + c, (adjoint ? sum : sum * all) - get(image + (i * width + j) * channels + c));
+        const int64_t at = (i * width + j) * channels + c;
+        put(y + (line - i) * width * channels + at, (adjoint ? sum : sum * all) - get(image + at));
       });
     }
   }
