@@ -227,6 +227,23 @@ def image_cases(seed: int, rounds: int) -> Iterator[Case]:
         yield Case("PNG image", damage, {"image.png": content}, must_refuse=True)
 
 
+def malicious_cases(folder: Path) -> Iterator[Case]:
+    """Yield pickles that would create ``folder``/canary, in each place where a command reads a pickle."""
+    from test_datasets_hostile import evil_pickles
+    from test_weights_malicious import ATTACKS, PLACES
+
+    canary, path = folder / "canary", folder / "a.tar.gz"
+    for attack in ATTACKS:
+        payload = attack(f"touch {canary}")
+        for place in PLACES:
+            yield Case(f"malicious weights, {place.__name__}", attack.__name__, {"weights.pth": place(payload)}, True)
+    for construction, content in evil_pickles(canary).items():
+        cifar_files.write_archive(path, {"test_batch": content})
+        yield Case("malicious batch in an archive", construction, {"a.tar.gz": path.read_bytes()}, True)
+        loose = {f"cifar/{file}": whole for file, whole in cifar_files.members({"test_batch": content}).items()}
+        yield Case("malicious batch in a folder", construction, loose, True)
+
+
 # Resume checkpoints ------------------------------------------------------------------------------------------------
 
 

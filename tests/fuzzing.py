@@ -24,7 +24,8 @@ import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fuzz_cases import CIFAR, TINY, Case, archive_cases, checkpoint_cases, image_cases, weight_cases
+import fuzz_cases
+from fuzz_cases import CIFAR, TINY, Case
 from fuzz_configs import CANARY, config_cases
 
 from processes import ROOT, overrides, tool
@@ -64,9 +65,10 @@ def all_cases(folder: Path, seed: int, rounds: int) -> list[Case]:
 
     state = read_weights(folder / "run" / "final_model.pdparams").arrays
     newest = max((folder / "run" / "checkpoints").iterdir())
-    return [*config_cases(seed, rounds), *weight_cases(dict(state), seed, rounds),
-            *checkpoint_cases(newest.read_bytes(), _digest, seed, rounds), *archive_cases(folder, seed, rounds),
-            *image_cases(seed, rounds)]
+    return [*config_cases(seed, rounds), *fuzz_cases.weight_cases(dict(state), seed, rounds),
+            *fuzz_cases.checkpoint_cases(newest.read_bytes(), _digest, seed, rounds),
+            *fuzz_cases.archive_cases(folder, seed, rounds), *fuzz_cases.image_cases(seed, rounds),
+            *fuzz_cases.malicious_cases(folder)]
 
 
 def arguments(case: Case, base: Path, place: Path) -> tuple[str, list[str]]:
@@ -77,8 +79,9 @@ def arguments(case: Case, base: Path, place: Path) -> tuple[str, list[str]]:
         return "eval", ["-c", first, "-w", weights]
     if "image" in case.kind:
         return "predict", ["-c", good, "-w", weights, first, "--out", str(place / "out.png")]
-    if "archive" in case.kind or "tar" in case.kind:
-        return "eval", ["-c", str(base / "cifar.yaml"), "-w", weights, "-o", f"DATA.ROOT={first}"]
+    if case.kind.endswith(("archive", "folder", "tar.gz")):
+        root = place / "cifar" if case.kind.endswith("folder") else first
+        return "eval", ["-c", str(base / "cifar.yaml"), "-w", weights, "-o", f"DATA.ROOT={root}"]
     if case.kind == "resume checkpoint":
         return "restore", [str(base / "run"), str(place)]
     return "eval", ["-c", good, "-w", first]
@@ -112,6 +115,7 @@ def work(base: Path, cases: list[Case], start: int) -> None:
         print(json.dumps({"begin": index}), flush=True)
         place.mkdir(parents=True, exist_ok=True)
         for name, content in case.files.items():
+            (place / name).parent.mkdir(exist_ok=True)
             (place / name).write_bytes(content.replace(CANARY.encode(), str(place / "canary").encode()))
         out, err, begin = io.StringIO(), io.StringIO(), time.monotonic()
         code: object = 0
@@ -158,7 +162,7 @@ def _restore(run: Path, place: Path) -> None:
 
 
 def _verdict(case: Case, place: Path, code: object, told: str) -> str:
-    if (place / "canary").exists():
+    if (place / "canary").exists() or (place.parent.parent / "canary").exists():
         return "EXECUTED"
     if code not in (0, 2):
         return f"exit {code}"

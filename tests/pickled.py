@@ -38,6 +38,14 @@ def as_legacy(payload: bytes) -> bytes:
     return b"".join(pickle.dumps(part, 2) for part in head) + b"\x80\x04" + payload + b"." + LEGACY_KEYS
 
 
+def as_legacy_version(payload: bytes) -> bytes:
+    return pickle.dumps(MAGIC, 2) + b"\x80\x04" + payload + b"."
+
+
+def as_legacy_system(payload: bytes) -> bytes:
+    return pickle.dumps(MAGIC, 2) + pickle.dumps(1001, 2) + b"\x80\x04" + payload + b"."
+
+
 def as_legacy_keys(payload: bytes) -> bytes:
     return as_legacy(b"}").removesuffix(LEGACY_KEYS) + b"\x80\x04" + payload + b"."
 

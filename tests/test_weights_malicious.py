@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pickled import as_legacy, as_legacy_keys, as_paddle, as_zip, name, text
+from pickled import as_legacy, as_legacy_keys, as_legacy_system, as_legacy_version, as_paddle, as_zip, name, text
 
 from engine.weights import read_weights
 from errors import UserError
@@ -122,7 +122,7 @@ def in_storage(payload: bytes) -> bytes:
     return as_zip(b"}" + text("w") + b"(" + text("storage") + payload + text("0") + text("cpu") + b"K\x01tQs")
 
 
-PLACES = [as_zip, as_legacy, as_legacy_keys, as_paddle, in_storage]
+PLACES = [as_zip, as_legacy, as_legacy_version, as_legacy_system, as_legacy_keys, as_paddle, in_storage]
 
 
 @pytest.fixture
