@@ -26,10 +26,11 @@ def filter_spectrum(
         ``[B, H, W, C]``.
     """
     if kernels.mode() == "auto":
-        from kernels import dispatch, spectral
+        from kernels.spectral import filtered
 
-        if dispatch.usable(x, real, imag, scores) and spectral.fitting(x, real, imag, scores):
-            return spectral.Filter.apply(*((x, real, imag) if scores is None else (x, real, imag, scores)))
+        y = filtered(x, real, imag, scores)
+        if y is not None:
+            return y
     from paddle import complex as to_complex
     from paddle import fft
     from paddle.nn import functional as F
@@ -66,11 +67,11 @@ def residual(
         share: factors of images, ``[B, 1, ...]``; it has no gradient.
     """
     if kernels.mode() == "auto":
-        from kernels import dispatch, maps
+        from kernels.maps import connected
 
-        fitting = branch.shape == x.shape and all(item is None or item.shape == x.shape[-1:] for item in (kept, scale))
-        if fitting and (share is None or share.size == x.shape[0]) and dispatch.usable(x, branch, kept, scale, share):
-            return maps.Residual.apply(x, branch, kept, scale, share)
+        y = connected(x, branch, kept, scale, share)
+        if y is not None:
+            return y
     branch = branch if scale is None else branch * scale
     return (x if kept is None else x * kept) + (branch if share is None else branch * share)
 
@@ -78,10 +79,11 @@ def residual(
 def star_relu(x: paddle.Tensor, scale: paddle.Tensor, bias: paddle.Tensor) -> paddle.Tensor:
     """Return ``scale · relu(x)² + bias``: any shape, with ``[1]`` and ``[1]``."""
     if kernels.mode() == "auto":
-        from kernels import dispatch, maps
+        from kernels.maps import activated
 
-        if scale.shape == bias.shape == [1] and dispatch.usable(x, scale, bias):
-            return maps.StarRelu.apply(x, scale, bias)
+        y = activated(x, scale, bias)
+        if y is not None:
+            return y
     from paddle.nn import functional as F
 
     return scale * F.relu(x).square() + bias
@@ -90,10 +92,11 @@ def star_relu(x: paddle.Tensor, scale: paddle.Tensor, bias: paddle.Tensor) -> pa
 def group_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor, epsilon: float = 1e-5) -> paddle.Tensor:
     """Normalise each image as a whole, ``[B, H, W, C]``, as ``paddle.nn.functional.group_norm`` with one group."""
     if kernels.mode() == "auto":
-        from kernels import dispatch, maps
+        from kernels.maps import normalised
 
-        if x.ndim == 4 and weight.shape == bias.shape == x.shape[-1:] and dispatch.usable(x, weight, bias):
-            return maps.GroupNorm.apply(x, weight, bias, epsilon)
+        y = normalised(x, weight, bias, epsilon)
+        if y is not None:
+            return y
     from paddle.nn import functional as F
 
     return F.group_norm(x, 1, epsilon, weight, bias, data_format="NHWC")
@@ -107,10 +110,11 @@ def pool_difference(x: paddle.Tensor, size: int) -> paddle.Tensor:
         size: odd.
     """
     if kernels.mode() == "auto":
-        from kernels import dispatch, maps
+        from kernels.maps import pooled
 
-        if x.ndim == 4 and dispatch.usable(x):
-            return maps.Pooling.apply(x, size)
+        y = pooled(x, size)
+        if y is not None:
+            return y
     from paddle.nn import functional as F
 
     return F.avg_pool2d(x, size, stride=1, padding=size // 2, exclusive=True, data_format="NHWC") - x

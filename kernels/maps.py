@@ -1,11 +1,15 @@
-"""The compiled operators over channels-last maps as Paddle functions with gradients."""
+"""The compiled operators over channels-last maps as Paddle functions with gradients.
+
+The functions that call them return None where there is no compiled operator for the call.
+"""
 
 from __future__ import annotations
 
+import paddle
 from paddle.autograd import PyLayer
 from paddle.autograd.py_layer import once_differentiable
 
-from kernels.dispatch import empty, run
+from kernels.dispatch import empty, run, usable
 
 
 class Residual(PyLayer):
@@ -95,3 +99,39 @@ class Pooling(PyLayer):
         grad_x = empty(*grad.shape)
         run("pooling", *grad.shape, ctx.size // 2, 1, grad.contiguous(), grad_x)
         return grad_x
+
+
+def connected(
+    x: paddle.Tensor, branch: paddle.Tensor, kept: paddle.Tensor | None, scale: paddle.Tensor | None,
+    share: paddle.Tensor | None,
+) -> paddle.Tensor | None:
+    """Run the compiled residual connection."""
+    if not usable(x, branch, kept, scale, share) or branch.shape != x.shape:
+        return None
+    for factor in (kept, scale):
+        if factor is not None and factor.shape != x.shape[-1:]:
+            return None
+    if share is not None and share.size != x.shape[0]:
+        return None
+    return Residual.apply(x, branch, kept, scale, share)
+
+
+def activated(x: paddle.Tensor, scale: paddle.Tensor, bias: paddle.Tensor) -> paddle.Tensor | None:
+    """Run the compiled StarReLU."""
+    if not usable(x, scale, bias) or scale.shape != [1] or bias.shape != [1]:
+        return None
+    return StarRelu.apply(x, scale, bias)
+
+
+def normalised(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor, epsilon: float) -> paddle.Tensor | None:
+    """Run the compiled group norm."""
+    if not usable(x, weight, bias) or x.ndim != 4 or weight.shape != x.shape[-1:] or bias.shape != weight.shape:
+        return None
+    return GroupNorm.apply(x, weight, bias, epsilon)
+
+
+def pooled(x: paddle.Tensor, size: int) -> paddle.Tensor | None:
+    """Run the compiled pooling."""
+    if not usable(x) or x.ndim != 4:
+        return None
+    return Pooling.apply(x, size)

@@ -6,7 +6,7 @@ import paddle
 from paddle.autograd import PyLayer
 from paddle.autograd.py_layer import once_differentiable
 
-from kernels.dispatch import empty, run
+from kernels.dispatch import empty, run, usable
 
 
 class Filter(PyLayer):
@@ -35,8 +35,15 @@ class Filter(PyLayer):
         return tuple(item if wanted else None for item, wanted in zip(grads, ctx.wanted, strict=True))
 
 
-def fitting(x: paddle.Tensor, real: paddle.Tensor, imag: paddle.Tensor, scores: paddle.Tensor | None) -> bool:
-    """Tell whether the shapes are what the compiled operator takes."""
-    if x.ndim != 4 or real.ndim != 2 or real.shape != imag.shape or real.shape[0] != x.shape[1] * (x.shape[2] // 2 + 1):
-        return False
-    return real.shape[1] == x.shape[3] if scores is None else scores.shape == [x.shape[0], real.shape[1], x.shape[3]]
+def filtered(
+    x: paddle.Tensor, real: paddle.Tensor, imag: paddle.Tensor, scores: paddle.Tensor | None
+) -> paddle.Tensor | None:
+    """Run the compiled operator; None where there is none for this call."""
+    if not usable(x, real, imag, scores) or x.ndim != 4 or real.ndim != 2:
+        return None
+    batch, height, width, channels = x.shape
+    bins, planes = real.shape
+    wanted = planes == channels if scores is None else scores.shape == [batch, planes, channels]
+    if not wanted or imag.shape != real.shape or bins != height * (width // 2 + 1):
+        return None
+    return Filter.apply(*((x, real, imag) if scores is None else (x, real, imag, scores)))
