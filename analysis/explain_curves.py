@@ -1,10 +1,11 @@
 """Does a ranking of regions say what matters? Deletion and insertion (Petsiuk et al. 2018) against random rankings.
 
-Regions (superpixels) are covered by the mean colour one after another, the most important first (deletion), or shown
-one after another on the mean colour (insertion); the probability of the predicted class is drawn against the share of
-pixels covered or shown. A ranking that knows what matters has a small area under the curve of deletion and a large one
-under that of insertion. Every method and the random rankings rank the same superpixels, whose covering is not LIME's
-own: single pixels covered at random make noise that hurts a network more than what any explanation points at.
+Regions (superpixels) are covered one after another, the most important first (deletion), or shown one after another
+on an image that is covered (insertion); the probability of the predicted class is drawn against the share of pixels
+covered or shown. A ranking that knows what matters has a small area under the curve of deletion and a large one under
+that of insertion. Every method and the random rankings rank the same superpixels: single pixels covered at random make
+noise that hurts a network more than what any explanation points at. ``COVERS`` says what stands where a region is
+covered; blur, the default, is none of the methods' own idea of "nothing", so that it favours none.
 """
 
 from __future__ import annotations
@@ -14,17 +15,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
 from analysis.explain import METHODS
 from analysis.explanation import Explanation
 from analysis.figures import save_figure
-from analysis.lime import region_means
+from analysis.lime import mean_colours, region_means
 from analysis.subject import Advance, Regions, Subject, ignore
 
 RANDOM_RANKINGS = 10
 GRID = np.linspace(0, 1, 101)
+
+
+def blurred(image: np.ndarray, segments: np.ndarray, colour: Sequence[float]) -> np.ndarray:
+    """Return the image under a Gaussian blur whose deviation is an eighth of its shorter side."""
+    return cv2.GaussianBlur(image, (0, 0), min(image.shape[:2]) / 8)
+
+
+def one_colour(image: np.ndarray, segments: np.ndarray, colour: Sequence[float]) -> np.ndarray:
+    """Return an image of the config's mean colour, which gradients and occlusion take for nothing."""
+    return np.broadcast_to(np.round(255 * np.array(colour)).astype(np.uint8), image.shape)
+
+
+def superpixel_colours(image: np.ndarray, segments: np.ndarray, colour: Sequence[float]) -> np.ndarray:
+    """Return the image with each superpixel in its mean colour, which LIME takes for nothing."""
+    return mean_colours(image, segments)
+
+
+COVERS = {"blur": blurred, "colour": one_colour, "superpixels": superpixel_colours}
+"""What stands where a region is covered: of an image, uint8 ``[H, W, 3]``, its segments, and AUGMENT.MEAN."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +61,11 @@ class Curves:
 
 
 def measure_curves(subject: Subject, found: Sequence[Explanation], segments: np.ndarray, randoms: int = RANDOM_RANKINGS,
-                   seed: int = 0, advance: Advance = ignore) -> Curves:
+                   seed: int = 0, cover: str = "blur", advance: Advance = ignore) -> Curves:
     """Return the curves of one image's explanations for its predicted class, its ``segments`` ``[H, W]`` as regions."""
-    shown = subject.normalise(found[0].image)
-    regions = Regions(shown, np.zeros_like(shown), segments)
+    image = found[0].image
+    hidden = np.ascontiguousarray(COVERS[cover](image, segments, subject.config.AUGMENT.MEAN))
+    regions = Regions(subject.normalise(image), subject.normalise(hidden), segments)
     rng = np.random.default_rng(seed)
     rankings = {one.method: np.argsort(-region_means(one.maps[0], segments), kind="stable")[None] for one in found}
     rankings["random"] = np.stack([rng.permutation(regions.count) for _ in range(randoms)])

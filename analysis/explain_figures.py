@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,77 +25,72 @@ SIGNED = LinearSegmentedColormap.from_list("against_for", [(0.10, 0.25, 0.85, 0.
 UNSIGNED = LinearSegmentedColormap.from_list("none_much", [(1.0, 0.9, 0.3, 0.0), (1.0, 0.6, 0.1, 0.55),
                                                            (0.8, 0.05, 0.05, 0.9)])
 TILE = 1.75  # inches
+COLUMNS = 10
 
 
 def draw_explanations(subject: Subject, found: Sequence[Sequence[Explanation]], names: Sequence[str], path: Path,
                       title: str = "") -> Path:
     """Write one sheet of many images (``found``: for each its explanations, one a method; ``names``: what it is).
 
-    A group of tiles for each image: itself, then each method's map for the predicted class and, where it is another,
-    for the true one. With one method several groups stand side by side.
+    Each image is followed by its maps for the predicted class and, where it is another, for the true one. With one
+    method several images stand in a row; with more each row is one class of one image.
     """
-    single = len(found[0]) == 1
-    groups = [_tiles(one, single) for one in found]
-    if single:
-        width = max(len(group) for group in groups)
-        per_row = max(1, min(len(groups), 9 // width))
-        rows = [[tile for group in groups[start : start + per_row] for tile in [*group, *[None] * (width - len(group))]]
-                for start in range(0, len(groups), per_row)]
-        heads = [names[start : start + per_row] for start in range(0, len(groups), per_row)]
-    else:
-        rows, heads, width = [], [], len(found[0]) + 1
-        for group, name in zip(groups, names, strict=True):
-            for start in range(0, len(group), width):
-                rows.append(group[start : start + width])
-                heads.append([name])
+    rows: list[list[Tile]] = [[]]
+    for explanations, name in zip(found, names, strict=True):
+        image = Tile(explanations[0], None, name)
+        if len(explanations) == 1:
+            group = [image, *(Tile(explanations[0], index, f"for {_class(subject, explanations[0], index)}")
+                              for index in explanations[0].classes)]
+            if len(rows[-1]) + len(group) > COLUMNS:
+                rows.append([])
+            rows[-1] += group
+        else:
+            rows += [[image, *(Tile(one, index, f"{METHODS[one.method].title}\n{_class(subject, one, index)}")
+                               for one in explanations)] for index in explanations[0].classes]
+    rows = [row for row in rows if row]
     columns = max(map(len, rows))
-    figure = Figure(figsize=(TILE * columns + 0.4, (TILE + 0.62) * len(rows) + 0.9), layout="constrained")
+    figure = Figure(figsize=(TILE * columns + 0.4, (TILE + 0.55) * len(rows) + 1.1), layout="constrained")
     figure.suptitle(title)
     grid = figure.subplots(len(rows), columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for line, row, head in zip(grid, rows, heads, strict=True):
-        for place, (axes, tile) in enumerate(zip(line, row, strict=False)):
-            if tile is not None:
-                _draw_tile(axes, subject, tile, head[place // width] if single else head[0])
-            elif row[place - 1] is not None and place // width < len(head):
-                axes.text(0.5, 0.5, "predicted\nis true", ha="center", va="center", color="0.6", fontsize=8)
+    for line, row in zip(grid, rows, strict=True):
+        for axes in line:
+            axes.set_axis_off()
+        for axes, tile in zip(line, row, strict=False):
+            _draw_tile(axes, subject, tile)
     _add_scales(figure, grid, [METHODS[one.method] for one in found[0]])
     return save_figure(figure, path, dpi=100)
 
 
-Tile = tuple[Explanation, int | None, bool]
-"""An explanation, the class whose map is drawn (None: the image itself), and whether its method is named."""
+@dataclass(frozen=True)
+class Tile:
+    """An explanation, the class whose map is drawn (None: the image itself), and what stands over it."""
+
+    one: Explanation
+    index: int | None
+    text: str
 
 
-def _tiles(found: Sequence[Explanation], single: bool) -> list[Tile]:
-    tiles: list[Tile] = []
-    for index in found[0].classes:
-        if index == found[0].predicted or not single:
-            tiles.append((found[0], None, False))
-        tiles += [(one, index, not single) for one in found]
-    return tiles
+def _class(subject: Subject, one: Explanation, index: int) -> str:
+    return f"{subject.class_name(index)[:14]} {one.probabilities[index]:.0%}"
 
 
-def _draw_tile(axes: Axes, subject: Subject, tile: Tile, name: str) -> None:
-    one, index, named = tile
-    if index is None:
+def _draw_tile(axes: Axes, subject: Subject, tile: Tile) -> None:
+    one = tile.one
+    if tile.index is None:
         right = None if one.label is None else one.label == one.predicted
         axes.imshow(one.image)
-        axes.set_title(f"{name[:22]}\n" + ("" if one.label is None else f"true: {subject.class_name(one.label)}"),
+        axes.set_title(f"{tile.text[:22]}\n" + ("" if one.label is None else f"true: {subject.class_name(one.label)}"),
                        fontsize=9, color={None: UNKNOWN, True: RIGHT, False: WRONG}[right])
         return
-    heat, signed = one.map_of(index), METHODS[one.method].signed
+    heat, signed = one.map_of(tile.index), METHODS[one.method].signed
     largest = _largest(heat)
     axes.imshow(one.image.astype(np.float64) @ (0.299, 0.587, 0.114), cmap="gray", vmin=0, vmax=255)
     axes.imshow(heat, cmap=SIGNED if signed else UNSIGNED, vmin=-largest if signed else 0, vmax=largest,
                 interpolation="nearest")
-    segments = one.arrays.get("segments")
-    if segments is not None:
-        _outline(axes, segments)
-    what = f"{subject.class_name(index)[:14]} {one.probabilities[index]:.0%}"
-    scale = f"{'±' if signed else ''}{largest:.2g}"
-    axes.set_title(f"{METHODS[one.method].title}\n{what}: {scale}" if named else f"for {what}\n{scale}", fontsize=9)
+    if "segments" in one.arrays:
+        _outline(axes, one.arrays["segments"])
+    separator = ": " if "\n" in tile.text else "\n"
+    axes.set_title(f"{tile.text}{separator}{'±' if signed else ''}{largest:.2g}", fontsize=9)
 
 
 def _outline(axes: Axes, segments: np.ndarray) -> None:

@@ -36,7 +36,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to explain: see ``analysis.explain.explain``; ``curves`` counts random rankings, 0 is no curves."""
+    """How to explain: see ``analysis.explain.explain``; ``curves`` counts random rankings (0: no curves), ``cover`` is
+    one of ``analysis.explain_curves.COVERS``.
+    """
 
     methods: tuple[str, ...] = ("lime",)
     num_samples: int = SAMPLES
@@ -44,6 +46,7 @@ class Settings:
     layer: str = ""
     seed: int = 0
     curves: int = 0
+    cover: str = "blur"
 
 
 def say_now(line: str) -> None:
@@ -60,6 +63,7 @@ def explain_pictures(subject: Subject, pictures: Sequence[Picture], settings: Se
     config = subject.config
     found: list[list[Explanation]] = []
     records, curves = [], []
+    stems = _stems([picture.name for picture in pictures])
     say(f"{len(pictures)} images, {', '.join(METHODS[method].title for method in settings.methods)}, into {folder}")
     for place, picture in enumerate(pictures, start=1):
         image = subject.prepare(picture.image)
@@ -73,29 +77,40 @@ def explain_pictures(subject: Subject, pictures: Sequence[Picture], settings: Se
                                             segments=segments, layer=settings.layer, seed=settings.seed,
                                             advance=progress.advance))
             rates[method] = progress.seconds
-            stem = re.sub(r"[^\w.-]+", "_", picture.name)
-            explanations[-1].save(folder / f"{stem}_{method}.npz")
+            explanations[-1].save(folder / f"{stems[place - 1]}_{method}.npz")
         found.append(explanations)
-        records.append(_record(subject, picture, explanations, rates))
+        records.append(_record(subject, picture, stems[place - 1], explanations, rates))
         say(_line(records[-1]))
         if settings.curves:
-            curves.append(measure_curves(subject, explanations, segments, settings.curves, settings.seed))
+            curves.append(measure_curves(subject, explanations, segments, settings.curves, settings.seed,
+                                         settings.cover))
     summary = {"config": config.NAME, "model": config.MODEL.NAME, "methods": list(settings.methods),
                "samples": settings.num_samples, "superpixels": settings.superpixels, "seed": settings.seed,
                "images": records}
     if curves:
-        summary["curves"] = summarise(curves)
-        draw_curves(curves, folder / f"{name}_curves.png", f"{config.NAME}: mean of {len(curves)} images")
+        summary["curves"] = {"cover": settings.cover, **summarise(curves)}
+        draw_curves(curves, folder / f"{name}_curves.png",
+                    f"{config.NAME}: mean of {len(curves)} images, covered by {settings.cover}")
     write_json(folder / f"{name}.json", summary)
     title = f"{config.NAME}: {METHODS[settings.methods[0]].title}" if len(settings.methods) == 1 else config.NAME
     draw_explanations(subject, found, [picture.name for picture in pictures], folder / f"{name}.png", title)
     return summary
 
 
-def _record(subject: Subject, picture: Picture, explanations: Sequence[Explanation],
+def _stems(names: Sequence[str]) -> list[str]:
+    """Return what the files of pictures of these names begin with, no two the same."""
+    stems: list[str] = []
+    for name in names:
+        stem = re.sub(r"[^\w.-]+", "_", Path(name).stem)
+        again = sum(other == stem or other.startswith(f"{stem}~") for other in stems)
+        stems.append(f"{stem}~{again + 1}" if again else stem)
+    return stems
+
+
+def _record(subject: Subject, picture: Picture, stem: str, explanations: Sequence[Explanation],
             seconds: dict[str, float]) -> dict[str, Any]:
     one = explanations[0]
-    record = {"name": picture.name, "predicted": subject.class_name(one.predicted),
+    record = {"name": picture.name, "files": stem, "predicted": subject.class_name(one.predicted),
               "probability": float(one.probabilities[one.predicted]),
               "true": None if picture.label is None else subject.class_name(picture.label),
               "seconds": {method: round(value, 3) for method, value in seconds.items()}}

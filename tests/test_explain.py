@@ -153,7 +153,7 @@ def test_curves_of_a_ranking_that_knows_and_of_one_that_is_wrong() -> None:
     assert index == 0
     right, wrong = (Explanation(name, image, (index,), maps[None], probabilities)
                     for name, maps in (("lime", heat), ("ig", -heat)))
-    curves = measure_curves(subject, [right, wrong], segments, randoms=40)
+    curves = measure_curves(subject, [right, wrong], segments, randoms=40, cover="colour")
     high, low = probabilities[0], 1 / (1 + np.exp(2))
     areas = {kind: {name: np.trapezoid(values, GRID, axis=1) for name, values in getattr(curves, kind).items()}
              for kind in ("deletion", "insertion")}

@@ -41,7 +41,7 @@ def main(arguments: argparse.Namespace) -> None:
             pictures.append(Picture(f"test image {index}", dataset.images[index], int(dataset.labels[index])))
     subject = Subject(config, load_model(config, arguments.weights)[0])
     settings = Settings(methods, arguments.samples, arguments.superpixels, arguments.layer, arguments.seed,
-                        arguments.curves)
+                        arguments.curves, arguments.cover)
     folder = _folder(arguments, config)
     summary = explain_pictures(subject, pictures, settings, folder, arguments.method)
     if "curves" in summary:
@@ -84,6 +84,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--layer", default="", help="layer of the CAMs (default: the last with a map of 4×4 or more)")
     result.add_argument("--curves", type=int, nargs="?", const=10, default=0, metavar="R",
                         help="deletion and insertion against R random rankings (10)")
+    result.add_argument("--cover", choices=("blur", "colour", "superpixels"), default="blur",
+                        help="what covers pixels in these: the image blurred (default), the config's mean colour, or "
+                             "each superpixel's, as LIME does")
     result.add_argument("--seed", type=int, default=0, metavar="S", help="of LIME's samples and the random rankings")
     result.add_argument("--out", metavar="FOLDER", help="default: explain/ in the run's folder, or in OUTPUT/NAME")
     return result
