@@ -44,7 +44,6 @@ GROUPED = (
 )
 # Where it stands, [B, C, H, W].
 PLANES = (
-    ("ConvMixer-256/8", (128, 256, 16, 16)),
     ("Mobile-Former-26M at 32", (128, 72, 4, 4)),
     ("Mobile-Former-26M at 224", (8, 72, 28, 28)),
 )
@@ -130,11 +129,8 @@ def main(rounds: int = 9) -> None:
         what = f"{groups} groups {'×'.join(map(str, shape))} to {out}, {size}×{size}, stride {stride}"
         row(where, what, function, (shape, (out, shape[1] // groups, size, size)), rounds)
     for where, shape in PLANES:
-        text, channels = "×".join(map(str, shape)), shape[1:2]
-        moments = {"mean": paddle.zeros(channels), "variance": paddle.ones(channels)}
-        row(where, f"batch norm {text}", partial(kernels.batch_norm, **moments, training=True),
-            (shape, channels, channels), rounds)
-        row(where, f"dynamic ReLU {text}", kernels.dynamic_relu, (shape, shape[:2], shape[:2]), rounds)
+        what = f"dynamic ReLU {'×'.join(map(str, shape))}"
+        row(where, what, kernels.dynamic_relu, (shape, shape[:2], shape[:2]), rounds)
     for where, shape, biased in ATTENTION:
         what = f"attention {'×'.join(map(str, shape))}{', bias' if biased else ''}"
         bias = ((shape[3], shape[1], shape[1]),) if biased else ()

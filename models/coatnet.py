@@ -29,7 +29,6 @@ from paddle import nn
 import kernels
 from errors import UserError
 from models.layers import (
-    BatchNorm2D,
     Classifier,
     Conv2D,
     DepthwiseConv2D,
@@ -177,11 +176,11 @@ class MBConvBlock(nn.Layer):
         super().__init__()
         hidden_dim = int(out_dim * expand_ratio)
         self.shortcut = Downsample(dim, out_dim) if stride == 2 else nn.Identity()
-        self.pre_norm = BatchNorm2D(dim)
+        self.pre_norm = nn.BatchNorm2D(dim)
         self.conv1_1x1 = Conv2D(dim, hidden_dim, 1, bias_attr=False)
-        self.norm1 = BatchNorm2D(hidden_dim)
+        self.norm1 = nn.BatchNorm2D(hidden_dim)
         self.conv2_kxk = DepthwiseConv2D(hidden_dim, 3, stride=stride, padding=1, bias_attr=False)
-        self.norm2 = BatchNorm2D(hidden_dim)
+        self.norm2 = nn.BatchNorm2D(hidden_dim)
         self.se = SqueezeExcite(hidden_dim, max(int(out_dim * se_ratio), 1))
         self.conv3_1x1 = Conv2D(hidden_dim, out_dim, 1)
         self.drop_path = DropPath(drop_path)
@@ -199,7 +198,7 @@ class Stem(nn.Layer):
     def __init__(self, in_chans: int, dim: int) -> None:
         super().__init__()
         self.conv1 = Conv2D(in_chans, dim, 3, stride=2, padding=1, bias_attr=False)
-        self.norm1 = BatchNorm2D(dim)
+        self.norm1 = nn.BatchNorm2D(dim)
         self.conv2 = Conv2D(dim, dim, 3, padding=1, bias_attr=False)
         self.apply(_init_conv)
 

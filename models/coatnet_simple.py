@@ -43,7 +43,6 @@ import kernels
 from models.coatnet import ARCHITECTURES, CoAtNetBase
 from models.layers import (
     GELU,
-    BatchNorm2D,
     Conv2D,
     DepthwiseConv2D,
     DropPath,
@@ -59,7 +58,7 @@ from models.relative_position import relative_bias, table_rows
 
 def conv_bn_gelu(conv: nn.Conv2D) -> nn.Sequential:
     """Return a convolution followed by batch norm and GELU."""
-    return nn.Sequential(conv, BatchNorm2D(conv.weight.shape[0]), GELU())
+    return nn.Sequential(conv, nn.BatchNorm2D(conv.weight.shape[0]), GELU())
 
 
 class SqueezeExcite(nn.Layer):
@@ -90,7 +89,7 @@ class MBConv(nn.Layer):
             ("expand_conv", conv_bn_gelu(Conv2D(dim, hidden_dim, 1, stride=stride, bias_attr=False))),
             ("dw_conv", conv_bn_gelu(DepthwiseConv2D(hidden_dim, 3, padding=1, bias_attr=False))),
             ("se", SqueezeExcite(hidden_dim, max(int(dim * se_ratio), 1))),
-            ("pro_conv", nn.Sequential(Conv2D(hidden_dim, out_dim, 1, bias_attr=False), BatchNorm2D(out_dim))),
+            ("pro_conv", nn.Sequential(Conv2D(hidden_dim, out_dim, 1, bias_attr=False), nn.BatchNorm2D(out_dim))),
         )
         self.drop_path = DropPath(drop_path)
 

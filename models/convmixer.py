@@ -18,7 +18,6 @@ from paddle import nn
 
 from errors import UserError
 from models.layers import (
-    BatchNorm2D,
     Classifier,
     Conv2D,
     DepthwiseConv2D,
@@ -51,8 +50,8 @@ def block(dim: int, kernel_size: int, act_layer: type[nn.Layer], drop_path: floa
     bottom and right, as PyTorch's "same" does.
     """
     padding = kernel_size // 2 if kernel_size % 2 else "SAME"
-    spatial = nn.Sequential(DepthwiseConv2D(dim, kernel_size, padding=padding), act_layer(), BatchNorm2D(dim))
-    return nn.Sequential(Residual(spatial, drop_path), Conv2D(dim, dim, 1), act_layer(), BatchNorm2D(dim))
+    spatial = nn.Sequential(DepthwiseConv2D(dim, kernel_size, padding=padding), act_layer(), nn.BatchNorm2D(dim))
+    return nn.Sequential(Residual(spatial, drop_path), Conv2D(dim, dim, 1), act_layer(), nn.BatchNorm2D(dim))
 
 
 class ConvMixer(Classifier):
@@ -71,7 +70,7 @@ class ConvMixer(Classifier):
         _check_architecture(image_size, dim, depth, kernel_size, patch_size)
         act = activation(act_layer)
         [rates] = drop_path_rates(drop_path_rate, [depth])
-        numbered = [Conv2D(in_chans, dim, patch_size, stride=patch_size), act(), BatchNorm2D(dim),
+        numbered = [Conv2D(in_chans, dim, patch_size, stride=patch_size), act(), nn.BatchNorm2D(dim),
                     *(block(dim, kernel_size, act, rate) for rate in rates)]
         for index, layer in enumerate(numbered):
             self.add_sublayer(str(index), layer)

@@ -20,7 +20,6 @@ from paddle import nn
 import kernels
 from errors import UserError
 from models.layers import (
-    BatchNorm2D,
     Classifier,
     Conv2D,
     DepthwiseConv2D,
@@ -151,9 +150,9 @@ class Stem(nn.Layer):
     def __init__(self, in_chans: int, embed_dim: int) -> None:
         super().__init__()
         self.proj1 = Conv2D(in_chans, embed_dim // 2, 3, stride=2, padding=1)
-        self.norm1 = BatchNorm2D(embed_dim // 2)
+        self.norm1 = nn.BatchNorm2D(embed_dim // 2)
         self.proj2 = Conv2D(embed_dim // 2, embed_dim, 3, stride=2, padding=1)
-        self.norm2 = BatchNorm2D(embed_dim)
+        self.norm2 = nn.BatchNorm2D(embed_dim)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         x = kernels.gelu(self.norm1(self.proj1(x)))
@@ -166,7 +165,7 @@ class PatchEmbed(nn.Layer):
     def __init__(self, in_chans: int, embed_dim: int, kernel_size: int) -> None:
         super().__init__()
         self.proj = Conv2D(in_chans, embed_dim, kernel_size, stride=2, padding=(kernel_size - 1) // 2)
-        self.norm = BatchNorm2D(embed_dim)
+        self.norm = nn.BatchNorm2D(embed_dim)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return channels_last(self.norm(self.proj(channels_first(x))))

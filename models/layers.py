@@ -34,14 +34,6 @@ class LayerNorm(nn.LayerNorm):
         return kernels.layer_norm(x, self.weight, bias, self._epsilon)
 
 
-class BatchNorm2D(nn.BatchNorm2D):
-    """Paddle's batch normalisation, ``[B, C, H, W]`` to the same, on the CPU by the compiled operator."""
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return kernels.batch_norm(x, self.weight, self.bias, self._mean, self._variance, self.training,
-                                  self._momentum, self._epsilon)
-
-
 class GELU(nn.Layer):
     """The exact Gaussian error linear unit, any shape, on the CPU by the compiled operator."""
 

@@ -15,7 +15,7 @@ from paddle import nn
 
 import kernels
 from errors import UserError
-from models.layers import GELU, BatchNorm2D, Conv2D, DepthwiseConv2D, DropPath, LayerNorm, Linear
+from models.layers import GELU, Conv2D, DepthwiseConv2D, DropPath, LayerNorm, Linear
 
 
 class BlockRow(NamedTuple):
@@ -179,7 +179,7 @@ class InvertedBottleneckBlock(Block):
         self.conv1 = nn.Sequential(*pointwise(row.in_channels, exp_size, groups), *shuffle(groups, groups))
         self.hyper1 = DynamicReLU(exp_size, token_dim, dyrelu_reduction)
         self.conv2 = nn.Sequential(DepthwiseConv2D(exp_size, side, padding=side // 2, bias_attr=False),
-                                   BatchNorm2D(exp_size))
+                                   nn.BatchNorm2D(exp_size))
         self.hyper2 = DynamicReLU(exp_size, token_dim, dyrelu_reduction)
         self.conv3 = nn.Sequential(*pointwise(exp_size, row.channels, groups), *shuffle(groups, groups))
 
@@ -251,13 +251,13 @@ class Head(nn.Layer):
 
 def pointwise(in_channels: int, channels: int, groups: int) -> list[nn.Layer]:
     """Return a 1×1 convolution and its batch norm."""
-    return [Conv2D(in_channels, channels, 1, groups=groups, bias_attr=False), BatchNorm2D(channels)]
+    return [Conv2D(in_channels, channels, 1, groups=groups, bias_attr=False), nn.BatchNorm2D(channels)]
 
 
 def widening(in_channels: int, channels: int, kernel_size: int, stride: int) -> list[nn.Layer]:
     """Return a depthwise convolution that makes ``channels`` of ``in_channels``, and its batch norm."""
     return [DepthwiseConv2D(in_channels, kernel_size, stride, padding=kernel_size // 2, bias_attr=False,
-                            multiplier=channels // in_channels), BatchNorm2D(channels)]
+                            multiplier=channels // in_channels), nn.BatchNorm2D(channels)]
 
 
 def shuffle(parts: int, groups: int) -> list[nn.Layer]:

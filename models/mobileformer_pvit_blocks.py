@@ -14,7 +14,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from models.layers import BatchNorm2D, Conv2D, DepthwiseConv2D, DropPath, LayerNorm, Linear, Mlp, activation
+from models.layers import Conv2D, DepthwiseConv2D, DropPath, LayerNorm, Linear, Mlp, activation
 from models.mobileformer_blocks import BlockRow, attend_map, attend_tokens, greater, split_heads
 
 
@@ -157,11 +157,11 @@ class Bottleneck(nn.Layer):
     def __init__(self, row: BlockRow, groups: int, token_dim: int, dynamic: DynamicSettings | None) -> None:
         super().__init__()
         self.in_pw = inner_conv(Conv2D(row.in_channels, row.exp_size, 1, groups=groups))
-        self.in_pw_bn = BatchNorm2D(row.exp_size)
+        self.in_pw_bn = nn.BatchNorm2D(row.exp_size)
         self.dw = inner_conv(DepthwiseConv2D(row.exp_size, row.kernel_size, padding=row.kernel_size // 2))
-        self.dw_bn = BatchNorm2D(row.exp_size)
+        self.dw_bn = nn.BatchNorm2D(row.exp_size)
         self.out_pw = inner_conv(Conv2D(row.exp_size, row.channels, 1, groups=groups))
-        self.out_pw_bn = BatchNorm2D(row.channels)
+        self.out_pw_bn = nn.BatchNorm2D(row.channels)
         self.act = DynamicReLU(row.exp_size, token_dim, dynamic) if dynamic else None
 
     def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
@@ -180,7 +180,7 @@ class Mobile(nn.Layer):
         self.downsample_dw = nn.Identity()
         if row.stride == 2:
             strided = DepthwiseConv2D(row.in_channels, row.kernel_size, row.stride, padding=row.kernel_size // 2)
-            self.downsample_dw = nn.Sequential(inner_conv(strided), BatchNorm2D(row.in_channels), nn.ReLU())
+            self.downsample_dw = nn.Sequential(inner_conv(strided), nn.BatchNorm2D(row.in_channels), nn.ReLU())
 
     def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
         return self.bneck(self.downsample_dw(x), token)
@@ -211,13 +211,13 @@ class LiteBottleneck(nn.Layer):
         super().__init__()
         hidden, stride, side, pad = row.exp_size, row.stride, row.kernel_size, row.kernel_size // 2
         self.in_pw = inner_conv(Conv2D(row.in_channels, hidden, 1, groups=groups))
-        self.in_pw_bn = BatchNorm2D(hidden)
+        self.in_pw_bn = nn.BatchNorm2D(hidden)
         self.dw = inner_conv(nn.Sequential(
-            DepthwiseConv2D(hidden, [side, 1], stride=[stride, 1], padding=[pad, 0]), BatchNorm2D(hidden),
+            DepthwiseConv2D(hidden, [side, 1], stride=[stride, 1], padding=[pad, 0]), nn.BatchNorm2D(hidden),
             DepthwiseConv2D(hidden, [1, side], stride=[1, stride], padding=[0, pad])))
-        self.dw_bn = BatchNorm2D(hidden)
+        self.dw_bn = nn.BatchNorm2D(hidden)
         self.out_pw = inner_conv(Conv2D(hidden, row.channels, 1, groups=groups))
-        self.out_pw_bn = BatchNorm2D(row.channels)
+        self.out_pw_bn = nn.BatchNorm2D(row.channels)
         self.act = nn.Identity() if act is None else activation(act)()
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
