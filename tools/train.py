@@ -27,31 +27,15 @@ def main(arguments: argparse.Namespace) -> int:
 
     from analysis.curves import draw_curves
     from analysis.grids import draw_predictions
-    from engine import distributed
-    from engine.files import write_json
     from engine.interrupts import Interrupted
-    from engine.run import RunFolder, log, run_folder
-    from engine.trainer import Trainer
+    from engine.train import train
 
-    run = RunFolder(resumed) if resumed else run_folder(config)
-    with distributed.joined(config):
-        device = distributed.together(lambda: runtime.start(config))
-        distributed.on_main(lambda: run.open(config, resume=arguments.resume is not None,
-                                             overwrite=arguments.overwrite))
-        try:
-            if distributed.is_main():
-                write_json(run.environment, {**runtime.environment(device, settings), "processes": distributed.size()})
-            log.info("device %s; set in the environment: %s; processes: %d", device, ", ".join(settings) or "nothing",
-                     distributed.size())
-            trainer = Trainer(config, run, resume=arguments.resume is not None, weights=arguments.weights)
-            trainer.fit(after_epoch=draw_curves)
-            if distributed.is_main():
-                draw_predictions(config, run / "best_model.pdparams", run / "predictions.png")
-            log.info("wrote %s", run.path)
-        except Interrupted as interrupted:
-            return 128 + interrupted.signum
-        finally:
-            run.close()
+    try:
+        train(config, resume=arguments.resume is not None, overwrite=arguments.overwrite, weights=arguments.weights,
+              folder=resumed, settings=settings, after_epoch=draw_curves,
+              at_end=lambda run: draw_predictions(config, run / "best_model.pdparams", run / "predictions.png"))
+    except Interrupted as interrupted:
+        return 128 + interrupted.signum
     return 0
 
 
