@@ -36,6 +36,7 @@ def default_config() -> CfgNode:
     c.DATA.PIPELINE = "batch"  # batch: compiled transforms where they can be; reference: one by one; the same pixels
     c.DATA.WORKERS = 2  # threads that prepare batches; 0 prepares them in the training thread
     c.DATA.HOLDOUT = 5000  # training images held out to select the best epoch; 0 selects on the test set
+    c.DATA.MAX_IMAGES = 0  # for trials: at most so many images of each split, every class its share; 0 is all
 
     c.AUGMENT = CfgNode()  # of training images, in this order; evaluation only scales (EVAL_CROP_PCT) and normalises
     c.AUGMENT.CROP = "random_resized"  # random_resized; pad (then crop at random); none (resize)
@@ -161,6 +162,7 @@ CHECKS: dict[str, Check] = {
     "DATA.PIPELINE": _one_of("batch", "reference"),
     "DATA.WORKERS": _between(0, 64),
     "DATA.HOLDOUT": _NON_NEGATIVE,
+    "DATA.MAX_IMAGES": _NON_NEGATIVE,
     "AUGMENT.CROP": _one_of("random_resized", "pad", "none"),
     "AUGMENT.CROP_SCALE": (lambda v: _numbers(2, 0.0, ascending=True)[0](v) and v[0] > 0 and v[1] <= 1,
                            "[smallest, largest] with 0 < smallest <= largest <= 1"),

@@ -16,14 +16,24 @@ SPLITS = ("train", "holdout", "test")
 
 
 def build_dataset(data: CfgNode, split: str) -> ImageDataset:
-    """Return one split of the data set that the section ``DATA`` describes (NAME, ROOT, DOWNLOAD, HOLDOUT).
+    """Return one split of the data set that the section ``DATA`` describes.
 
-    ``holdout`` are HOLDOUT images of the training set, every class its share, chosen by a fixed rule; ``train``
-    are the others in their official order; ``test`` is the official test set. UserError where the data are
-    missing or broken, or a split cannot be made.
+    Its keys are NAME, ROOT, DOWNLOAD, HOLDOUT and MAX_IMAGES. ``holdout`` are HOLDOUT images of the training set,
+    every class its share, chosen by a fixed rule; ``train`` are the others in their official order; ``test`` is the
+    official test set. Of each, MAX_IMAGES (0: all) are kept by the same rule. UserError where the data are missing or
+    broken, or a split cannot be made.
     """
     if split not in SPLITS:
         raise UserError(f"there is no split {split!r}: use one of {', '.join(SPLITS)}{nearest(split, SPLITS)}")
+    dataset = _split(data, split)
+    if not 0 < data.MAX_IMAGES < len(dataset):
+        return dataset
+    from datasets.dataset import stratified_holdout
+
+    return dataset.select(stratified_holdout(dataset.labels, data.MAX_IMAGES)[1], split)
+
+
+def _split(data: CfgNode, split: str) -> ImageDataset:
     everything = _read(data, "test" if split == "test" else "train")
     if split == "test" or (split == "train" and data.HOLDOUT == 0):
         return everything

@@ -83,6 +83,18 @@ def test_splits_of_the_digits():
     assert len(build_dataset(data_section(NAME="digits", HOLDOUT=0), "train")) == 1437
 
 
+def test_a_trial_has_fewer_images_of_every_class():
+    splits = ("train", "holdout", "test")
+    few = [build_dataset(data_section(NAME="digits", HOLDOUT=180, MAX_IMAGES=100), split) for split in splits]
+    assert [len(part) for part in few] == [100, 100, 100] and [part.split for part in few] == list(splits)
+    assert all(9 <= count <= 11 for part in few for count in np.bincount(part.labels, minlength=10))
+    whole = [build_dataset(data_section(NAME="digits", HOLDOUT=180), split) for split in splits]
+    for part, full in zip(few, whole, strict=True):
+        known = {image.tobytes(): label for image, label in zip(full.images, full.labels, strict=True)}
+        assert [known[image.tobytes()] for image in part.images] == part.labels.tolist()
+    assert len(build_dataset(data_section(NAME="digits", HOLDOUT=180, MAX_IMAGES=200), "holdout")) == 180
+
+
 @pytest.mark.parametrize(
     ("changes", "split", "words"),
     [
