@@ -11,6 +11,8 @@ from yacs.config import CfgNode
 
 from analysis.figures import save_figure
 from datasets import build_dataset
+from datasets.dataset import ImageDataset
+from datasets.transforms import build_train_transforms
 from engine.predictor import load_model, predict
 
 RIGHT, WRONG, UNKNOWN = "#1a7f37", "#c62828", "#333333"
@@ -30,6 +32,22 @@ def draw_grid(images: Sequence[np.ndarray], captions: Sequence[str], colours: Se
             axes.imshow(images[place])
             axes.set_title(captions[place], color=colours[place], fontsize=9)
     return save_figure(figure, path)
+
+
+def draw_augmented(config: CfgNode, dataset: ImageDataset, path: Path, count: int = 8, seed: int = 0) -> Path:
+    """Write the first ``count`` images as they are and, below, one draw of what training makes of each.
+
+    The normalisation is undone, so that colours are true.
+    """
+    transform, rng = build_train_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE), np.random.default_rng(seed)
+    mean, std = np.array(config.AUGMENT.MEAN), np.array(config.AUGMENT.STD)
+    plain = [dataset.images[index] for index in range(count)]
+    drawn = [transform(image, rng).transpose(1, 2, 0) * std + mean for image in plain]
+    seen = [np.round(255 * image).clip(0, 255).astype(np.uint8) for image in drawn]
+    captions = [dataset.class_names[label] for label in dataset.labels[:count]]
+    height, width = seen[0].shape[:2]
+    return draw_grid([*plain, *seen], [*captions, *[f"in training, {height}×{width}"] * count], 2 * count * [UNKNOWN],
+                     path, columns=count)
 
 
 def draw_predictions(config: CfgNode, weights: str | Path, path: Path, count: int = 18) -> Path:

@@ -47,6 +47,11 @@ def page(rows: Mapping[str, Row], parities: Mapping[str, Parity], fixtures: Iter
     return "\n".join(parts)
 
 
+def models_table(rows: Iterable[Row]) -> str:
+    """Return the page's table for some measured models, as Markdown."""
+    return "\n".join(_table(MODEL_HEADINGS, (_model_cells(row.info, row) for row in rows)))
+
+
 def _source(info: ModelInfo) -> tuple[str, str]:
     return info.family, info.reference
 
