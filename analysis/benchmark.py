@@ -71,11 +71,12 @@ def measure(plan: Plan, results: Results, tell: Tell) -> None:
     """Measure what ``plan`` names into ``results``, replacing what stands there of the same kind.
 
     ``tell`` is called with a sentence after every cell. Raises UserError for an unknown network, and for a command
-    that cannot be started.
+    that is none.
     """
     sections = {"ceilings": _ceilings, "speed": _speed, "pipelines": _pipelines, "sizes": _sizes,
                 "ablation": _ablation}
     started = time.perf_counter()
+    plan.arms()  # refuses a command that is none before anything is measured
     with WorkerProcess(suite_arm()) as worker:
         try:
             worker.ask({"work": "describe", "models": plan.models})

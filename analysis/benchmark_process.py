@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # What the suite sets, or a user may have set, and a plain Paddle has not.
 SETTINGS = ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE", "GLIBC_TUNABLES", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
 
+LINGERING = 10.0  # seconds from the end of a worker's output to its own
 OTHER = "against"  # the name of the arm that --against adds
 
 
@@ -43,13 +45,15 @@ def stock_arm(name: str = "stock", **settings: str) -> Arm:
 
 
 def other_arm(command: str) -> Arm:
-    """Return another program that follows the protocol; raises UserError for a command that cannot be read."""
+    """Return another program that follows the protocol; raises UserError for a command that is none."""
     try:
         words = tuple(shlex.split(command))
     except ValueError as error:
         raise UserError(f"--against {command!r}: {error}") from None
     if not words:
         raise UserError("--against is empty, expected a command")
+    if not shutil.which(words[0]):
+        raise UserError(f"--against {words[0]!r}: no such program")
     return Arm(OTHER, words)
 
 
@@ -87,7 +91,7 @@ class WorkerProcess:
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
         """Return the answer to a question.
 
-        Raises WorkerFailed, UserError for a command that is none, and RuntimeError for a defect of our own worker.
+        Raises WorkerFailed, and RuntimeError for a defect of our own worker.
         """
         process = self._process or self._start()
         try:
@@ -97,9 +101,10 @@ class WorkerProcess:
             pass  # it has ended: the empty answer tells
         line = process.stdout.readline()
         if not line:
-            if process.wait() > 0 and self.arm.name != OTHER:
+            code = self._exit_code()
+            if code > 0 and self.arm.name != OTHER:
                 raise RuntimeError(f"the worker {self.arm.name!r} ended:\n{self._said()}")
-            raise WorkerFailed(f"ended with exit code {process.returncode}: "
+            raise WorkerFailed(f"ended with exit code {code}: "
                                f"{(self._said().splitlines() or ['it said nothing'])[-1][:200]}")
         shown = line.strip()[:80]
         try:
@@ -127,15 +132,20 @@ class WorkerProcess:
         if self.arm.settings is not None:
             environment = {key: value for key, value in environment.items() if key not in SETTINGS}
             environment |= self.arm.settings
-        try:
-            # Ctrl-C is for the benchmark, which then ends its workers. A session of their own would keep it away as
-            # well, but also their priority from what `nice` gave the benchmark (Linux's autogroups).
-            self._process = subprocess.Popen(self.arm.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                             stderr=self._errors, text=True, encoding="utf-8", env=environment,
-                                             preexec_fn=_ignore_interrupts)
-        except OSError as error:
-            raise UserError(f"--against {self.arm.command[0]!r} cannot be started: {error.strerror}") from None
+        # Ctrl-C is for the benchmark, which then ends its workers. A session of their own would keep it away as well,
+        # but also their priority from what `nice` gave the benchmark (Linux's autogroups).
+        self._process = subprocess.Popen(self.arm.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                         stderr=self._errors, text=True, encoding="utf-8", env=environment,
+                                         preexec_fn=_ignore_interrupts)
         return self._process
+
+    def _exit_code(self) -> int:
+        """Return the exit code of a worker that answers no more; one that lingers is ended."""
+        try:
+            return self._process.wait(LINGERING)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
 
     def _said(self) -> str:
         self._errors.seek(0)

@@ -137,16 +137,16 @@ def _timed_batches(prepared: Iterator[Any], seconds: float) -> list[float]:
 
 def serve(mode: str) -> None:
     """Answer questions until the input ends; ``mode`` is suite, or stock for Paddle as it starts by itself."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
     settings = []
     if mode == "suite":
         from engine import runtime
 
-        settings = runtime.prepare()
+        settings = runtime.prepare()  # may begin this process anew, with the inputs and outputs that it has
     else:
         with redirect_stderr(io.StringIO()):  # Paddle warns of every OMP_NUM_THREADS but 1
             import paddle  # noqa: F401
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
     worker = Worker(mode, settings)
     for line in sys.stdin:
         try:

@@ -1,0 +1,337 @@
+"""The benchmark: real workers take turns, whatever one of them does, and mistakes end in one sentence."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from analysis.benchmark import FAMILIES, compare, describe, with_utilisation
+from analysis.benchmark_page import Table, tables, write_page
+from analysis.benchmark_process import Arm, WorkerFailed, WorkerProcess, other_arm, stock_arm, suite_arm
+from analysis.ceilings import bandwidth
+from analysis.operator_groups import GROUPS
+from engine import runtime
+from errors import UserError
+from models import model_info
+from processes import ROOT, TINY, start_tool, tool
+
+# A worker of ten images a second, written from the protocol alone.
+ANSWERING = """
+import json, sys
+for line in sys.stdin:
+    question = json.loads(line)
+    assert {"work", "seconds"} <= set(question), question
+    print(json.dumps({"seconds": [0.1 * question.get("batch_size", 1)] * 2}), flush=True)
+"""
+
+
+def worker(code: str) -> Arm:
+    """Return a worker that runs ``code``."""
+    return Arm("against", (sys.executable, "-c", code))
+
+
+def test_ratios_are_those_of_rounds_and_the_warm_up_is_not_counted() -> None:
+    halving = """
+import json, sys
+taken = 64.0
+for line in sys.stdin:
+    print(json.dumps({"seconds": [taken]}), flush=True)
+    taken /= 2
+"""
+    with WorkerProcess(worker(ANSWERING)) as steady, WorkerProcess(worker(halving)) as faster:
+        cell = compare([("suite", steady, {}), ("other", faster, {})], {"work": "training", "batch_size": 4}, 4, 3, 0.1)
+    assert cell["arms"]["suite"]["images_per_second"] == pytest.approx(10)
+    assert cell["arms"]["other"]["rounds"] == pytest.approx([4 / 32, 4 / 16, 4 / 8])
+    assert cell["ratios"]["other"] == pytest.approx({"median": 40, "low": 20, "high": 80})
+    assert cell["arms"]["suite"]["peak_bytes"] > 1 << 20
+    cell = with_utilisation(cell, 5_000_000, "training", {"ceilings": {"products": {"suite": {"best": 3.0}}}})
+    assert cell["arms"]["suite"]["utilisation"] == pytest.approx(10 * 3 * 2 * 5e6 / 3e9)
+
+
+@pytest.mark.parametrize(("code", "said"), [
+    ("import sys; sys.exit('no such thing')", "exit code 1: no such thing"),
+    ("input(); print('hello')", "hello"),
+    ("input(); print('[1]')", "[1]"),
+    ("input(); print('{\"seconds\": []}')", "times above 0"),
+    ("input(); print('{\"error\": \"not here\"}')", "not here"),
+    ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "exit code -9: it said nothing"),
+])
+def test_who_fails_drops_out_and_the_others_go_on(code: str, said: str) -> None:
+    with WorkerProcess(worker(ANSWERING)) as first, WorkerProcess(worker(code)) as second:
+        cell = compare([("suite", first, {}), ("against", second, {})], {"work": "inference", "batch_size": 1}, 1, 1,
+                       0.0)
+    assert said in cell["arms"]["against"]["error"]
+    assert cell["arms"]["suite"]["images_per_second"] == pytest.approx(10)
+    assert cell["ratios"] == {}
+
+
+def test_defect_of_our_own_worker_keeps_its_traceback() -> None:
+    with WorkerProcess(suite_arm()) as own, pytest.raises(RuntimeError, match="KeyError"):
+        own.ask({"work": "no such work", "seconds": 0})
+
+
+def test_workers_run_in_the_environments_that_they_stand_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE"):
+        monkeypatch.delenv(name, raising=False)
+    with WorkerProcess(suite_arm()) as suite, WorkerProcess(stock_arm()) as stock:
+        ours, theirs = suite.ask({"work": "describe"}), stock.ask({"work": "describe"})
+        assert theirs["threads"] == "1", "Paddle sets it where it is not set"
+        assert theirs["set_by_the_suite"] == [] and theirs["kernels"]["mode"] == "stock"
+        assert f"OMP_NUM_THREADS={ours['cores']}" in ours["set_by_the_suite"] and ours["kernels"]["mode"] == "auto"
+        question = {"model": "iformer_small", "image_size": 32, "batch_size": 2, "num_classes": 10}
+        assert suite.ask({**question, "work": "describe"})["macs"] > 50e6
+        for work, besides in (("inference", {}), ("training", {}), ("training", {"operators": GROUPS[:2]}),
+                              ("product", {"by": "kernels"})):
+            assert min(suite.ask({**question, **besides, "work": work, "seconds": 0})["seconds"]) > 0
+        with pytest.raises(WorkerFailed, match="nearest: iformer_small"):
+            suite.ask({**question, "model": "iformer_smal", "work": "training", "seconds": 0})
+
+
+def test_operators_are_chosen_by_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    import inspect
+
+    import paddle
+
+    import kernels
+    from analysis.operator_groups import Selection
+
+    for name, function in inspect.getmembers(kernels, inspect.isfunction):
+        monkeypatch.setattr(kernels, name, function)  # puts them back
+    ran: list[tuple[str, str]] = []
+
+    def seen(name: str):
+        def operator(*args, **kwargs):
+            ran.append((name, kernels._mode))
+
+        return operator
+
+    for name in ("conv2d", "linear", "gelu", "self_attention"):
+        monkeypatch.setattr(kernels, name, seen(name))
+    x = paddle.zeros([1, 4, 2, 2])
+    try:
+        selection = Selection(True)
+        selection.choose(["dense convolutions", "attention"])
+        kernels.conv2d(x, x)
+        kernels.conv2d(x, x, groups=4)
+        kernels.depthwise_conv2d(x, x)
+        kernels.linear(x, x)
+        kernels.self_attention(x)
+        selection.choose(None)
+        kernels.gelu(x)
+    finally:
+        kernels.configure("auto")
+    assert ran == [("conv2d", "auto"), ("conv2d", "stock"), ("conv2d", "stock"), ("linear", "stock"),
+                   ("self_attention", "auto"), ("gelu", "auto")]
+
+
+def test_bandwidth_is_that_of_memory() -> None:
+    found = bandwidth(2, rounds=1)
+    assert set(found) == {"copy", "triad"}
+    assert all(0.1 < value < 10_000 for value in found.values())
+
+
+def test_families_are_registered() -> None:
+    assert len({model_info(name).family for name in FAMILIES}) >= 6
+
+
+def test_command_measures_prints_and_writes_the_page(tmp_path: Path) -> None:
+    (tmp_path / "other.py").write_text(ANSWERING)
+    page = tmp_path / "PERFORMANCE.md"
+    page.write_text("Before.\n<!-- measured: training --><!-- end -->\nBetween.\n"
+                    "<!-- measured: sizes_of_nothing -->kept<!-- end -->\n", encoding="utf-8")
+    done = tool("benchmark", "--models", "poolformer_s12", "--image-sizes", "32", "--batch-size", "1", "--rounds", "1",
+                "--sections", "speed", "--against", f"{sys.executable} {tmp_path / 'other.py'}",
+                "--json", tmp_path / "figures.json", "--write", page)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["complete"] and figures["machine"]["paddle"]
+    training = next(cell for cell in figures["speed"] if cell["work"] == "training")
+    assert training["arms"]["against"]["images_per_second"] == pytest.approx(10)
+    assert set(training["ratios"]) == {"stock", "against"} and describe(training)
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("Before.\n") and "Between." in text and "kept" in text
+    assert text.count("| poolformer_s12 | 32 | 1 |") == 1
+    assert "poolformer_s12" in done.stdout
+    assert (tmp_path / "performance.png").stat().st_size > 5_000
+    assert tables(figures)["training"].rows[0][:3] == ["poolformer_s12", "32", "1"]
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
+    process = start_tool("benchmark", "--models", "iformer_small", "--image-sizes", "32", "--batch-size", "2",
+                         "--rounds", "1000", "--sections", "ceilings", "speed", "--json", tmp_path / "figures.json")
+    line = process.stdout.readline()
+    assert "GB/s" in line, line
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["complete"] is False and figures["machine"]["paddle"]
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["--models", "iformer_smal"], ["iformer_smal", "nearest: iformer_small"]),
+    (["--sections", "speeed"], ["speeed", "nearest: speed"]),
+    (["--image-sizes", "0"], ["--image-sizes has 0"]),
+    (["--image-sizes", "32", "64", "--batch-size", "1", "2", "3"], ["--batch-size has 3 numbers"]),
+    (["--rounds", "0"], ["--rounds has 0"]),
+    (["--start-from", "nowhere.json"], ["nowhere.json"]),
+    (["--start-from", "pyproject.toml"], ["pyproject.toml"]),
+    (["--sections", "speed", "--models", "poolformer_s12", "--against", "no_such_command"], ["no_such_command"]),
+    (["--write", "README.md", "--sections", "speed"], ["README.md", "<!-- measured"]),
+])
+def test_mistake_ends_with_one_sentence(arguments: list[str], said: list[str]) -> None:
+    done = tool("benchmark", *arguments)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert all(words in done.stderr for words in said), done.stderr
+
+
+def test_unreadable_command_is_refused() -> None:
+    for command in ("", "a 'b"):
+        with pytest.raises(UserError, match="--against"):
+            other_arm(command)
+
+
+def test_page_has_a_place_for_every_table(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "PERFORMANCE.md").read_text(encoding="utf-8")
+    for name in ("machine", "ceilings", "training", "inference", "pipelines", "ablation", "batch_sizes", "image_sizes"):
+        assert text.count(f"<!-- measured: {name} -->") == 1
+    assert Table("t", ("a", "b"), [["x", "1"]], ("note",)).markdown() == "| a | b |\n| :--- | ---: |\n| x | 1 |\n\nnote"
+    (tmp_path / "empty.md").write_text("nothing here")
+    with pytest.raises(UserError, match="no place for a table"):
+        write_page(tmp_path / "empty.md", {})
+
+
+@pytest.fixture
+def stock_again() -> Iterator[None]:
+    """Put the compiled operators back."""
+    import kernels
+
+    yield
+    kernels.configure("auto")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["iformer_small", "poolformer_s12", "coatnet_0"])
+def test_loss_curve_on_cifar10_is_that_of_stock_operators(model: str, cifar10_root: str, stock_again: None) -> None:
+    from configs.load import load_config
+    from engine.state import TrainingState
+    from engine.trainer import build_train_loader
+
+    curves = []
+    for mode in ("stock", "auto"):
+        config = load_config(ROOT / "configs" / "iformer_s_cifar10_32.yaml", [
+            f"MODEL.NAME={model}", "DATA.BATCH_SIZE=8", f"DATA.ROOT={cifar10_root}", f"RUNTIME.KERNELS={mode}"])
+        runtime.start(config)
+        state = TrainingState(config)
+        state.model.train()
+        batches = zip(range(5), build_train_loader(config).epoch(0), strict=False)
+        curves.append([float(state.step(*batch, step, 2e-4 * step).loss) for step, batch in batches])
+    stock, compiled = curves
+    assert len(set(stock)) == 5
+    assert compiled == pytest.approx(stock, rel=2e-4)
+
+
+def test_training_step_reads_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+    import paddle
+
+    from configs.load import load_config
+    from engine.metrics import RunningMean
+    from engine.state import TrainingState
+
+    config = load_config(ROOT / "configs" / "quickstart.yaml", ["TRAIN.EMA_DECAY=0.9", "TRAIN.GRAD_CLIP=1.0",
+                                                                *TINY, "MODEL.DROP_PATH=0.1", "AUGMENT.CUTMIX=1.0"])
+    state, means = TrainingState(config), RunningMean()
+    state.model.train()
+    images, labels = np.zeros((4, 3, 32, 32), np.float32), np.arange(4)
+
+    def step(number: int) -> None:
+        taken = state.step(images, labels, number, 1e-3)
+        means.add(taken.loss, taken.correct, taken.images)
+
+    step(0)
+    with monkeypatch.context() as patched:
+        for name in ("numpy", "item", "tolist", "__float__", "__bool__", "__int__", "__array__"):
+            patched.setattr(paddle.Tensor, name, _refuse(name))
+        with pytest.raises(AssertionError, match="read back"):
+            float(paddle.ones([]))
+        step(1)
+    assert means.sums()[2] == 8 and state.average.updates == 2
+
+
+def _refuse(name: str) -> Callable[..., None]:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError(f"read back by {name}")
+
+    return refuse
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_spectra_stay_in_float32_under_mixed_precision(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU mixed precision has no effect; what it does to the filter, half inputs and a context, is done here."""
+    import paddle
+
+    import kernels
+    from models.dfformer_mixers import FrequencyFilter
+
+    seen, entered = [], []
+    operator, context = kernels.filter_spectrum, paddle.amp.auto_cast
+
+    def spied(*tensors: paddle.Tensor) -> paddle.Tensor:
+        seen.extend(tensor.dtype for tensor in tensors)
+        return operator(*tensors)
+
+    def watched(**arguments: object):
+        entered.append(arguments)
+        return context(**arguments)
+
+    monkeypatch.setattr(kernels, "filter_spectrum", spied)
+    monkeypatch.setattr(paddle.amp, "auto_cast", watched)
+    mixer = FrequencyFilter(8, 8, 2, (8, 8), paddle.nn.GELU)
+    x, scores = (paddle.randn(shape).astype(dtype) for shape in ([1, 8, 8, 8], [1, 2, 8]))
+    x.stop_gradient = scores.stop_gradient = False
+    mixer.filter(x, scores).square().sum().backward()
+    assert seen == [paddle.float32] * 4 and entered == [{"enable": False}]
+    assert x.grad.dtype == scores.grad.dtype == x.dtype
+    assert mixer.complex_weights.grad.dtype == paddle.float32
+    assert 0 < float(mixer.complex_weights.grad.abs().sum()) < float("inf")
+
+
+@pytest.mark.parametrize("folder", ["tools", "configs"])
+def test_importing_a_command_does_no_work(folder: str) -> None:
+    names = sorted(path.stem for path in (ROOT / folder).glob("*.py") if path.stem != "__init__")
+    package = "" if folder == "tools" else f"{folder}."
+    code = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tools')!r}]
+import importlib
+for name in {names}:
+    importlib.import_module({package!r} + name)
+    heavy = {{"paddle", "matplotlib", "cv2", "sklearn", "visualdl", "rich", "scipy"}} & set(sys.modules)
+    assert not heavy, (name, heavy)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_of_every_command_takes_less_than_a_second() -> None:
+    for path in sorted((ROOT / "tools").glob("*.py")):
+        if path.stem == "cli":
+            continue
+        taken = []
+        for _ in range(3):
+            started = time.perf_counter()
+            done = tool(path.stem, "--help")
+            taken.append(time.perf_counter() - started)
+            assert done.returncode == 0, done.stderr
+            if taken[-1] < 1:
+                break
+        assert min(taken) < 1, (path.stem, taken)
