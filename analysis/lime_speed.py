@@ -59,7 +59,7 @@ def measure(way: str, config_path: str, weights: str, overrides: list[str], inde
                                       visual=False)[predicted]
         return np.array([weight for _, weight in sorted(found)])
 
-    explain(2 * NOTEBOOK_BATCH)
+    explain(NOTEBOOK_BATCH)
     started = time.perf_counter()
     weights_found = explain(samples)
     print(json.dumps({"seconds": time.perf_counter() - started, "weights": weights_found.tolist()}))
