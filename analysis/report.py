@@ -21,7 +21,7 @@ from analysis.errors import (
     write_mistakes,
 )
 from analysis.grids import draw_predictions
-from configs.load import flatten, load_config, to_plain
+from configs.load import dump_config, flatten, load_config, to_plain
 from configs.schema import default_config
 from engine.files import write_json, write_text
 from engine.history import read_table
@@ -67,7 +67,7 @@ def write_report(run: Path, split: str = "test", out: Path | None = None,
     write_json(folder / "report.json", summary)
     page = _environment().get_template(TEMPLATE).render(
         summary=summary, environment=_json(run / "environment.json") or {}, changed=_changed(config),
-        config=config.dump(), epochs=read_table(run / "history.csv"), timing=read_table(run / "timing.csv"),
+        config=dump_config(config), epochs=read_table(run / "history.csv"), timing=read_table(run / "timing.csv"),
         pictures={name: [_embedded(path) for path in paths] for name, paths in pictures.items()})
     path = out or run / "report.html"
     write_text(path, page)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import shutil
 import threading
 from contextlib import suppress
@@ -53,6 +54,12 @@ class History:
         """Return the newest row of ``steps.csv`` as text."""
         rows = read_table(self.folder / "steps.csv")
         return rows[-1] if rows else None
+
+    def sync(self) -> None:
+        """Bring the rows to the disk, so that no checkpoint outlives the rows before it in a power failure."""
+        for name in _TABLES:
+            with (self.folder / name).open("rb") as file:
+                os.fsync(file.fileno())
 
     def close(self) -> None:
         """Finish the curves' files.

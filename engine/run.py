@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,7 +16,7 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from configs.load import dump_config, flatten, load_config, to_plain
-from engine.files import remove_temporaries, write_text
+from engine.files import remove_temporaries, write_json, write_text
 from errors import UserError
 
 log = logging.getLogger("suite")
@@ -25,6 +27,9 @@ _FREE_KEYS = {
     "TRAIN.ON_NAN", "TRAIN.LOG_EVERY", "TRAIN.EVAL_EVERY", "TRAIN.CHECKPOINT_MINUTES", "TRAIN.KEEP_CHECKPOINTS",
     "RUNTIME.DEVICE", "RUNTIME.THREADS", "RUNTIME.DETERMINISTIC", "RUNTIME.KERNELS",
 }
+
+# What of a machine decides how sums are rounded.
+_ROUNDING = ("paddle", "processor", "device", "threads", "processes", "kernels_in_use")
 
 
 class RunFolder:
@@ -93,6 +98,21 @@ class RunFolder:
     def _awaits_weights(self) -> bool:
         return self.environment.is_file() and b'"--weights' in self.environment.read_bytes()
 
+    def record_environment(self, now: dict[str, Any], *, resume: bool) -> None:
+        """Write ``environment.json``; where a run is resumed, what it was made with until now stays under ``earlier``.
+
+        What makes the continuation round otherwise than the run would have without a break is told.
+        """
+        before = _read_environment(self.environment) if resume else {}
+        earlier = before.pop("earlier", [])
+        if before and before != now:
+            earlier = [*earlier, before]
+        for key in _ROUNDING:
+            if key in before and before[key] != now.get(key):
+                log.warning("resuming with %s %s, until now it was %s: what is computed from here on rounds otherwise",
+                            key, now.get(key), before[key])
+        write_json(self.environment, {**now, "earlier": earlier} if earlier else now)
+
     def close(self) -> None:
         """Let go of the folder."""
         for handler in list(log.handlers):
@@ -111,11 +131,14 @@ class RunFolder:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
             lock.close()
             raise UserError(f"{self.path}: process {holder} is writing into this run; wait for it or stop it") from None
+        except OSError as error:  # some network file systems have no locks
+            warnings.warn(f"{self.lock}: cannot be locked ({error.strerror}), so nothing keeps a second process from "
+                          "writing into this run", stacklevel=2)
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
@@ -149,6 +172,14 @@ class _Console(logging.Handler):
             sys.stdout.flush()
         except BrokenPipeError:  # the reader of our output has gone, as `| head` does: train.log tells the rest
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _read_environment(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("earlier", []), list) else {}
 
 
 def run_folder(config: CfgNode) -> RunFolder:

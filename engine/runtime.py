@@ -133,6 +133,7 @@ def environment(device: str, settings: list[str]) -> dict[str, Any]:
         "device": device,
         "gpu": paddle.device.cuda.get_device_name() if device.startswith("gpu") else None,
         "kernels": kernels.status() if device == "cpu" else None,
+        "kernels_in_use": device == "cpu" and kernels.status()["in_use"],
         "threads": os.environ.get("OMP_NUM_THREADS", ""),
         "set_by_the_suite": settings,
     }

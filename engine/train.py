@@ -9,7 +9,6 @@ from typing import Any
 from yacs.config import CfgNode
 
 from engine import distributed, runtime
-from engine.files import write_json
 from engine.interrupts import Interrupted
 from engine.run import RunFolder, log, run_folder
 from engine.trainer import Trainer
@@ -35,8 +34,8 @@ def train(config: CfgNode, *, resume: bool = False, overwrite: bool = False, wei
         distributed.on_main(lambda: run.open(config, resume=resume, overwrite=overwrite))
         try:
             if distributed.is_main():
-                write_json(run.environment, {**runtime.environment(device, list(settings)),
-                                             "processes": distributed.size()})
+                run.record_environment({**runtime.environment(device, list(settings)),
+                                        "processes": distributed.size()}, resume=resume)
             log.info("device %s; set in the environment: %s; processes: %d", device, ", ".join(settings) or "nothing",
                      distributed.size())
             results = Trainer(config, run, resume=resume, weights=weights).fit(after_epoch)

@@ -271,6 +271,8 @@ class Trainer:
         self.position.sums = self.means.sums()
         self._refuse_non_finite(self.position.sums[0])
         self.saved_at = time.monotonic()
+        if self.history:
+            self.history.sync()
         return self.state.save(self.run, self.position)
 
     def _refuse_non_finite(self, loss: float, of: str = "training") -> None:
