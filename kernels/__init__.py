@@ -201,11 +201,11 @@ def attention(
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if _mode == "auto" and not dropout:
-        from kernels import softmax_attention as compiled
+        from kernels import softmax_attention
 
-        if compiled.applicable(query, key, value, bias) and key.shape == value.shape:
+        if softmax_attention.applicable(query, key, value, bias) and key.shape == value.shape:
             inputs = (query, key, value) if bias is None else (query, key, value, bias)
-            return compiled.Attention.apply(*inputs, scale=scale)
+            return softmax_attention.Attention.apply(*inputs, scale=scale)
     from paddle import matmul
     from paddle.nn import functional as F
 
@@ -230,9 +230,9 @@ def self_attention(
         ``[B, N, heads, d]``.
     """
     if _mode == "auto" and not dropout:
-        from kernels import softmax_attention as compiled
+        from kernels import softmax_attention
 
-        if compiled.applicable(qkv, bias):
+        if softmax_attention.applicable(qkv, bias):
             scale = qkv.shape[-1] ** -0.5 if scale is None else scale
-            return compiled.SelfAttention.apply(*((qkv,) if bias is None else (qkv, bias)), scale=scale)
+            return softmax_attention.SelfAttention.apply(*((qkv,) if bias is None else (qkv, bias)), scale=scale)
     return attention(*qkv.unbind(2), bias, scale, dropout)
