@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import paddle
 from paddle import nn
@@ -48,6 +49,25 @@ def _children_of_sequences(model: nn.Layer, composed: Sequence[str]) -> list[str
         if isinstance(parent, nn.Sequential) and not isinstance(layers[name], nn.Sequential) and not inside:
             found.append(name)
     return found
+
+
+@paddle.no_grad()
+def describe_blocks(model: nn.Layer, image_size: int, pattern: str = "") -> list[dict[str, Any]]:
+    """Return a row for each block (see ``find_blocks``) that puts out a map: name, kind, channels, height, width.
+
+    One image of zeros, ``image_size`` pixels a side, goes through the network in evaluation mode.
+    """
+    layers, rows = dict(model.named_sublayers()), []
+
+    def describe(name: str, found: paddle.Tensor) -> None:
+        _, channels, height, width = found.shape
+        rows.append({"block": name, "kind": type(layers[name]).__name__, "channels": channels, "height": height,
+                     "width": width})
+
+    model.eval()
+    with watching(model, find_blocks(model, pattern), describe):
+        model(paddle.zeros([1, 3, image_size, image_size]))
+    return rows
 
 
 @contextmanager
