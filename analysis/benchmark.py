@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from analysis.benchmark_process import Arm, WorkerFailed, WorkerProcess, other_arm, stock_arm, suite_arm
@@ -76,7 +77,8 @@ def measure(plan: Plan, results: Results, tell: Tell) -> None:
     sections = {"ceilings": _ceilings, "speed": _speed, "pipelines": _pipelines, "sizes": _sizes,
                 "ablation": _ablation}
     started = time.perf_counter()
-    plan.arms()  # refuses a command that is none before anything is measured
+    for arm in plan.arms()[2:]:  # a command that is none is refused before anything is measured
+        results["against"] = _name(arm)
     with WorkerProcess(suite_arm()) as worker:
         try:
             worker.ask({"work": "describe", "models": plan.models})
@@ -124,6 +126,15 @@ def _ratios(rates: dict[str, list[float]], first: str, arms: dict[str, Cell]) ->
               for name in whole if name != first}
     return {name: {"median": statistics.median(values), "low": values[0], "high": values[-1]}
             for name, values in shares.items()}
+
+
+def _name(arm: Arm) -> str:
+    """Return what another program calls itself, its file's name where it does not answer that."""
+    with WorkerProcess(arm) as worker:
+        try:
+            return str(worker.ask({"work": "describe", "seconds": 0})["name"])[:40]
+        except (WorkerFailed, KeyError):
+            return Path(arm.command[-1]).name[:40]
 
 
 def _ceilings(plan: Plan, results: Results, tell: Tell) -> None:
@@ -245,4 +256,8 @@ def _put(results: Results, section: str, cell: Cell) -> None:
         return tuple(of.get(name) for name in ("model", "image_size", "batch_size", "work", "recipe"))
 
     cells = results.setdefault(section, [])
-    cells[:] = [other for other in cells if key(other) != key(cell)] + [cell]
+    for place, other in enumerate(cells):
+        if key(other) == key(cell):
+            cells[place] = cell
+            return
+    cells.append(cell)

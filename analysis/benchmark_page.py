@@ -84,9 +84,9 @@ def _machine(results: Results) -> Table:
 
 def _ceilings(results: Results) -> Table:
     ceilings = results["ceilings"]
-    names = {"kernels": "matrix product 2048³, the suite's", "suite": "matrix product 2048³, Paddle with the settings",
-             "stock": "matrix product 2048³, stock Paddle", "against": "matrix product 2048³, the other program"}
-    rows = [[names[name], f"{product['gflops']:.0f} GFLOP/s"] for name, product in ceilings["products"].items()]
+    names = {"kernels": "the suite's", "suite": "Paddle with the settings", "stock": "stock Paddle",
+             "against": _shown("against", results)}
+    rows = [[f"matrix product 2048³, {names[name]}", f"{product['gflops']:.0f} GFLOP/s"] for name, product in ceilings["products"].items()]
     rows += [[f"memory, {name}", f"{value:.1f} GB/s"] for name, value in ceilings["bandwidth"].items()]
     return Table(f"Ceilings, {ceilings['threads']} threads", ("what", "measured"), rows)
 
@@ -95,8 +95,9 @@ def _speed(work: str) -> Callable[[Results], Table]:
     def make(results: Results) -> Table:
         cells = [cell for cell in results["speed"] if cell["work"] == work]
         others = _others(cells)
-        headings = ["network", "image", "batch", "suite", *others, "of the ceiling", "memory",
-                    *(f"to {name}" for name in others)]
+        shown = [_shown(name, results) for name in others]
+        headings = ["network", "image", "batch", "suite", *shown, "of the ceiling", "memory",
+                    *(f"to {name}" for name in shown)]
         rows = []
         for cell in cells:
             suite = cell["arms"]["suite"]
@@ -159,6 +160,10 @@ def _ablation(results: Results) -> Table:
 
 def _others(cells: Iterable[Cell]) -> list[str]:
     return [name for name in dict.fromkeys(name for cell in cells for name in cell["arms"]) if name != "suite"]
+
+
+def _shown(name: str, results: Results) -> str:
+    return results.get("against", "against") if name == "against" else name
 
 
 def _rate(arm: Cell | None) -> str:

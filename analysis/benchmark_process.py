@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,8 +59,14 @@ def other_arm(command: str) -> Arm:
     return Arm(OTHER, words)
 
 
-def _ignore_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Let SIGINT wait until the end of the block, and with processes that are started in it for ever."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _command(mode: str) -> tuple[str, ...]:
@@ -134,9 +142,9 @@ class WorkerProcess:
             environment |= self.arm.settings
         # Ctrl-C is for the benchmark, which then ends its workers. A session of their own would keep it away as well,
         # but also their priority from what `nice` gave the benchmark (Linux's autogroups).
-        self._process = subprocess.Popen(self.arm.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                         stderr=self._errors, text=True, encoding="utf-8", env=environment,
-                                         preexec_fn=_ignore_interrupts)
+        with _interrupts_held_back():
+            self._process = subprocess.Popen(self.arm.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                             stderr=self._errors, text=True, encoding="utf-8", env=environment)
         return self._process
 
     def _exit_code(self) -> int:

@@ -28,7 +28,8 @@ import json, sys
 for line in sys.stdin:
     question = json.loads(line)
     assert {"work", "seconds"} <= set(question), question
-    print(json.dumps({"seconds": [0.1 * question.get("batch_size", 1)] * 2}), flush=True)
+    answer = {"name": "ten"} if question["work"] == "describe" else {}
+    print(json.dumps({"seconds": [0.1 * question.get("batch_size", 1)] * 2, **answer}), flush=True)
 """
 
 
@@ -158,7 +159,7 @@ def test_command_measures_prints_and_writes_the_page(tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert text.startswith("Before.\n") and "Between." in text and "kept" in text
     assert text.count("| poolformer_s12 | 32 | 1 |") == 1
-    assert "poolformer_s12" in done.stdout
+    assert "poolformer_s12" in done.stdout and "to ten" in text
     assert (tmp_path / "performance.png").stat().st_size > 5_000
     assert tables(figures)["training"].rows[0][:3] == ["poolformer_s12", "32", "1"]
 

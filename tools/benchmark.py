@@ -25,8 +25,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--image-sizes", metavar="S", nargs="+", type=int, help="default: 32 224")
     result.add_argument("--batch-size", metavar="B", nargs="+", type=int,
                         help="one for all image sizes, or one for each (default: 32 2)")
-    result.add_argument("--sections", metavar="NAME", nargs="+", default=None,
-                        help=f"of {', '.join(SECTIONS)} (default: all but the last)")
+    result.add_argument("--sections", metavar="NAME", nargs="*",
+                        help=f"of {', '.join(SECTIONS)} (default: all but the last; none: only write)")
     result.add_argument("--rounds", metavar="N", type=int, help="default: 3")
     result.add_argument("--quick", action="store_true", help="the first network at the first size, under a minute")
     result.add_argument("--against", metavar="COMMAND", default="", help="another program to time beside")
@@ -53,13 +53,16 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.write:
         check_page(arguments.write)
     results = _read(arguments.start_from) if arguments.start_from else {}
+    if not (plan.sections or results):
+        raise UserError("--sections is empty, expected one, or the figures of --start-from")
     try:
         with cli.batches("benchmark", count_cells(plan)) as bar:
             def tell(text: str) -> None:
                 bar.write(text, file=sys.stderr)
                 bar.update()
 
-            measure(plan, results, tell)
+            if plan.sections:
+                measure(plan, results, tell)
     finally:
         _print(results)
         if arguments.json and results:
@@ -87,7 +90,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         wrong = [value for value in values if not 1 <= value <= largest]
         if wrong:
             raise UserError(f"{name} has {wrong[0]}, expected 1 to {largest}")
-    sections = tuple(arguments.sections or plan.sections)
+    sections = plan.sections if arguments.sections is None else tuple(arguments.sections)
     for section in sections:
         if section not in SECTIONS:
             raise UserError(f"--sections has {section!r}, expected one of {', '.join(SECTIONS)}"
