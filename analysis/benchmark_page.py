@@ -86,7 +86,8 @@ def _ceilings(results: Results) -> Table:
     ceilings = results["ceilings"]
     names = {"kernels": "the suite's", "suite": "Paddle with the settings", "stock": "stock Paddle",
              "against": _shown("against", results)}
-    rows = [[f"matrix product 2048³, {names[name]}", f"{product['gflops']:.0f} GFLOP/s"] for name, product in ceilings["products"].items()]
+    rows = [[f"matrix product 2048³, {names[name]}", f"{product['gflops']:.0f} GFLOP/s"]
+            for name, product in ceilings["products"].items()]
     rows += [[f"memory, {name}", f"{value:.1f} GB/s"] for name, value in ceilings["bandwidth"].items()]
     return Table(f"Ceilings, {ceilings['threads']} threads", ("what", "measured"), rows)
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # What the suite sets, or a user may have set, and a plain Paddle has not.
 SETTINGS = ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE", "GLIBC_TUNABLES", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
 
+LEAVING = 2.0  # seconds from the end of a worker's input to its own
 LINGERING = 10.0  # seconds from the end of a worker's output to its own
 OTHER = "against"  # the name of the arm that --against adds
 
@@ -89,10 +90,17 @@ class WorkerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """End the worker, and the processes that it has started, where it leads their group."""
         if self._process:
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(LEAVING)
+            with suppress(ProcessLookupError):
+                if self._process.poll() is None and os.getpgid(self._process.pid) == self._process.pid:
+                    os.killpg(self._process.pid, signal.SIGKILL)
             self._process.kill()
             self._process.wait()
-            self._process.stdin.close()
             self._process.stdout.close()
         self._errors.close()
 

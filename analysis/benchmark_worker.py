@@ -137,6 +137,7 @@ def _timed_batches(prepared: Iterator[Any], seconds: float) -> list[float]:
 
 def serve(mode: str) -> None:
     """Answer questions until the input ends; ``mode`` is suite, or stock for Paddle as it starts by itself."""
+    os.setpgid(0, 0)  # with the processes of a DataLoader, to be ended together
     settings = []
     if mode == "suite":
         from engine import runtime

@@ -170,7 +170,10 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
     line = process.stdout.readline()
     assert "GB/s" in line, line
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
+    try:
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, said
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["complete"] is False and figures["machine"]["paddle"]
