@@ -67,11 +67,14 @@ def test_every_python_command_runs(cifar10_root: str, tmp_path: Path) -> None:
         name, arguments = Path(words[1]).stem, words[2:]
         arguments = [word.replace("output/", f"{tmp_path}/output/") for word in arguments]
         arguments = [str(ROOT / word) if word.startswith("configs/") else word for word in arguments]
-        arguments += {"train": short, "parity": ["convmixer_256_8"]}.get(name, [])
+        arguments += {"train": short, "parity": ["convmixer_256_8"], "explain": ["--samples", "60"]}.get(name, [])
         done = tool(name, *arguments, cwd=tmp_path, timeout=600)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         ran += 1
-    assert ran >= 7
+    assert ran >= 10
     assert (tmp_path / "figures.json").exists() and (tmp_path / "confusion.png").exists()
     assert (tmp_path / "predictions.png").exists()
+    run = tmp_path / "output" / "iformer_s_cifar10_32"
+    assert (run / "report.html").exists() and (run / "spectrum.png").exists()
+    assert list((run / "explain").glob("*.png"))
     assert (tmp_path / "iformer_small.pdparams").stat().st_size > 70_000_000
