@@ -204,15 +204,15 @@ def _sizes(plan: Plan, results: Results, tell: Tell) -> None:
 def _pipelines(plan: Plan, results: Results, tell: Tell) -> None:
     from analysis.pipelines import BATCH_SIZE, PIPELINES, RECIPES
 
-    for name, recipe in RECIPES.items():
-        with ExitStack() as stack:
-            turns = [(pipeline, stack.enter_context(WorkerProcess(suite_arm())), {"pipeline": pipeline})
-                     for pipeline in PIPELINES]
+    with ExitStack() as stack:
+        turns = [(pipeline, stack.enter_context(WorkerProcess(suite_arm())), {"pipeline": pipeline})
+                 for pipeline in PIPELINES]
+        for name, recipe in RECIPES.items():
             question = {"work": "pipeline", "recipe": recipe, "workers": runtime.available_cores()}
             cell = compare(turns, question, BATCH_SIZE, plan.rounds, plan.seconds)
-        _put(results, "pipelines", {"recipe": name, **cell})
-        tell(f"{name}: " + ", ".join(f"{key} {arm['images_per_second']:.0f}" for key, arm in cell["arms"].items()
-                                     if "error" not in arm) + " images/s")
+            _put(results, "pipelines", {"recipe": name, **cell})
+            tell(f"{name}: " + ", ".join(f"{key} {arm['images_per_second']:.0f}" for key, arm in cell["arms"].items()
+                                         if "error" not in arm) + " images/s")
 
 
 def _ablation(plan: Plan, results: Results, tell: Tell) -> None:

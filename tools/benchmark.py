@@ -79,7 +79,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     plan = Plan()
     if arguments.quick:
         plan = replace(plan, models=plan.models[:1], image_sizes=plan.image_sizes[:1], batch_sizes=plan.batch_sizes[:1],
-                       sections=("ceilings", "speed", "pipelines"), seconds=0.3)
+                       sections=("ceilings", "speed", "pipelines"), rounds=2, seconds=0.3)
     sizes = tuple(arguments.image_sizes or plan.image_sizes)
     batches = tuple(arguments.batch_size or (plan.batch_sizes if len(plan.batch_sizes) == len(sizes) else (8,)))
     batches = batches * len(sizes) if len(batches) == 1 else batches
