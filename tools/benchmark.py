@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--start-from", metavar="FILE", type=Path, help="figures of before, replaced where measured")
     result.add_argument("--write", metavar="PAGE", type=Path,
                         help="put the tables into this page, and the plot beside it")
-    result.add_argument("--worker", choices=("suite", "stock"), help="be timed: answer questions instead of asking")
+    result.add_argument("--worker", choices=("suite", "stock"), help=argparse.SUPPRESS)
     return result
 
 

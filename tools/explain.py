@@ -1,4 +1,4 @@
-"""Explain what a network sees: python tools/explain.py -w output/quickstart --method lime --index 0 1 2"""
+"""Explain predictions: python tools/explain.py -w output/quickstart --index 0"""
 
 from __future__ import annotations
 
@@ -76,19 +76,18 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--index", type=int, nargs="+", default=[], metavar="I", help="test images by number")
     result.add_argument("--count", type=int, default=0, metavar="N", help="the first N test images")
     result.add_argument("--method", default="lime", metavar="M",
-                        help="lime (default), gradcam, scorecam, ig, smoothgrad, occlusion, or all")
+                        help="lime gradcam scorecam ig smoothgrad occlusion all")
     result.add_argument("--samples", type=int, default=10_000, metavar="N",
                         help="LIME's perturbed images (default: 10000)")
     result.add_argument("--superpixels", type=int, default=0, metavar="N",
-                        help="about N superpixels by SLIC (default: InterpretDL's quickshift)")
-    result.add_argument("--layer", default="", help="layer of the CAMs (default: the last with a map of 4×4 or more)")
+                        help="about N, by SLIC (default: quickshift)")
+    result.add_argument("--layer", default="", metavar="L", help="of the CAMs (default: the last of 4×4 or more)")
     result.add_argument("--curves", type=int, nargs="?", const=10, default=0, metavar="R",
-                        help="deletion and insertion against R random rankings (10)")
-    result.add_argument("--cover", choices=("blur", "colour", "superpixels"), default="blur",
-                        help="what covers pixels in these: the image blurred (default), the config's mean colour, or "
-                             "each superpixel's, as LIME does")
-    result.add_argument("--seed", type=int, default=0, metavar="S", help="of LIME's samples and the random rankings")
-    result.add_argument("--out", metavar="FOLDER", help="default: explain/ in the run's folder, or in OUTPUT/NAME")
+                        help="deletion, insertion, R random rankings (10)")
+    result.add_argument("--cover", choices=("blur", "colour", "superpixels"), default="blur", metavar="C",
+                        help="by which pixels: blur (default), colour, superpixels")
+    result.add_argument("--seed", type=int, default=0, metavar="S", help="of LIME's samples and random rankings")
+    result.add_argument("--out", metavar="FOLDER", help="default: explain/ in the run's folder")
     return result
 
 
