@@ -19,7 +19,9 @@ them out (4.39G for CoAtNet-0).
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import paddle
@@ -39,6 +41,7 @@ from models.layers import (
     channels_first,
     channels_last,
     check_image_size,
+    check_strides,
     drop_path_rates,
     pair,
     pytorch_default_,
@@ -51,12 +54,12 @@ from models.relative_position import RelativePositionBias, resize_square_table
 class CoAtNetBase(Classifier):
     """What both forms share: a stem at 1/2 and four stages at 1/4 to 1/32 of the image, and tables of offsets.
 
-    ``numbers`` are further arguments, which must be positive. A layer that holds a table of offsets has the (height,
-    width) of its map in ``size``.
+    ``strides`` are the stem's and the stages'; ``numbers`` are further arguments, which must be positive. A layer that
+    holds a table of offsets has the (height, width) of its map in ``size``.
     """
 
     def __init__(self, image_size: int | tuple[int, int], depths: Sequence[int], embed_dims: Sequence[int],
-                 block_types: Sequence[str], **numbers: float) -> None:
+                 block_types: Sequence[str], strides: Sequence[int] = (2, 2, 2, 2, 2), **numbers: float) -> None:
         super().__init__()
         for key, value in (("depths", depths), ("embed_dims", embed_dims)):
             if not isinstance(value, (list, tuple)) or len(value) != 4 or min(value) < 1:
@@ -64,12 +67,14 @@ class CoAtNetBase(Classifier):
         if len(block_types) != 4 or set(block_types) - {"C", "T"}:
             raise UserError(f"block_types of CoAtNet is {block_types}, expected four of C (convolution) and T "
                             "(Transformer), such as CCTT")
+        check_strides("CoAtNet", strides, [(2, 1)] * 5)
         check_image_size("CoAtNet", image_size, 1)
         for key, value in numbers.items():
             if value <= 0:
                 raise UserError(f"{key} of CoAtNet is {value}, expected more than 0")
         self.num_features = embed_dims[-1]
-        self.map_sizes = [tuple(-(-side // stride) for side in pair(image_size)) for stride in (4, 8, 16, 32)]
+        self.map_sizes = [tuple(-(-side // stride) for side in pair(image_size))
+                          for stride in list(accumulate(strides, operator.mul))[1:]]
 
     def resize_weights(self, name: str, array: np.ndarray, expected_shape: Sequence[int]) -> np.ndarray | None:
         """Resample a table of offsets of a square image to ours; None for a tensor that is no such table."""
@@ -105,14 +110,15 @@ class LayerNorm2D(LayerNorm):
 
 
 class Downsample(nn.Layer):
-    """Average pooling 2×2, then a 1×1 convolution where the width changes: ``[B, C', ⌈H/2⌉, ⌈W/2⌉]``."""
+    """Average pooling 2×2 for stride 2, then a 1×1 convolution where the width changes: ``[B, C', ⌈H/2⌉, ⌈W/2⌉]``."""
 
-    def __init__(self, dim: int, out_dim: int) -> None:
+    def __init__(self, dim: int, out_dim: int, stride: int) -> None:
         super().__init__()
+        self.stride = stride
         self.expand = Conv2D(dim, out_dim, 1) if dim != out_dim else nn.Identity()
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.expand(F.avg_pool2d(x, 2, ceil_mode=True))
+        return self.expand(F.avg_pool2d(x, 2, ceil_mode=True) if self.stride == 2 else x)
 
 
 class FeedForward(nn.Layer):
@@ -133,10 +139,11 @@ class TransformerBlock(nn.Layer):
     def __init__(self, dim: int, out_dim: int, stride: int, drop_path: float, expand_ratio: float, head_dim: int,
                  size: tuple[int, int]) -> None:
         super().__init__()
-        self.stride = stride
-        if stride == 2:
-            self.shortcut = Downsample(dim, out_dim)
-            self.norm1 = nn.Sequential(("norm", LayerNorm2D(dim, epsilon=1e-6)), ("down", Downsample(dim, dim)))
+        self.reshapes = stride == 2 or dim != out_dim
+        if self.reshapes:
+            self.shortcut = Downsample(dim, out_dim, stride)
+            self.norm1 = nn.Sequential(("norm", LayerNorm2D(dim, epsilon=1e-6)),
+                                       ("down", Downsample(dim, dim, stride)))
         else:
             self.norm1 = LayerNorm(dim, epsilon=1e-6)
         self.attn = Attention(dim, out_dim, head_dim, size)
@@ -146,7 +153,7 @@ class TransformerBlock(nn.Layer):
         self.apply(_init_transformer)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        if self.stride == 2:  # equation 4
+        if self.reshapes:  # equation 4
             x, branch = channels_last(self.shortcut(x)), channels_last(self.norm1(x))
         else:
             x = channels_last(x)
@@ -175,7 +182,7 @@ class MBConvBlock(nn.Layer):
                  se_ratio: float) -> None:
         super().__init__()
         hidden_dim = int(out_dim * expand_ratio)
-        self.shortcut = Downsample(dim, out_dim) if stride == 2 else nn.Identity()
+        self.shortcut = Downsample(dim, out_dim, stride) if stride == 2 or dim != out_dim else nn.Identity()
         self.pre_norm = nn.BatchNorm2D(dim)
         self.conv1_1x1 = Conv2D(dim, hidden_dim, 1, bias_attr=False)
         self.norm1 = nn.BatchNorm2D(hidden_dim)
@@ -193,11 +200,11 @@ class MBConvBlock(nn.Layer):
 
 
 class Stem(nn.Layer):
-    """Two 3×3 convolutions (S0 of the paper): ``[B, in_chans, H, W]`` to ``[B, C, ⌈H/2⌉, ⌈W/2⌉]``."""
+    """Two 3×3 convolutions (S0 of the paper): ``[B, in_chans, H, W]`` to ``[B, C, ⌈H/2⌉, ⌈W/2⌉]`` for stride 2."""
 
-    def __init__(self, in_chans: int, dim: int) -> None:
+    def __init__(self, in_chans: int, dim: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = Conv2D(in_chans, dim, 3, stride=2, padding=1, bias_attr=False)
+        self.conv1 = Conv2D(in_chans, dim, 3, stride, padding=1, bias_attr=False)
         self.norm1 = nn.BatchNorm2D(dim)
         self.conv2 = Conv2D(dim, dim, 3, padding=1, bias_attr=False)
         self.apply(_init_conv)
@@ -210,7 +217,8 @@ class CoAtNet(CoAtNetBase):
     """The paper's CoAtNet (table 3): a stem of width ``stem_dim`` and four stages.
 
     ``block_types`` gives each stage MBConv (C) or Transformer (T) blocks; ``expand_ratio`` widens inside both,
-    ``se_ratio`` times a block's width is that of the squeeze. Any image size, and any other at inference. Raises
+    ``se_ratio`` times a block's width is that of the squeeze. ``strides`` are the stem's and the stages' (2 or 1: ones
+    keep small images large). Any image size, and any other at inference. Raises
     UserError for an impossible architecture, such as a Transformer stage whose width ``head_dim`` does not divide.
     """
 
@@ -221,19 +229,19 @@ class CoAtNet(CoAtNetBase):
     def __init__(self, num_classes: int, image_size: int | tuple[int, int], in_chans: int, drop_path_rate: float,
                  depths: Sequence[int], embed_dims: Sequence[int], stem_dim: int = 64,
                  block_types: Sequence[str] = "CCTT", expand_ratio: float = 4.0, se_ratio: float = 0.25,
-                 head_dim: int = 32) -> None:
-        super().__init__(image_size, depths, embed_dims, block_types, stem_dim=stem_dim, expand_ratio=expand_ratio,
-                         se_ratio=se_ratio, head_dim=head_dim)
-        self.stem = Stem(in_chans, stem_dim)
+                 head_dim: int = 32, strides: Sequence[int] = (2, 2, 2, 2, 2)) -> None:
+        super().__init__(image_size, depths, embed_dims, block_types, strides, stem_dim=stem_dim,
+                         expand_ratio=expand_ratio, se_ratio=se_ratio, head_dim=head_dim)
+        self.stem = Stem(in_chans, stem_dim, strides[0])
         dim = stem_dim
         stages = []
-        for out_dim, kind, size, rates in zip(embed_dims, block_types, self.map_sizes,
-                                              drop_path_rates(drop_path_rate, depths), strict=True):
+        for out_dim, kind, size, rates, first in zip(embed_dims, block_types, self.map_sizes, drop_path_rates(
+                drop_path_rate, depths), strides[1:], strict=True):
             if kind == "T" and out_dim % head_dim:
                 raise UserError(f"embed_dims of CoAtNet: {out_dim} channels do not divide into heads of {head_dim}")
             blocks = []
             for rate in rates:
-                stride = 1 if blocks else 2
+                stride = 1 if blocks else first
                 blocks.append(MBConvBlock(dim, out_dim, stride, rate, expand_ratio, se_ratio) if kind == "C" else
                               TransformerBlock(dim, out_dim, stride, rate, expand_ratio, head_dim, size))
                 dim = out_dim

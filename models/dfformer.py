@@ -36,6 +36,7 @@ from models.layers import (
     channels_first,
     channels_last,
     check_image_size,
+    check_strides,
     drop_path_rates,
     ones_,
     pair,
@@ -78,15 +79,16 @@ class Block(nn.Layer):
 class Downsampling(nn.Layer):
     """A strided convolution to a channels-last map: after a norm between stages, before one in the stem."""
 
-    def __init__(self, in_chans: int, embed_dim: int, stem: bool) -> None:
+    def __init__(self, in_chans: int, embed_dim: int, stem: bool, stride: int) -> None:
         super().__init__()
         self.stem = stem
         if stem:
-            self.conv = Conv2D(in_chans, embed_dim, 7, stride=4, padding=2)  # of [B, in_chans, H, W]
+            padding = 2 if stride == 4 else 3
+            self.conv = Conv2D(in_chans, embed_dim, 7, stride, padding)  # of [B, in_chans, H, W]
             self.post_norm = BlockNorm(embed_dim)
         else:
             self.pre_norm = BlockNorm(in_chans)
-            self.conv = Conv2D(in_chans, embed_dim, 3, stride=2, padding=1)
+            self.conv = Conv2D(in_chans, embed_dim, 3, stride, padding=1)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         if self.stem:
@@ -115,7 +117,9 @@ class DFFormer(Classifier):
     "dynamic_filter" (with ``num_filters`` filters and a router of ``reweight_expansion_ratio`` of the width),
     "global_filter" or "sep_conv"; ``expansion_ratio`` is the width of its inside. ``act_layer``, in mixers and
     MLPs, is "star_relu", "gelu" or "relu"; routers always have StarReLU. Stages from ``res_scale_stage`` on
-    (counted from 1) scale their skip connections. Takes images of any size from 3 pixels on.
+    (counted from 1) scale their skip connections. ``strides`` are the stem's (4, 2 or 1) and those of the convolutions
+    before the other stages (2 or 1), by default 4, 2, 2, ...: smaller ones keep small images large. Takes images of any
+    size from 3 pixels on.
     """
 
     block_pattern = r"stages\.\d\.\d+"
@@ -125,7 +129,7 @@ class DFFormer(Classifier):
                  depths: Sequence[int], embed_dims: Sequence[int], token_mixers: Sequence[str],
                  act_layer: str = "star_relu", num_filters: int = 4, expansion_ratio: float = 2.0,
                  reweight_expansion_ratio: float = 0.25, mlp_ratio: float = 4.0, res_scale_stage: int = 3,
-                 head_drop_rate: float = 0.0) -> None:
+                 head_drop_rate: float = 0.0, strides: Sequence[int] | None = None) -> None:
         super().__init__()
         check_image_size("DFFormer", image_size, 3)
         if not depths or not len(depths) == len(embed_dims) == len(token_mixers):
@@ -138,6 +142,8 @@ class DFFormer(Classifier):
         for key, ratio in ratios.items():
             if ratio * min(embed_dims) < 1:
                 raise UserError(f"{key} of DFFormer is {ratio}, which leaves no channel of {min(embed_dims)}")
+        strides = [4] + [2] * (len(depths) - 1) if strides is None else strides
+        check_strides("DFFormer", strides, [(4, 2, 1)] + [(2, 1)] * (len(depths) - 1))
         act = activation(act_layer, {**ACTIVATIONS, "star_relu": StarReLU})
         common = {"act_layer": act, "expansion_ratio": expansion_ratio}
         routing = {"num_filters": num_filters, "reweight_expansion_ratio": reweight_expansion_ratio}
@@ -146,14 +152,14 @@ class DFFormer(Classifier):
         self.num_features = embed_dims[-1]
         self.head_drop_rate = head_drop_rate
         self.downsample_layers, self.stages = nn.LayerList(), nn.LayerList()
-        size = [(side - 3) // 4 + 1 for side in pair(image_size)]
-        for stage, (dim, name, rates) in enumerate(
-                zip(embed_dims, token_mixers, drop_path_rates(drop_path_rate, depths), strict=True)):
+        size = [side - 2 if strides[0] == 4 else side for side in pair(image_size)]
+        for stage, (dim, name, rates, stride) in enumerate(
+                zip(embed_dims, token_mixers, drop_path_rates(drop_path_rate, depths), strides, strict=True)):
             if name not in mixers:
                 raise UserError(f"unknown token mixer {name!r}{nearest(name, mixers)}; known: {', '.join(mixers)}")
-            if stage > 0:
-                size = [(side - 1) // 2 + 1 for side in size]
-            self.downsample_layers.append(Downsampling(embed_dims[stage - 1] if stage else in_chans, dim, stage == 0))
+            size = [(side - 1) // stride + 1 for side in size]
+            self.downsample_layers.append(
+                Downsampling(embed_dims[stage - 1] if stage else in_chans, dim, stage == 0, stride))
             sized = {} if name == "sep_conv" else {"size": size}
             self.stages.append(nn.Sequential(*(
                 Block(dim, mixers[name](dim, **sized), Mlp(dim, int(mlp_ratio * dim), act, bias_attr=False), rate,

@@ -9,6 +9,7 @@ assumes square maps of even width), and position tables resampled whenever the m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -31,6 +32,7 @@ from models.layers import (
     channels_first,
     channels_last,
     check_image_size,
+    check_strides,
     drop_path_rates,
     ones_,
     pair,
@@ -145,13 +147,13 @@ class Block(nn.Layer):
 
 
 class Stem(nn.Layer):
-    """Two strided 3×3 convolutions: ``[B, in_chans, H, W]`` to channels-last ``[B, H/4, W/4, C]``."""
+    """Two 3×3 convolutions of strides that make 4, 2 or 1: ``[B, in_chans, H, W]`` to ``[B, H/4, W/4, C]`` for 4."""
 
-    def __init__(self, in_chans: int, embed_dim: int) -> None:
+    def __init__(self, in_chans: int, embed_dim: int, stride: int) -> None:
         super().__init__()
-        self.proj1 = Conv2D(in_chans, embed_dim // 2, 3, stride=2, padding=1)
+        self.proj1 = Conv2D(in_chans, embed_dim // 2, 3, stride=2 if stride == 4 else 1, padding=1)
         self.norm1 = nn.BatchNorm2D(embed_dim // 2)
-        self.proj2 = Conv2D(embed_dim // 2, embed_dim, 3, stride=2, padding=1)
+        self.proj2 = Conv2D(embed_dim // 2, embed_dim, 3, stride=min(stride, 2), padding=1)
         self.norm2 = nn.BatchNorm2D(embed_dim)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -160,11 +162,11 @@ class Stem(nn.Layer):
 
 
 class PatchEmbed(nn.Layer):
-    """Strided convolution between stages: channels-last ``[B, H, W, C]`` to ``[B, H/2, W/2, C']``."""
+    """Convolution between stages: channels-last ``[B, H, W, C]`` to ``[B, H/2, W/2, C']`` for stride 2."""
 
-    def __init__(self, in_chans: int, embed_dim: int, kernel_size: int) -> None:
+    def __init__(self, in_chans: int, embed_dim: int, kernel_size: int, stride: int) -> None:
         super().__init__()
-        self.proj = Conv2D(in_chans, embed_dim, kernel_size, stride=2, padding=(kernel_size - 1) // 2)
+        self.proj = Conv2D(in_chans, embed_dim, kernel_size, stride=stride, padding=(kernel_size - 1) // 2)
         self.norm = nn.BatchNorm2D(embed_dim)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -178,7 +180,8 @@ class InceptionTransformer(Classifier):
     frequency ramp); the other channels go to the high-frequency mixer. ``patch_kernel_size`` (3, or 2 for
     ``iformer_small_p2``) is that of the embeddings of stages 2 to 4; ``pos_embed_stages`` are the stages
     (1 to 4) that start with a position embedding; ``layer_scale_init_value`` (None: no layer scale) holds for
-    stages 3 and 4.
+    stages 3 and 4. ``strides`` are the stem's (4, 2 or 1) and those of the embeddings of stages 2 to 4 (2 or 1):
+    smaller ones keep small images large.
     """
 
     block_pattern = r"blocks\d\.\d+"
@@ -189,22 +192,24 @@ class InceptionTransformer(Classifier):
                  attention_heads: Sequence[int], mlp_ratio: float = 4.0, qkv_bias: bool = True,
                  drop_rate: float = 0.0, attn_drop_rate: float = 0.0, patch_kernel_size: int = 3,
                  pos_embed_stages: Sequence[int] = (1, 2, 3, 4),
-                 layer_scale_init_value: float | None = 1e-6) -> None:
+                 layer_scale_init_value: float | None = 1e-6, strides: Sequence[int] = (4, 2, 2, 2)) -> None:
         super().__init__()
-        check_image_size("iFormer", image_size, 32 if patch_kernel_size == 2 else 1)  # 2×2 embeddings halve 8 pixels
+        check_strides("iFormer", strides, [(4, 2, 1), (2, 1), (2, 1), (2, 1)])
+        # 2×2 embeddings halve 8 pixels
+        check_image_size("iFormer", image_size, math.prod(strides) if patch_kernel_size == 2 else 1)
         _check_architecture(depths, embed_dims, num_heads, attention_heads)
         self.num_features = embed_dims[-1]
         self.pos_embed_stages = tuple(pos_embed_stages)
-        sides = [max(side // 4, 1) for side in pair(image_size)]
+        sides = pair(image_size)
         heads = iter(attention_heads)
         rates = drop_path_rates(drop_path_rate, depths)
-        for stage, (depth, dim) in enumerate(zip(depths, embed_dims, strict=True), start=1):
+        for stage, (depth, dim, stride) in enumerate(zip(depths, embed_dims, strides, strict=True), start=1):
             if stage == 1:
-                self.patch_embed = Stem(in_chans, dim)
+                self.patch_embed = Stem(in_chans, dim, stride)
             else:
-                embed = PatchEmbed(embed_dims[stage - 2], dim, patch_kernel_size)
+                embed = PatchEmbed(embed_dims[stage - 2], dim, patch_kernel_size, stride)
                 self.add_sublayer(f"patch_embed{stage}", embed)
-                sides = [max(side // 2, 1) for side in sides]
+            sides = [max(side // stride, 1) for side in sides]
             if stage in self.pos_embed_stages:
                 table = self.create_parameter([1, *sides, dim], default_initializer=trunc_normal_)
                 self.add_parameter(f"pos_embed{stage}", table)

@@ -55,6 +55,13 @@ def check_image_size(family: str, image_size: int | tuple[int, int] | list[int],
         raise UserError(f"image_size is {image_size}, expected {smallest} or more a side for {family}")
 
 
+def check_strides(family: str, strides: Sequence[int], choices: Sequence[Sequence[int]]) -> None:
+    """Raise UserError where ``strides`` has not one of the ``choices`` for each stage."""
+    if len(strides) != len(choices) or any(s not in known for s, known in zip(strides, choices, strict=True)):
+        expected = ", ".join(" or ".join(map(str, known)) for known in choices)
+        raise UserError(f"strides of {family} is {list(strides)}, expected [{expected}]")
+
+
 def drop_path_rates(drop_path_rate: float, depths: list[int] | tuple[int, ...]) -> list[list[float]]:
     """Return per stage and block the rates that rise linearly from 0 to ``drop_path_rate`` over all blocks."""
     total = sum(depths)
