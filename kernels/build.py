@@ -31,7 +31,7 @@ SOURCES = tuple(
     Path(__file__).with_name(name)
     for name in (
         *("attention.cc", "augment.cc", "dense.cc", "depthwise.cc"),
-        *("filter.cc", "maps.cc", "planes.cc", "rows.cc"),
+        *("filter.cc", "maps.cc", "optimizer.cc", "planes.cc", "rows.cc"),
     )
 )
 HEADERS = tuple(
@@ -42,7 +42,10 @@ HEADERS = tuple(
     )
 )
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp")
-OWN_FLAGS = {"augment.cc": ("-ffp-contract=off",)}  # its last bits are those of cv2 and numpy
+OWN_FLAGS = {
+    "augment.cc": ("-ffp-contract=off",),  # its last bits are those of cv2 and numpy
+    "optimizer.cc": ("-ffp-contract=off", "-fno-math-errno"),  # and Paddle's; a root sets no errno
+}
 COMPILERS = ("g++", "c++", "clang++")
 TIMEOUT_SECONDS = 180
 # Each operator's arguments: integer, float or pointer. All return 0, or 1 where memory ran out.
@@ -71,6 +74,10 @@ OPERATORS = {
     "bias_backward": "iipp",
     "norm_forward": "iifpppp",
     "norm_backward": "iifpppppp",
+    "adam_step": "ipppffff",
+    "momentum_step": "ipppff",
+    "average_step": "ippp",
+    "sum_squares": "ippp",
 }
 
 _lock = threading.Lock()
