@@ -20,7 +20,6 @@ from analysis.grids import WRONG, class_name, draw_grid
 from datasets.dataset import ImageDataset
 from engine.files import write_text
 from engine.predictor import load_model
-from engine.runtime import autocast
 from engine.trainer import build_eval_loader
 
 BINS = 15  # of the reliability diagram, as Guo et al. take
@@ -74,8 +73,7 @@ def predict_split(config: CfgNode, weights: str | Path, split: str = "test",
     model, _ = load_model(config, weights)
     batches, done = [], 0
     for images, labels in loader:
-        with autocast(config.TRAIN.PRECISION):
-            logits = model(paddle.to_tensor(images))
+        logits = model(paddle.to_tensor(images))
         batches.append(F.softmax(logits.astype("float64"), axis=-1).numpy())
         done += len(labels)
         advance(done, len(loader.dataset))

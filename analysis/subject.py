@@ -13,7 +13,6 @@ from yacs.config import CfgNode
 
 from datasets import class_names
 from datasets.transforms import build_eval_transforms
-from engine.runtime import autocast
 from errors import UserError
 
 Advance = Callable[[int], None]
@@ -78,8 +77,7 @@ class Subject:
         parts = []
         for start in range(0, count, self.batch_size):
             stop = min(start + self.batch_size, count)
-            with autocast(self.config.TRAIN.PRECISION):
-                logits = self.model(paddle.to_tensor(compose(start, stop)))
+            logits = self.model(paddle.to_tensor(compose(start, stop)))
             parts.append(F.softmax(logits.astype("float32"), axis=-1).numpy())
             advance(stop - start)
         result = np.concatenate(parts)

@@ -83,7 +83,7 @@ def default_config() -> CfgNode:
     c.TRAIN = CfgNode()
     c.TRAIN.EPOCHS = 100
     c.TRAIN.MAX_STEPS = 0  # for trials: end after so many iterations of the same schedule; 0 is off
-    c.TRAIN.PRECISION = "float32"  # float32; bfloat16 or float16: mixed precision (float16 with loss scaling)
+    c.TRAIN.PRECISION = "float32"  # of training: float32, or mixed bfloat16 or (on a GPU, with loss scaling) float16
     c.TRAIN.EMA_DECAY = 0.0  # moving average of the weights, evaluated and saved in their place; 0 is off
     c.TRAIN.GRAD_CLIP = 0.0  # largest global norm of the gradient; 0 is off
     c.TRAIN.ACCUMULATE = 0  # parts of a batch, one after another, for less memory; 0: one, on a CPU as many as it needs

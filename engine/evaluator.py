@@ -14,7 +14,6 @@ from paddle import nn
 from datasets.loader import EvalLoader
 from engine import distributed
 from engine.losses import LabelSmoothingCrossEntropy
-from engine.runtime import autocast
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,12 @@ def evaluate(
     model: nn.Layer,
     batches: EvalLoader,
     loss_function: LabelSmoothingCrossEntropy,
-    precision: str = "float32",
     advance: Callable[[int], None] = lambda images: None,
     observe: Callable[[np.ndarray, np.ndarray, np.ndarray | None], None] = lambda *found: None,
 ) -> Evaluation:
     """Evaluate ``model`` on batches of images ``[B, 3, H, W]`` and labels ``[B]`` (in one process, any list of them).
+
+    It computes in float32 whatever the precision of the training, so that the figures are those of the weights.
 
     ``advance`` is told the number of images after each batch, equally often in every process that takes part. What
     each has found comes together image by image, so that the figures are those of one process. ``observe`` is told
@@ -61,8 +61,7 @@ def evaluate(
     classes = 0
     for images, labels in batches:
         target = paddle.to_tensor(labels)
-        with autocast(precision):
-            logits = model(paddle.to_tensor(images))
+        logits = model(paddle.to_tensor(images))
         classes = logits.shape[1]
         losses = loss_function(logits, target, reduction="none").numpy().astype(np.float64)
         scores = logits.astype("float32").numpy()

@@ -12,7 +12,6 @@ from paddle import nn
 from yacs.config import CfgNode
 
 from datasets.transforms import build_eval_transforms
-from engine.runtime import autocast
 from engine.state import build_model
 from engine.weights import LoadReport, load_weights
 from errors import UserError
@@ -53,7 +52,6 @@ def predict(config: CfgNode, model: nn.Layer, images: Sequence[np.ndarray]) -> n
     for start in range(0, len(images), config.DATA.EVAL_BATCH_SIZE):
         chosen = images[start : start + config.DATA.EVAL_BATCH_SIZE]
         batch = np.stack([transform(image, rng) for image in chosen])
-        with autocast(config.TRAIN.PRECISION):
-            logits = model(paddle.to_tensor(batch))
+        logits = model(paddle.to_tensor(batch))
         batches.append(F.softmax(logits.astype("float32"), axis=-1).numpy())
     return np.concatenate(batches)

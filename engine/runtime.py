@@ -65,8 +65,7 @@ def processes_here() -> int:
 def start(config: CfgNode) -> str:
     """Choose device, kernels and determinism for this process; returns the device (``cpu`` or ``gpu:N``).
 
-    Raises UserError where a GPU is asked for and there is none, and for mixed precision without one: Paddle's CPU
-    operators have none.
+    Raises UserError where a GPU is asked for and there is none.
     """
     import paddle
 
@@ -81,8 +80,6 @@ def start(config: CfgNode) -> str:
     if device.startswith("gpu") and number >= gpus:
         build = "" if paddle.is_compiled_with_cuda() else " (this is the CPU build of Paddle; README.md has the GPU's)"
         raise UserError(f"RUNTIME.DEVICE is {runtime.DEVICE}, found {gpus} GPUs{build}; expected cpu or auto")
-    if device == "cpu" and config.TRAIN.PRECISION != "float32":
-        raise UserError(f"TRAIN.PRECISION is {config.TRAIN.PRECISION}, expected float32 on a CPU")
     if runtime.DETERMINISTIC:
         paddle.set_flags({"FLAGS_cudnn_deterministic": True} if gpus else {})
     kernels.configure(runtime.KERNELS)
@@ -101,12 +98,42 @@ def seed_everything(seed: int, *path: int) -> None:
     paddle.seed(int(np.random.SeedSequence([seed, *path]).generate_state(1)[0]))
 
 
+def check_precision(precision: str) -> None:
+    """Raise UserError where the device chosen by :func:`start` cannot train in this precision.
+
+    Paddle's CPU operators have no mixed precision; ours have products of bfloat16 where the processor has them.
+    """
+    import paddle
+
+    import kernels
+
+    if precision == "float32" or not paddle.get_device().startswith("cpu"):
+        return
+    found = kernels.status()
+    if precision == "bfloat16" and found.get("bfloat16"):
+        return
+    if precision == "float16":
+        reason = "a CPU trains in float32 or bfloat16"
+    elif not found["in_use"]:
+        reason = f"on a CPU the compiled operators do that, and they are not in use ({found['reason']})"
+    else:
+        reason = "this processor has no instructions for it (AVX512_BF16)"
+    raise UserError(f"TRAIN.PRECISION is {precision}, but {reason}; expected float32")
+
+
 def autocast(precision: str) -> AbstractContextManager[Any]:
-    """Return the context in which a forward pass runs: mixed precision (level O1), or nothing for float32."""
+    """Return the context in which a forward pass of training runs: mixed precision, or nothing for float32.
+
+    On a GPU it is Paddle's level O1; on a CPU :func:`kernels.bfloat16_products`.
+    """
     if precision == "float32":
         return nullcontext()
     import paddle
 
+    import kernels
+
+    if paddle.get_device().startswith("cpu"):
+        return kernels.bfloat16_products()
     return paddle.amp.auto_cast(level="O1", dtype=precision)
 
 

@@ -199,7 +199,7 @@ class TrainingState:
 
     def evaluate(self, loader: EvalLoader, advance: Callable[[int], None]) -> Evaluation:
         """Evaluate the weights that the run saves: their moving average where there is one."""
-        arguments = (self.model, loader, self.loss, self.config.TRAIN.PRECISION, advance)
+        arguments = (self.model, loader, self.loss, advance)
         if not self.average:
             return evaluate(*arguments)
         with self.average.applied_to(self.model):

@@ -30,7 +30,7 @@ def train(config: CfgNode, *, resume: bool = False, overwrite: bool = False, wei
     results: dict[str, Any] = {}
     stopped: Interrupted | None = None
     with distributed.joined(config):
-        device = distributed.together(lambda: runtime.start(config))
+        device = distributed.together(lambda: _start(config))
         distributed.on_main(lambda: run.open(config, resume=resume, overwrite=overwrite))
         try:
             if distributed.is_main():
@@ -49,3 +49,9 @@ def train(config: CfgNode, *, resume: bool = False, overwrite: bool = False, wei
     if stopped:
         raise stopped
     return results
+
+
+def _start(config: CfgNode) -> str:
+    device = runtime.start(config)
+    runtime.check_precision(config.TRAIN.PRECISION)
+    return device

@@ -189,7 +189,7 @@ class Trainer:
             loaded = distributed.on_main(lambda: load_model(self.config, weights)[0])
             model = loaded if self.main else build_model(self.config)
             distributed.share(model.state_dict().values())
-            return evaluate(model, loader, self.state.loss, self.config.TRAIN.PRECISION, advance)
+            return evaluate(model, loader, self.state.loss, advance)
 
     def _taken(self, step: Step) -> bool:
         """Count a step that was skipped; raises UserError for too many in a row."""

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import paddle
 
 __all__ = [
-    "MODES", "attention", "configure", "conv2d", "depthwise_conv2d", "dynamic_relu", "filter_spectrum",
-    "gelu", "group_norm", "layer_norm", "linear", "mode", "pool_difference", "residual", "self_attention",
+    "MODES", "attention", "bfloat16_products", "configure", "conv2d", "depthwise_conv2d", "dynamic_relu",
+    "filter_spectrum", "gelu", "group_norm", "layer_norm", "linear", "mode", "pool_difference", "residual", "self_attention",
     "star_relu", "status", "using",
 ]
 MODES = ("auto", "stock")
@@ -56,12 +56,26 @@ def using(mode: str) -> Iterator[None]:
         configure(before)
 
 
+@contextmanager
+def bfloat16_products() -> Iterator[None]:
+    """Mixed precision of the CPU, until the end of the block; backward passes follow what their forward pass did.
+
+    :func:`linear` and dense :func:`conv2d` round their operands to bfloat16 and sum in float32; all tensors, and all
+    other operators, stay float32. ``status()["bfloat16"]`` tells whether there is such a product.
+    """
+    from kernels import products
+
+    with products.bfloat16():
+        yield
+
+
 def status() -> dict[str, Any]:
     """Tell what runs on the CPU, for the log; compiles the operators in ``auto`` mode.
 
     Returns:
         ``mode``; ``in_use``; ``reason`` (why not, else None); and of the library in use ``library`` (path),
-        ``compiler``, ``flags``, ``threads`` and ``products`` (whose matrix products).
+        ``compiler``, ``flags``, ``threads``, ``products`` (whose matrix products) and ``bfloat16`` (whether
+        :func:`bfloat16_products` has any).
     """
     if _mode == "stock":
         return {"mode": _mode, "in_use": False, "reason": "stock operators were asked for"}

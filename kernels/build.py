@@ -30,7 +30,7 @@ from kernels import products
 SOURCES = tuple(
     Path(__file__).with_name(name)
     for name in (
-        *("attention.cc", "augment.cc", "dense.cc", "depthwise.cc"),
+        *("attention.cc", "augment.cc", "bfloat16.cc", "dense.cc", "depthwise.cc"),
         *("filter.cc", "maps.cc", "optimizer.cc", "planes.cc", "rows.cc"),
     )
 )
@@ -48,11 +48,12 @@ OWN_FLAGS = {
 }
 COMPILERS = ("g++", "c++", "clang++")
 TIMEOUT_SECONDS = 180
-# Each operator's arguments: integer, float or pointer. All return 0, or 1 where memory ran out.
+# Each operator's arguments: character, integer, float or pointer. All return 0, or 1 where memory ran out.
 OPERATORS = {
     "attention_forward": "ppfpppppp",
     "augment_batch": "ipiippipiiip",
     "attention_backward": "ppfpppppppppp",
+    "bfloat16_product": "cciiifpipifpi",
     "dense_forward": "pppppp",
     "dense_backward": "pppppppp",
     "depthwise_forward": "ppppp",
@@ -98,13 +99,14 @@ class Library:
         self.path = path
         self.compiler = compiler
         handle = ctypes.CDLL(str(path))
-        types = {"i": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
+        types = {"c": ctypes.c_char, "i": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
         for name, arguments in OPERATORS.items():
             function = getattr(handle, name)
             function.argtypes = [types[letter] for letter in arguments]
             setattr(self, name, function)
         self._threads = handle.depthwise_threads
         self.lanes: int = handle.depthwise_lanes()
+        self.bfloat16 = bool(handle.bfloat16_available())  # whether the processor multiplies such numbers
 
     def about(self) -> dict[str, Any]:
         """Return path, compiler, flags, number of threads and whose matrix products for the log."""
@@ -114,6 +116,7 @@ class Library:
             "flags": " ".join(FLAGS),
             "threads": self._threads(),
             "products": "oneDNN" if products.available() else "Paddle",
+            "bfloat16": self.bfloat16,
         }
 
 

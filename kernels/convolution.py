@@ -52,7 +52,7 @@ def convolve(
     depthwise = groups == channels > 1 and outputs // groups <= build.library().lanes
     if (where.stride > 2 or not where.narrow) if depthwise else not products.available():
         return None
-    operator = ("depthwise",) if depthwise else ("dense", products.address())
+    operator = ("depthwise",) if depthwise else ("dense", products.address(products.current()))
     inputs = (x, weight) if bias is None else (x, weight, bias)
     return _Convolution.apply(*inputs, shape=Shape.of(x, weight, where, groups), operator=operator)
 

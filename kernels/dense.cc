@@ -2,12 +2,16 @@
 //
 // Paddle's CPU operator unrolls (im2col) and multiplies image by image: on maps of a few pixels the products are
 // slivers. Here a chunk has about as many columns as one product likes: the rows of a part of one image, or
-// several images side by side. Products of one image read and write its planes in place. Groups of channels are
-// products of their own on the same rows.
+// several images side by side. Products of one image read and write its planes in place; where they need no unrolling
+// and there are images enough, each thread takes its own. Groups of channels are products of their own on the same
+// rows.
+
+#include <omp.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 
 #include "convolution.h"
 #include "vectors.h"
@@ -15,6 +19,7 @@
 namespace {
 
 constexpr int64_t UNROLLED_FLOATS = 1 << 20;  // of a chunk: 4 MB
+constexpr int64_t SLICES = 8;                 // of the images, each with its own sum of the gradient of the weight
 
 struct Plan : ConvolutionShape {
   int64_t inner, out_plane, images, lines;  // of a chunk: images, or lines of one image
@@ -35,6 +40,7 @@ struct Plan : ConvolutionShape {
     lines = images > 1 ? out_height : std::clamp<int64_t>(columns / out_width, 1, out_height);
   }
   int64_t columns() const { return images * lines * out_width; }
+  bool by_images() const { return pointwise && images == 1 && batch >= SLICES && omp_get_max_threads() > 1; }
 };
 
 struct Chunk {
@@ -145,11 +151,59 @@ void sum_bias(const Plan& p, const float* grad, float* grad_bias) {
   }
 }
 
+// Pointwise, an image for each thread at a time.
+int forward_by_images(const Plan& p, Product product, const float* x, const float* weight, float* y) {
+  int failed = 0;
+#pragma omp parallel for schedule(static) reduction(| : failed)
+  for (int64_t b = 0; b < p.batch; ++b)
+    for (int64_t g = 0; g < p.groups; ++g)
+      failed |= product('N', 'N', p.group_out, p.out_plane, p.group_inner, 1.f,
+                        weight + g * p.group_out * p.group_inner, p.group_inner,
+                        x + (b * p.groups + g) * p.group_inner * p.out_plane, p.out_plane, 0.f,
+                        y + (b * p.groups + g) * p.group_out * p.out_plane, p.out_plane);
+  return failed;
+}
+
+int backward_by_images(const Plan& p, Product product, const float* x, const float* weight, const float* grad_y,
+                       float* grad_x, float* grad_weight) {
+  const int64_t group = p.group_out * p.group_inner, size = p.groups * group;
+  std::unique_ptr<float[]> sums(grad_weight ? new float[SLICES * size] : nullptr);
+  int failed = 0;
+#pragma omp parallel for schedule(static) reduction(| : failed)
+  for (int64_t s = 0; s < SLICES; ++s) {
+    const int64_t start = p.batch * s / SLICES;
+    for (int64_t b = start; b < p.batch * (s + 1) / SLICES; ++b)
+      for (int64_t g = 0; g < p.groups; ++g) {
+        const float* grad = grad_y + (b * p.groups + g) * p.group_out * p.out_plane;
+        const int64_t in = (b * p.groups + g) * p.group_inner * p.out_plane;
+        if (grad_weight)
+          failed |= product('N', 'T', p.group_out, p.group_inner, p.out_plane, 1.f, grad, p.out_plane, x + in,
+                            p.out_plane, b > start, &sums[s * size + g * group], p.group_inner);
+        if (grad_x)
+          failed |= product('T', 'N', p.group_inner, p.out_plane, p.group_out, 1.f, weight + g * group, p.group_inner,
+                            grad, p.out_plane, 0.f, grad_x + in, p.out_plane);
+      }
+  }
+  if (grad_weight)
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < size; ++i) {
+      float total = 0;
+      for (int64_t s = 0; s < SLICES; ++s) total += sums[s * size + i];
+      grad_weight[i] = total;
+    }
+  return failed;
+}
+
 }  // namespace
 
 extern "C" int dense_forward(const ConvolutionShape* shape, Product product, const float* x, const float* weight,
                              const float* bias, float* y) try {
   const Plan p(*shape);
+  if (p.by_images()) {
+    const int failed = forward_by_images(p, product, x, weight, y);
+    if (bias) add_bias(p, bias, y);
+    return failed;
+  }
   float* unrolled = scratch((p.inner + p.out_channels) * p.columns());
   float* beside = unrolled + p.inner * p.columns();
   int failed = 0;
@@ -179,6 +233,11 @@ extern "C" int dense_forward(const ConvolutionShape* shape, Product product, con
 extern "C" int dense_backward(const ConvolutionShape* shape, Product product, const float* x, const float* weight,
                               const float* grad_y, float* grad_x, float* grad_weight, float* grad_bias) try {
   const Plan p(*shape);
+  if (p.by_images()) {
+    const int failed = backward_by_images(p, product, x, weight, grad_y, grad_x, grad_weight);
+    if (grad_bias) sum_bias(p, grad_y, grad_bias);
+    return failed;
+  }
   float* unrolled = scratch((p.inner + p.out_channels) * p.columns());
   float* beside = unrolled + p.inner * p.columns();
   int failed = 0;

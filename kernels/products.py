@@ -1,16 +1,21 @@
 """Matrix products by oneDNN, which Paddle's wheel carries for its inference engine.
 
 Paddle's own products on the CPU are those of MKLML (2019), which has no AVX-512 path for processors that are not
-Intel's: oneDNN is twice as fast there, and nowhere slower that we have seen.
+Intel's: oneDNN is twice as fast there, and nowhere slower that we have seen. Within :func:`bfloat16`, fully connected
+layers and dense convolutions take an operator of ours (``bfloat16.cc``) that rounds its operands to bfloat16.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import paddle
+
+_rounding = False  # whether operands are rounded to bfloat16
 
 
 @lru_cache(maxsize=1)
@@ -32,16 +37,42 @@ def available() -> bool:
     return _sgemm() is not None
 
 
-def address() -> int:
-    """Return where oneDNN's product is, for the C++ operators; it must be available."""
-    return ctypes.cast(_sgemm(), ctypes.c_void_p).value
+@contextmanager
+def bfloat16() -> Iterator[None]:
+    """Round the operands of :func:`current` to bfloat16 until the end of the block."""
+    global _rounding
+    before, _rounding = _rounding, True
+    try:
+        yield
+    finally:
+        _rounding = before
+
+
+def current() -> ctypes._CFuncPtr | None:
+    """Return the product that layers built now take, forward and backward; None where this Paddle has no oneDNN."""
+    if not _rounding:
+        return _sgemm()
+    from kernels import build
+
+    return build.library().bfloat16_product
+
+
+def address(function: ctypes._CFuncPtr | None = None) -> int:
+    """Return where a product is, oneDNN's unless told (it must be available), for the C++ operators."""
+    return ctypes.cast(function or _sgemm(), ctypes.c_void_p).value
 
 
 def product(
-    a: paddle.Tensor, b: paddle.Tensor, transpose_a: bool = False, transpose_b: bool = False
+    a: paddle.Tensor,
+    b: paddle.Tensor,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    function: ctypes._CFuncPtr | None = None,
 ) -> paddle.Tensor:
-    """Multiply two contiguous float32 matrices of the CPU, either of them transposed first; no gradients."""
-    function = _sgemm()
+    """Multiply two contiguous float32 matrices of the CPU, either of them transposed first; no gradients.
+
+    ``function`` is one that :func:`current` has returned; Paddle's own product where it is None.
+    """
     if function is None:
         return paddle.matmul(a, b, transpose_a, transpose_b)
     rows, inner = a.shape[::-1] if transpose_a else a.shape
@@ -50,5 +81,5 @@ def product(
     flags = (b"T" if transpose_a else b"N", b"T" if transpose_b else b"N")
     operands = (a.data_ptr(), a.shape[1], b.data_ptr(), b.shape[1])
     if function(*flags, rows, columns, inner, 1.0, *operands, 0.0, out.data_ptr(), columns):
-        raise RuntimeError(f"oneDNN refused a matrix product of {a.shape} and {b.shape}.")
+        raise RuntimeError(f"A matrix product of {a.shape} and {b.shape} was refused.")
     return out

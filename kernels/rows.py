@@ -7,7 +7,7 @@ from paddle.autograd import PyLayer
 from paddle.autograd.py_layer import once_differentiable
 
 from kernels.dispatch import empty, run
-from kernels.products import product
+from kernels.products import current, product
 
 
 def _rows(x: paddle.Tensor) -> tuple[int, int]:
@@ -44,7 +44,8 @@ class Linear(PyLayer):
     def forward(ctx, x, weight, bias=None, *, transposed):
         features = x.shape[-1]
         rows, weight = x.reshape([-1, features]).contiguous(), weight.contiguous()
-        y = product(rows, weight, transpose_b=transposed)
+        ctx.product = current()
+        y = product(rows, weight, transpose_b=transposed, function=ctx.product)
         if bias is not None:
             run("bias_forward", *y.shape, bias.contiguous(), y)
         ctx.save_for_backward(rows, weight)
@@ -61,9 +62,10 @@ class Linear(PyLayer):
         grad = grad.reshape([rows.shape[0], -1]).contiguous()
         grad_x = grad_weight = grad_bias = None
         if ctx.wanted[0]:
-            grad_x = product(grad, weight, transpose_b=not ctx.transposed).reshape(ctx.shape)
+            grad_x = product(grad, weight, transpose_b=not ctx.transposed, function=ctx.product).reshape(ctx.shape)
         if ctx.wanted[1]:
-            grad_weight = product(*((grad, rows) if ctx.transposed else (rows, grad)), transpose_a=True)
+            operands = (grad, rows) if ctx.transposed else (rows, grad)
+            grad_weight = product(*operands, transpose_a=True, function=ctx.product)
         if ctx.wanted[2]:
             grad_bias = empty(grad.shape[1])
             run("bias_backward", *grad.shape, grad, grad_bias)

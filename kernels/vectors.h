@@ -63,7 +63,8 @@ inline Vec exp_negative(Vec v) {
   return v < -87.f ? Vec{} : p;
 }
 
-// Scratch memory that a thread keeps between calls, aligned to cache lines.
+// Scratch memory that a thread keeps between calls, aligned to cache lines; an operator that others call has its own.
+template <class Owner = void>
 inline float* scratch(int64_t floats) {
   struct Free {
     void operator()(float* p) const { ::operator delete[](p, std::align_val_t(64)); }

@@ -37,7 +37,7 @@ def main(arguments: argparse.Namespace) -> None:
         show = bar.write if arguments.report else lambda line: None
         table = EvaluationReport(len(loader), arguments.report_every, show)
         result = evaluate(model, loader, LabelSmoothingCrossEntropy(config.LOSS.LABEL_SMOOTHING),
-                          config.TRAIN.PRECISION, lambda images: bar.update(), table.add)
+                          lambda images: bar.update(), table.add)
     names = loader.dataset.class_names
     outputs = [*names, *(f"class {index}" for index in range(len(names), len(result.per_class)))]
     figures = {"model": config.MODEL.NAME, "weights": str(report.path), "dataset": loader.dataset.name,

@@ -1,0 +1,196 @@
+// Matrix products with operands rounded to bfloat16 and sums in float32, for processors that multiply such pairs.
+//
+// One instruction (AVX512_BF16) multiplies 32 pairs and adds each two products to a float32: twice the work of a
+// float32 instruction, from half the cache. The operands are rounded (to nearest, ties to even) while they are packed
+// into blocks that stay in cache. Every number of the result is a sum in an order that depends on the shape alone,
+// so that the number of threads changes no bit.
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+
+#include "vectors.h"
+
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+#include <immintrin.h>
+
+namespace {
+
+constexpr int64_t ROWS = 14;                     // of a tile: 14 × 2 vectors of sums, two of columns, one of a pair
+constexpr int64_t COLUMNS = 32;                  // of a tile
+constexpr int64_t PAIRS = 256;                   // of a block of the inner dimension
+constexpr int64_t ROW_PITCH = PAIRS + 16;        // pairs; not a power of two, which would crowd few cache sets
+constexpr int64_t MOST_ROWS = 28 * ROWS;         // of a packed block: 430 KB
+constexpr int64_t MOST_COLUMNS = 64 * COLUMNS;   // of a packed block
+
+struct Matrix {
+  const float* at;
+  int64_t pitch;
+  bool transposed;  // stored with the inner dimension first (left operand) or last (right operand)
+};
+
+__m512i rounded(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
+
+__mmask16 first(int64_t count) { return __mmask16(count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1); }
+
+// 16 neighbours of two rows as pairs (row, next row).
+__m512i interleaved(const float* row, const float* next, __mmask16 lanes) {
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                         5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512 low = _mm512_maskz_loadu_ps(lanes, row);
+  const __m512 high = next ? _mm512_maskz_loadu_ps(lanes, next) : _mm512_setzero_ps();
+  return _mm512_permutexvar_epi16(order, rounded(low, high));
+}
+
+// 32 neighbours of a row as 16 pairs.
+__m512i paired(const float* row, int64_t count) {
+  return rounded(_mm512_maskz_loadu_ps(first(count), row), _mm512_maskz_loadu_ps(first(count - 16), row + 16));
+}
+
+void transpose(__m512i (&r)[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
+      r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
+    }
+  for (int i = 0; i < 4; ++i)
+    for (int j = 0; j < 2; ++j) {
+      t[8 * j + i] = _mm512_shuffle_i32x4(r[8 * j + i], r[8 * j + 4 + i], 0x88);
+      t[8 * j + 4 + i] = _mm512_shuffle_i32x4(r[8 * j + i], r[8 * j + 4 + i], 0xdd);
+    }
+  for (int i = 0; i < 8; ++i) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
+    r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
+  }
+}
+
+// Up to ROWS rows and `depth` of the left operand: as rows of pairs, or where it is transposed, 16 rows side by side.
+void pack_left(const Matrix& a, int64_t row, int64_t rows, int64_t inner, int64_t depth, __m512i* to) {
+  if (a.transposed) {
+    for (int64_t k = 0; k < depth; k += 2) {
+      const float* line = a.at + (inner + k) * a.pitch + row;
+      to[k / 2] = interleaved(line, k + 1 < depth ? line + a.pitch : nullptr, first(rows));
+    }
+    return;
+  }
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t k = 0; k < depth; k += 32)
+      to[(r * ROW_PITCH + k / 2) / 16] = paired(a.at + (row + r) * a.pitch + inner + k, depth - k);
+}
+
+// Up to COLUMNS columns and `depth` of the right operand: for each pair, 32 columns side by side.
+void pack_right(const Matrix& b, int64_t column, int64_t columns, int64_t inner, int64_t depth, __m512i* to) {
+  for (int64_t half = 0; half < 2; ++half) {
+    const int64_t left = columns - 16 * half;
+    if (!b.transposed) {
+      for (int64_t k = 0; k < depth; k += 2) {
+        const float* line = b.at + (inner + k) * b.pitch + column + 16 * half;
+        to[k + half] = interleaved(line, k + 1 < depth ? line + b.pitch : nullptr, first(left));
+      }
+      continue;
+    }
+    for (int64_t k = 0; k < depth; k += 32) {
+      __m512i block[16];
+      for (int64_t c = 0; c < 16; ++c)
+        block[c] = c < left ? paired(b.at + (column + 16 * half + c) * b.pitch + inner + k, depth - k)
+                            : _mm512_setzero_si512();
+      transpose(block);
+      for (int64_t pair = 0; pair < 16 && k + 2 * pair < depth; ++pair) to[k + 2 * pair + half] = block[pair];
+    }
+  }
+}
+
+// A tile of the product: `rows` at most ROWS, `vectors` of 16 columns.
+template <int rows, int vectors>
+void tile(int64_t pairs, const int32_t* a, int64_t row_step, int64_t pair_step, const __m512i* b, bool add, float* c,
+          int64_t pitch, int64_t columns) {
+  __m512 sums[rows][vectors];
+  for (int r = 0; r < rows; ++r)
+    for (int v = 0; v < vectors; ++v) sums[r][v] = _mm512_setzero_ps();
+  for (int64_t k = 0; k < pairs; ++k, a += pair_step, b += 2) {
+    __m512i right[vectors];
+    for (int v = 0; v < vectors; ++v) right[v] = b[v];
+#pragma GCC unroll 14
+    for (int r = 0; r < rows; ++r) {
+      const __m512i left = _mm512_set1_epi32(a[r * row_step]);
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) sums[r][v] = _mm512_dpbf16_ps(sums[r][v], (__m512bh)left, (__m512bh)right[v]);
+    }
+  }
+  for (int r = 0; r < rows; ++r)
+    for (int v = 0; v < vectors; ++v) {
+      float* to = c + r * pitch + 16 * v;
+      const __mmask16 lanes = first(columns - 16 * v);
+      const __m512 before = add ? _mm512_maskz_loadu_ps(lanes, to) : _mm512_setzero_ps();
+      _mm512_mask_storeu_ps(to, lanes, _mm512_add_ps(before, sums[r][v]));
+    }
+}
+
+using Tile = void (*)(int64_t, const int32_t*, int64_t, int64_t, const __m512i*, bool, float*, int64_t, int64_t);
+
+template <int... rows>
+Tile choose(int64_t wanted, bool narrow, std::integer_sequence<int, rows...>) {
+  static constexpr Tile one[] = {tile<rows + 1, 1>...}, two[] = {tile<rows + 1, 2>...};
+  return (narrow ? one : two)[wanted - 1];
+}
+
+}  // namespace
+
+// As oneDNN's dnnl_sgemm (see vectors.h), for alpha 1 and beta 0 or 1.
+extern "C" int bfloat16_product(char ta, char tb, int64_t m, int64_t n, int64_t k, float, const float* a, int64_t lda,
+                                const float* b, int64_t ldb, float beta, float* c, int64_t ldc) try {
+  const Matrix left{a, lda, ta == 'T'}, right{b, ldb, tb == 'T'};
+  const int64_t left_vectors = left.transposed ? PAIRS : ROWS * ROW_PITCH / 16, right_vectors = 2 * PAIRS;
+  const int64_t row_step = left.transposed ? 1 : ROW_PITCH, pair_step = left.transposed ? 16 : 1;
+  const int64_t row_tiles = (std::min(m, MOST_ROWS) + ROWS - 1) / ROWS;
+  const int64_t column_tiles = (std::min(n, MOST_COLUMNS) + COLUMNS - 1) / COLUMNS;
+  __m512i* packed_left = reinterpret_cast<__m512i*>(scratch<Matrix>(16 * (row_tiles * left_vectors + column_tiles * right_vectors)));
+  __m512i* packed_right = packed_left + row_tiles * left_vectors;
+#pragma omp parallel
+  for (int64_t column = 0; column < n; column += MOST_COLUMNS)
+    for (int64_t inner = 0; inner < k; inner += 2 * PAIRS) {
+      const int64_t columns = std::min(n - column, MOST_COLUMNS), depth = std::min(k - inner, 2 * PAIRS);
+      const int64_t wide = (columns + COLUMNS - 1) / COLUMNS;
+#pragma omp for schedule(static)
+      for (int64_t t = 0; t < wide; ++t)
+        pack_right(right, column + t * COLUMNS, std::min(COLUMNS, columns - t * COLUMNS), inner, depth,
+                   packed_right + t * right_vectors);
+      for (int64_t row = 0; row < m; row += MOST_ROWS) {
+        const int64_t rows = std::min(m - row, MOST_ROWS), high = (rows + ROWS - 1) / ROWS;
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < high; ++t)
+          pack_left(left, row + t * ROWS, std::min(ROWS, rows - t * ROWS), inner, depth, packed_left + t * left_vectors);
+        // Tiles that share columns follow each other: these stay in the first cache, the rows in the second.
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < high * wide; ++t) {
+          const int64_t at = t % high, beside = t / high, tall = std::min(ROWS, rows - at * ROWS);
+          const int64_t here = std::min(COLUMNS, columns - beside * COLUMNS);
+          const Tile function = choose(tall, here <= 16, std::make_integer_sequence<int, ROWS>());
+          function((depth + 1) / 2, reinterpret_cast<const int32_t*>(packed_left + at * left_vectors), row_step, pair_step,
+                   packed_right + beside * right_vectors, inner > 0 || beta != 0.f,
+                   c + (row + at * ROWS) * ldc + column + beside * COLUMNS, ldc, here);
+        }
+      }
+    }
+  return 0;
+} catch (...) {
+  return 1;
+}
+
+extern "C" int bfloat16_available() { return 1; }
+
+#else
+
+extern "C" int bfloat16_product(char, char, int64_t, int64_t, int64_t, float, const float*, int64_t, const float*,
+                                int64_t, float, float*, int64_t) {
+  return 1;
+}
+
+extern "C" int bfloat16_available() { return 0; }
+
+#endif

@@ -1,0 +1,124 @@
+"""Mixed precision of the CPU: products whose operands are rounded to bfloat16."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from kernel_checks import own_cache  # noqa: F401
+
+import kernels
+from configs.load import load_config
+from engine import runtime
+from errors import UserError
+from kernels import build
+
+pytestmark = pytest.mark.skipif(not kernels.status().get("bfloat16"), reason="no AVX512_BF16 here")
+
+SIZES = [(1, 1, 1), (3, 5, 7), (14, 32, 64), (15, 33, 65), (29, 17, 1), (200, 100, 1030), (400, 2100, 30),
+         (410, 48, 513)]
+
+
+def rounded(x: np.ndarray) -> np.ndarray:
+    """Round to the nearest bfloat16, ties to even, as float64."""
+    bits = x.view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+def multiply(a: np.ndarray, b: np.ndarray, ta: bool, tb: bool, start: np.ndarray | None = None) -> np.ndarray:
+    """Return op(a) op(b), added to ``start`` where there is one."""
+    m, k = a.shape[::-1] if ta else a.shape
+    n = b.shape[0] if tb else b.shape[1]
+    out = np.full((m, n), np.nan, np.float32) if start is None else start.copy()
+    sizes = (b"T" if ta else b"N", b"T" if tb else b"N", m, n, k)
+    operands = (a.ctypes.data, a.shape[1], b.ctypes.data, b.shape[1])
+    kept = 0.0 if start is None else 1.0
+    assert build.library().bfloat16_product(*sizes, 1.0, *operands, kept, out.ctypes.data, n) == 0
+    return out
+
+
+@pytest.mark.parametrize("tb", [False, True])
+@pytest.mark.parametrize("ta", [False, True])
+@pytest.mark.parametrize(("m", "n", "k"), SIZES)
+def test_product_of_rounded_operands(m: int, n: int, k: int, ta: bool, tb: bool) -> None:
+    """Against float64 products of operands that numpy has rounded: what is left is the float32 sum."""
+    rng = np.random.default_rng(m * n * k)
+    a, b, start = (rng.standard_normal(size).astype(np.float32) for size in ((m, k), (k, n), (m, n)))
+    expected = rounded(a) @ rounded(b)
+    a, b = np.ascontiguousarray(a.T if ta else a), np.ascontiguousarray(b.T if tb else b)
+    bound = 2**-21 * max(k, 8)  # rounding of that many sums; bfloat16 alone would be some 1e-3 √k
+    np.testing.assert_allclose(multiply(a, b, ta, tb), expected, rtol=0, atol=bound)
+    np.testing.assert_allclose(multiply(a, b, ta, tb, start), expected + start, rtol=0, atol=bound)
+
+
+def test_number_of_threads_changes_no_bit() -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(size).astype(np.float32) for size in ((900, 700), (700, 130)))
+    openmp = ctypes.CDLL(str(Path(paddle.__file__).parent / "libs" / "libiomp5.so"))
+    before = openmp.omp_get_max_threads()
+    try:
+        found = []
+        for count in (1, 3):
+            openmp.omp_set_num_threads(count)
+            found.append(multiply(a, b, False, False))
+    finally:
+        openmp.omp_set_num_threads(before)
+    assert (found[0] == found[1]).all()
+
+
+def layer(kind: str) -> tuple[list[paddle.Tensor], object]:
+    rng = np.random.default_rng(1)
+    shapes = {"linear": [(40, 48), (48, 33), (33,)], "pointwise": [(9, 48, 8, 8), (24, 48, 1, 1), (24,)],
+              "grouped": [(3, 32, 7, 7), (24, 16, 3, 3), (24,)]}[kind]
+    tensors = [paddle.to_tensor(rng.standard_normal(shape).astype(np.float32)) for shape in shapes]
+    if kind == "linear":
+        return tensors, kernels.linear
+    groups = 2 if kind == "grouped" else 1
+    return tensors, lambda x, w, b: kernels.conv2d(x, w, b, padding=groups - 1, groups=groups)
+
+
+@pytest.mark.parametrize("kind", ["linear", "pointwise", "grouped"])
+def test_layers_follow_the_context_backward_too(kind: str) -> None:
+    """All operands rounded: as Paddle's operators in float64 say, with gradients of the rounded gradient."""
+    tensors, function = layer(kind)
+
+    def passes(function: object, inputs: list[paddle.Tensor], slope: paddle.Tensor | None = None) -> list[np.ndarray]:
+        for x in inputs:
+            x.stop_gradient = False
+        y = function(*inputs)
+        y.backward(paddle.to_tensor(np.cos(np.arange(y.size)).reshape(y.shape), y.dtype) if slope is None else slope)
+        return [y.numpy(), *(x.grad.numpy() for x in inputs)]
+
+    with kernels.bfloat16_products():
+        y = function(*tensors)
+    slope = np.cos(np.arange(y.size)).reshape(y.shape).astype(np.float32)
+    exact = [paddle.to_tensor(rounded(x.numpy())) for x in tensors[:2]] + [tensors[2].astype("float64")]
+    with kernels.using("stock"):
+        expected = passes(function, exact, paddle.to_tensor(rounded(slope)))
+    plain = passes(function, [x.clone().detach() for x in tensors])
+
+    def mixed(*inputs: paddle.Tensor) -> paddle.Tensor:
+        with kernels.bfloat16_products():
+            return function(*inputs)
+
+    found = passes(mixed, [x.clone().detach() for x in tensors])
+    for ours, reference, single in list(zip(found, expected, plain, strict=True))[:3]:
+        spread = reference.std()
+        assert abs(ours - reference).max() < 1e-5 * spread
+        assert abs(single - reference).max() > 1e-3 * spread  # in float32 the operands are not rounded
+
+
+def test_where_it_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config("configs/quickstart.yaml", ["TRAIN.PRECISION=bfloat16"])
+    runtime.start(config)
+    runtime.check_precision("bfloat16")
+    with pytest.raises(UserError, match="float16, but a CPU trains in float32 or bfloat16"):
+        runtime.check_precision("float16")
+    with kernels.using("stock"), pytest.raises(UserError, match="stock operators were asked for"):
+        runtime.check_precision("bfloat16")
+    monkeypatch.setattr(build.library(), "bfloat16", False)
+    with pytest.raises(UserError, match="AVX512_BF16"):
+        runtime.check_precision("bfloat16")
