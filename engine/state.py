@@ -87,6 +87,7 @@ class Position:
     epoch: int = 0
     step: int = 0
     iteration: int = 0
+    seconds: float = 0.0  # of training in the epoch so far, over all sittings; what is lost and done again counts once
     sums: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of RunningMean, over the epoch so far
     best_epoch: int = 0
     best_iteration: int = 0

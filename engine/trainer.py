@@ -136,9 +136,12 @@ class Trainer:
                 self.history.close()
 
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
-        """Train what is left of an epoch; returns its row of ``timing.csv`` without the evaluation's rate."""
+        """Train what is left of an epoch; returns its row of ``timing.csv`` without the evaluation's rate.
+
+        The row is that of the whole epoch, over as many sittings as it took.
+        """
         config, position = self.config, self.position
-        first, started = position.step, time.perf_counter()
+        first, started = position.step, time.perf_counter() - position.seconds
         self.state.model.train()
         self.progress.start(f"epoch {epoch + 1}/{self.epochs}", self.steps, first)
         for images, labels in self.loader.epoch(epoch, first):
@@ -148,6 +151,7 @@ class Trainer:
             step = self.state.step(images, labels, position.iteration, lr, self.stop.check)
             position.step += 1
             position.iteration += 1
+            position.seconds = time.perf_counter() - started
             if self._taken(step):
                 self.means.add(step.loss, step.correct, step.images)
                 if position.iteration % config.TRAIN.LOG_EVERY == 0:
@@ -157,7 +161,7 @@ class Trainer:
             if self.main and time.monotonic() - self.saved_at > 60 * config.TRAIN.CHECKPOINT_MINUTES:
                 self._save()
         seconds = time.perf_counter() - started
-        images_seen = (position.step - first) * config.DATA.BATCH_SIZE
+        images_seen = position.step * config.DATA.BATCH_SIZE
         return {"epoch": epoch + 1, "iteration": position.iteration, "train_seconds": round(seconds, 3),
                 "train_images_per_second": round(images_seen / seconds, 2)}
 
@@ -233,7 +237,7 @@ class Trainer:
         if self.history:
             self.history.add_epoch(row, {**timing, "val_images_per_second": rate})
         if position.step == self.steps:
-            position.epoch, position.step = epoch + 1, 0
+            position.epoch, position.step, position.seconds = epoch + 1, 0, 0.0
             self.means = RunningMean()
 
     def _report(self) -> dict[str, Any]:

@@ -223,3 +223,23 @@ def test_time_left_includes_evaluations(monkeypatch: pytest.MonkeyPatch) -> None
     now[0] += 10.0
     progress.train_batch(100, lambda: (1.0, 0.5), 0.1)
     assert "0:02:20 left" in shown[0] and "0:02:40 left" in shown[1]
+
+
+def test_the_time_of_an_epoch_is_that_of_all_its_sittings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``timing.csv`` counts the seconds before an interruption; what the next epoch took stands in its own row."""
+    with opened(tmp_path, "TRAIN.LOG_EVERY=1") as trainer:
+        monkeypatch.setattr(trainer, "_record_step", _signal_at(trainer, 7, trainer._record_step))
+        with pytest.raises(Interrupted):
+            trainer.fit()
+        assert trainer.position.seconds > 0
+    newest = list_checkpoints(tmp_path / "quickstart" / "checkpoints")[0]
+    position = load_checkpoint(newest).position
+    assert position["step"] == 7 and position["seconds"] == trainer.position.seconds
+    with opened(tmp_path, "TRAIN.LOG_EVERY=1", "TRAIN.EPOCHS=2", resume=True) as trainer:
+        trainer.position.seconds += 1000  # as if the first sitting had been slow
+        trainer.fit()
+        assert trainer.position.seconds == 0
+    first, second = read_table(tmp_path / "quickstart" / "timing.csv")
+    assert float(first["train_seconds"]) > 1000 > float(second["train_seconds"])
+    assert float(first["train_images_per_second"]) == pytest.approx(
+        19 * trainer.config.DATA.BATCH_SIZE / float(first["train_seconds"]), abs=0.01)
