@@ -9,7 +9,11 @@ from contextlib import contextmanager
 import numpy as np
 import paddle
 from paddle import nn
+from paddle.regularizer import L2Decay
 from yacs.config import CfgNode
+
+from engine import optimizers
+from kernels import optimizer as compiled
 
 
 def build_optimizer(model: nn.Layer, config: CfgNode, grad_clip: float = 0.0) -> paddle.optimizer.Optimizer:
@@ -21,19 +25,16 @@ def build_optimizer(model: nn.Layer, config: CfgNode, grad_clip: float = 0.0) ->
     clip = nn.ClipGradByGlobalNorm(grad_clip) if grad_clip else None
     trainable = [parameter for parameter in model.parameters() if parameter.trainable]
     decay = config.WEIGHT_DECAY
-    decayed = [p for p in trainable if config.DECAY_ALL or p.ndim > 1]
-    plain = [p for p in trainable if not config.DECAY_ALL and p.ndim <= 1]
+    decayed = {p.name for p in trainable if config.DECAY_ALL or p.ndim > 1}
     if config.NAME == "adamw":
-        names = {parameter.name for parameter in decayed}
-        return paddle.optimizer.AdamW(
+        return optimizers.AdamW(
             config.LR, *config.BETAS, epsilon=config.EPSILON, parameters=trainable, weight_decay=decay,
-            apply_decay_param_fun=lambda name: name in names, grad_clip=clip)
-    groups = [{"params": decayed, "weight_decay": decay}]
-    if plain:
-        groups.append({"params": plain, "weight_decay": 0.0})
+            apply_decay_param_fun=lambda name: name in decayed, grad_clip=clip)
+    for parameter in trainable:  # no groups: Paddle would clip the norm of each
+        parameter.regularizer = L2Decay(decay) if parameter.name in decayed else None
     if config.NAME == "sgd":
-        return paddle.optimizer.Momentum(config.LR, config.MOMENTUM, parameters=groups, grad_clip=clip)
-    return paddle.optimizer.Adam(config.LR, *config.BETAS, epsilon=config.EPSILON, parameters=groups, grad_clip=clip)
+        return optimizers.Momentum(config.LR, config.MOMENTUM, parameters=trainable, grad_clip=clip)
+    return optimizers.Adam(config.LR, *config.BETAS, epsilon=config.EPSILON, parameters=trainable, grad_clip=clip)
 
 
 def learning_rate(iteration: int, steps_per_epoch: int, epochs: int, peak: float, schedule: CfgNode) -> float:
@@ -55,7 +56,7 @@ def learning_rate(iteration: int, steps_per_epoch: int, epochs: int, peak: float
 
 
 class WeightAverage:
-    """Exponential moving average of a model's parameters; buffers such as batch statistics are copied.
+    """Exponential moving average of a model's parameters; what is not trained, as batch statistics, is copied.
 
     ``average = d · average + (1 - d) · weight`` after each step, with ``d = min(decay, (1 + n) / (10 + n))`` at
     update n, so that the first averages do not remember the initialisation.
@@ -71,12 +72,17 @@ class WeightAverage:
         """Take one step towards the present weights."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        trainable = {name for name, parameter in model.named_parameters() if parameter.trainable}
-        for name, tensor in model.state_dict().items():
-            if name in trainable:
-                self.state[name].scale_(decay).add_(tensor * (1.0 - decay))
-            else:
+        tensors = model.state_dict()
+        averages = [self.state[name] for name in tensors]
+        if compiled.available() and compiled.takes([*averages, *tensors.values()]):
+            factors = [(0.0, 1.0) if tensor.stop_gradient else (decay, 1.0 - decay) for tensor in tensors.values()]
+            compiled.average(averages, list(tensors.values()), np.array(factors, "float32").T.copy())
+            return
+        for name, tensor in tensors.items():
+            if tensor.stop_gradient:
                 self.state[name].copy_(tensor, False)
+            else:
+                self.state[name].scale_(decay).add_(tensor * (1.0 - decay))
 
     @contextmanager
     def applied_to(self, model: nn.Layer) -> Iterator[None]:

@@ -52,8 +52,6 @@ class _InOneCall:
         factors = plan.factors.copy()
         factors[0] *= np.float32(self.get_lr())
         self._update(parameters, gradients, plan.states, factors, self._clip_factor(gradients))
-        for parameter in parameters:
-            parameter._bump_inplace_version()  # or a second backward pass through the old values goes unnoticed
 
     def _applies(self) -> bool:
         """Tell whether the options of this optimizer and the place of this run are those of the compiled call."""
@@ -71,10 +69,11 @@ class _InOneCall:
         parameters = [parameter for parameter in self._parameter_list
                       if not parameter.stop_gradient and parameter._grad_ivar() is not None]
         gradients = [parameter._grad_ivar() for parameter in parameters]
-        if not compiled.takes(gradients):
-            if any(gradient.is_selected_rows() for gradient in gradients):
-                return [], []
-            gradients = [gradient.contiguous() for gradient in gradients]
+        if compiled.takes(gradients):
+            return parameters, gradients
+        if any(gradient.is_selected_rows() for gradient in gradients):
+            return [], []
+        gradients = [gradient.contiguous() for gradient in gradients]
         return (parameters, gradients) if compiled.takes(gradients) else ([], [])
 
     def _plan_for(self, parameters: list[paddle.Tensor]) -> _Plan | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from engine.optim import WeightAverage, build_optimizer
 from engine.run import RunFolder
 from engine.weights import save_weights
 from errors import UserError
+from kernels import optimizer as compiled
 from models import create_model
 
 log = logging.getLogger("suite")
@@ -164,7 +166,7 @@ class TrainingState:
             return Step(loss, correct, whole, taken=False)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.clear_grad()
+        self.optimizer.clear_grad(set_to_zero=False)
         if self.average:
             self.average.update(self.model)
         return Step(loss, correct, whole)
@@ -185,8 +187,10 @@ class TrainingState:
     @paddle.no_grad()
     def _is_finite(self, loss: paddle.Tensor) -> bool:
         """Tell whether the step may be taken. Of gradients that were scaled for float16, the scaler judges."""
-        sums = [] if self.scaler.is_enable() else [gradient.abs().sum() for gradient in self._gradients()]
-        return bool(paddle.isfinite(paddle.stack([loss, *sums])).all())
+        gradients = [] if self.scaler.is_enable() else self._gradients()
+        if compiled.available() and compiled.takes(gradients):
+            return math.isfinite(float(loss)) and math.isfinite(compiled.sum_squares(gradients))
+        return bool(paddle.isfinite(paddle.stack([loss, *(gradient.abs().sum() for gradient in gradients)])).all())
 
     def _statistics(self) -> list[paddle.Tensor]:
         """Return what a forward pass in training mode changes: the running statistics of batch norms."""
@@ -194,7 +198,7 @@ class TrainingState:
 
     def _undo(self, statistics: list[tuple[paddle.Tensor, paddle.Tensor]]) -> None:
         """Forget the gradients of a step that is given up, and what its parts did to the batch statistics."""
-        self.optimizer.clear_grad()
+        self.optimizer.clear_grad(set_to_zero=False)
         for tensor, before in statistics:
             tensor.copy_(before, False)
 
