@@ -12,16 +12,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from errors import UserError, nearest
-from kernels.channels_first import dynamic_relu
+from kernels.channels_first import batch_norm, dynamic_relu
 from kernels.channels_last import filter_spectrum, group_norm, pool_difference, residual, star_relu
 
 if TYPE_CHECKING:
     import paddle
 
 __all__ = [
-    "MODES", "attention", "bfloat16_products", "configure", "conv2d", "depthwise_conv2d", "dynamic_relu",
-    "filter_spectrum", "gelu", "group_norm", "layer_norm", "linear", "mode", "pool_difference", "residual", "self_attention",
-    "star_relu", "status", "using",
+    "MODES", "attention", "batch_norm", "bfloat16_products", "configure", "conv2d", "depthwise_conv2d",
+    "dynamic_relu", "filter_spectrum", "gelu", "group_norm", "layer_norm", "linear", "mode", "pool_difference",
+    "residual", "self_attention", "star_relu", "status", "using",
 ]
 MODES = ("auto", "stock")
 

@@ -30,14 +30,14 @@ from kernels import products
 SOURCES = tuple(
     Path(__file__).with_name(name)
     for name in (
-        *("attention.cc", "augment.cc", "bfloat16.cc", "dense.cc", "depthwise.cc"),
+        *("attention.cc", "augment.cc", "batch_norm.cc", "bfloat16.cc", "dense.cc", "depthwise.cc"),
         *("filter.cc", "maps.cc", "optimizer.cc", "planes.cc", "rows.cc"),
     )
 )
 HEADERS = tuple(
     Path(__file__).with_name(name)
     for name in (
-        *("convolution.h", "fourier.h", "lanes.h", "numpy_random.h", "randaugment.h"),
+        *("activations.h", "convolution.h", "fourier.h", "lanes.h", "numpy_random.h", "randaugment.h"),
         *("slices.h", "spectra.h", "vectors.h"),
     )
 )
@@ -54,6 +54,9 @@ OPERATORS = {
     "augment_batch": "ipiippipiiip",
     "attention_backward": "ppfpppppppppp",
     "bfloat16_product": "cciiifpipifpi",
+    "batch_norm_moments": "iiiifppppp",
+    "batch_norm_forward": "iiiiifpppppppp",
+    "batch_norm_backward": "iiiiiifppppppppppp",
     "dense_forward": "pppppp",
     "dense_backward": "pppppppp",
     "depthwise_forward": "ppppp",

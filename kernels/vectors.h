@@ -8,6 +8,10 @@
 #include <new>
 
 #if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
 #define LANES 16
 #elif defined(__AVX__)
 #define LANES 8
@@ -23,21 +27,39 @@ static inline void store(float* p, Vec v) { *reinterpret_cast<VecU*>(p) = v; }
 
 typedef int32_t IVec __attribute__((vector_size(LANES * 4)));
 
+// The first `count` < LANES numbers; the others are 0, and not touched in memory.
+static inline Vec load_part(const float* p, int count) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
+#else
+  Vec v = {};
+  std::memcpy(&v, p, count * sizeof(float));
+  return v;
+#endif
+}
+static inline void store_part(float* p, Vec v, int count) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v);
+#else
+  std::memcpy(p, &v, count * sizeof(float));
+#endif
+}
+static inline Vec first_lanes(Vec v, int count) {
+  float kept[LANES];
+  store(kept, v);
+  return load_part(kept, count);
+}
+
 // Calls body(column, get, put) for each vector of a row; the last is filled up with zeros where it is incomplete.
 template <class Body>
 inline void for_vectors(int64_t columns, Body body) {
   int64_t c = 0;
   for (; c + LANES <= columns; c += LANES)
     body(c, [](const float* p) { return load(p); }, [](float* p, Vec v) { store(p, v); });
-  if (const size_t rest = size_t(columns - c) * sizeof(float))
+  if (const int rest = int(columns - c))
     body(
-        c,
-        [rest](const float* p) {
-          Vec v = {};
-          std::memcpy(&v, p, rest);
-          return v;
-        },
-        [rest](float* p, Vec v) { std::memcpy(p, &v, rest); });
+        c, [rest](const float* p) { return load_part(p, rest); },
+        [rest](float* p, Vec v) { store_part(p, v, rest); });
 }
 
 inline float total(Vec v) {

@@ -18,14 +18,17 @@ from paddle import nn
 
 from errors import UserError
 from models.layers import (
+    BatchNorm2D,
     Classifier,
     Conv2D,
     DepthwiseConv2D,
     DropPath,
+    Sequential,
     activation,
     check_image_size,
     drop_path_rates,
     pytorch_default_,
+    run_in_sequence,
 )
 from models.registry import Variant, register_family
 
@@ -33,16 +36,16 @@ from models.registry import Variant, register_family
 class Residual(nn.Layer):
     """``fn(x) + x``, any shape; ``fn`` is dropped with probability ``drop_path`` in training."""
 
-    def __init__(self, fn: nn.Layer, drop_path: float) -> None:
+    def __init__(self, fn: Sequential, drop_path: float) -> None:
         super().__init__()
         self.fn = fn
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.drop_path(self.fn(x)) + x
+        return self.fn(x, residual=x, share=self.drop_path.share(x))
 
 
-def block(dim: int, kernel_size: int, act_layer: type[nn.Layer], drop_path: float) -> nn.Sequential:
+def block(dim: int, kernel_size: int, act_layer: type[nn.Layer], drop_path: float) -> Sequential:
     """Return a ConvMixer block (equations 2 and 3), ``[B, dim, H, W]`` to the same.
 
     A depthwise convolution mixes positions, with a residual around it, then a 1×1 convolution mixes channels;
@@ -50,8 +53,8 @@ def block(dim: int, kernel_size: int, act_layer: type[nn.Layer], drop_path: floa
     bottom and right, as PyTorch's "same" does.
     """
     padding = kernel_size // 2 if kernel_size % 2 else "SAME"
-    spatial = nn.Sequential(DepthwiseConv2D(dim, kernel_size, padding=padding), act_layer(), nn.BatchNorm2D(dim))
-    return nn.Sequential(Residual(spatial, drop_path), Conv2D(dim, dim, 1), act_layer(), nn.BatchNorm2D(dim))
+    spatial = Sequential(DepthwiseConv2D(dim, kernel_size, padding=padding), act_layer(), BatchNorm2D(dim))
+    return Sequential(Residual(spatial, drop_path), Conv2D(dim, dim, 1), act_layer(), BatchNorm2D(dim))
 
 
 class ConvMixer(Classifier):
@@ -70,7 +73,7 @@ class ConvMixer(Classifier):
         _check_architecture(image_size, dim, depth, kernel_size, patch_size)
         act = activation(act_layer)
         [rates] = drop_path_rates(drop_path_rate, [depth])
-        numbered = [Conv2D(in_chans, dim, patch_size, stride=patch_size), act(), nn.BatchNorm2D(dim),
+        numbered = [Conv2D(in_chans, dim, patch_size, stride=patch_size), act(), BatchNorm2D(dim),
                     *(block(dim, kernel_size, act, rate) for rate in rates)]
         for index, layer in enumerate(numbered):
             self.add_sublayer(str(index), layer)
@@ -86,8 +89,8 @@ class ConvMixer(Classifier):
         return head
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
-        for index in range(self.length):
-            x = getattr(self, str(index))(x)  # [B, dim, H / patch_size, W / patch_size]
+        numbered = [getattr(self, str(index)) for index in range(self.length)]
+        x = run_in_sequence(numbered, x)  # [B, dim, H / patch_size, W / patch_size]
         return x.flatten(2).mean(-1)
 
 

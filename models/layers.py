@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 
 import paddle
@@ -42,6 +42,72 @@ class GELU(nn.Layer):
 
 
 ACTIVATIONS: Mapping[str, type[nn.Layer]] = {"gelu": GELU, "relu": nn.ReLU}
+
+
+class BatchNorm2D(nn.BatchNorm2D):
+    """Paddle's batch norm, ``[B, C, H, W]``, on the CPU by the compiled operator; see ``run_in_sequence`` too."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.with_neighbours(x)
+
+    def with_neighbours(self, x: paddle.Tensor, **neighbours: str | paddle.Tensor | None) -> paddle.Tensor:
+        """Return the norm of ``x`` and what stands around it: ``before`` to ``share`` of ``kernels.batch_norm``."""
+        return kernels.batch_norm(x, self._mean, self._variance, self.weight, self.bias, self.training,
+                                  self._momentum, self._epsilon, **neighbours)
+
+
+_BESIDE_NORMS = {GELU: "gelu", nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Hardswish: "hardswish"}
+
+
+def run_in_sequence(layers: Iterable[nn.Layer], x: paddle.Tensor, residual: paddle.Tensor | None = None,
+                    share: paddle.Tensor | None = None) -> paddle.Tensor:
+    """Return ``share · last(... first(x)) + residual``.
+
+    A ``BatchNorm2D`` does the work of an activation beside it in its own pass, and that of the residual connection if
+    it is the last, unless a hook waits for what a layer alone puts out. ``residual`` is like the result, ``[B, ...]``,
+    ``share`` gives factors of images, ``[B, 1, ...]``.
+    """
+    steps: list[list[nn.Layer]] = []
+    for layer in layers:
+        if steps and _go_together([*steps[-1], layer]):
+            steps[-1].append(layer)
+        else:
+            steps.append([layer])
+    for step in steps[:-1]:
+        x = _run_step(step, x)
+    return _run_step(steps[-1], x, residual, share)
+
+
+def _go_together(step: list[nn.Layer]) -> bool:
+    kinds = {type(layer) for layer in step}
+    return (len(step) == 2 and BatchNorm2D in kinds and not kinds.isdisjoint(_BESIDE_NORMS)
+            and not any(map(_watched, step)))
+
+
+def _watched(layer: nn.Layer) -> bool:
+    return bool(layer._forward_pre_hooks or layer._forward_post_hooks)
+
+
+def _run_step(step: list[nn.Layer], x: paddle.Tensor, residual: paddle.Tensor | None = None,
+              share: paddle.Tensor | None = None) -> paddle.Tensor:
+    """Run a layer, or a norm and the activation beside it, and connect the result."""
+    norms = [layer for layer in step if type(layer) is BatchNorm2D and not _watched(layer)]
+    if norms:
+        before, after = _BESIDE_NORMS.get(type(step[0])), _BESIDE_NORMS.get(type(step[-1]))
+        return norms[0].with_neighbours(x, before=before, after=after, residual=residual, share=share)
+    x = step[0](x)
+    return x if residual is None else kernels.residual(residual, x, share=share)
+
+
+class Sequential(nn.Sequential):
+    """Paddle's sequence of layers, run by ``run_in_sequence``."""
+
+    def forward(self, x: paddle.Tensor, residual: paddle.Tensor | None = None,
+                share: paddle.Tensor | None = None) -> paddle.Tensor:
+        return run_in_sequence(self.children(), x, residual, share)
 
 
 def pair(value: int | tuple[int, int] | list[int]) -> tuple[int, int]:

@@ -1,0 +1,235 @@
+// Batch norm over maps, float32 [batch, channels, plane], with the activation before or after it, and the residual
+// connection around it; and the gradients of all that.
+//
+// y = share[image] after(norm(before(x))) + residual. Paddle's is one operator for each of these, on one thread, with
+// a new map in memory after each. Here two passes go forward (moments, then y) and two backward (sums, then the
+// gradient), activations being computed anew in registers. The map is shared out in tasks that depend on its shape
+// alone, whose sums are added in order, so that the number of threads changes no bit.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "activations.h"
+#include "slices.h"
+#include "vectors.h"
+
+namespace {
+
+// A map as units of vectors: a unit is the plane of a channel, or, where planes are smaller than a vector, LANES
+// neighbouring numbers of an image, whatever their channels. A slot is what has a coefficient and sums of its own: a
+// channel, or a place in an image.
+struct Map {
+  int64_t batch, channels, plane, row, length, units, slots, slices, parts;
+  bool narrow;
+  Map(int64_t batch, int64_t channels, int64_t plane)
+      : batch(batch), channels(channels), plane(plane), row(channels * plane), narrow(plane < LANES) {
+    length = narrow ? LANES : plane;
+    units = (row + length - 1) / length;
+    slots = narrow ? units * LANES : units;
+    slices = slices_of(batch, row);
+    parts = std::clamp<int64_t>(std::min(row / SLICE_FLOATS, MAX_SLICES / slices), 1, units);
+  }
+  int64_t first_slot(int64_t unit) const { return narrow ? unit * LANES : unit; }
+  int64_t channel(int64_t slot) const { return narrow ? slot / plane : slot; }
+  bool used(int64_t slot) const { return channel(slot) < channels; }
+};
+
+// Numbers for each slot: `count` kinds of coefficients, from functions of the channel.
+struct Coefficients {
+  int64_t slots;
+  std::vector<float> values;
+  template <class... Kinds>
+  explicit Coefficients(const Map& map, Kinds... kinds) : slots(map.slots), values(sizeof...(kinds) * slots, 0.f) {
+    int64_t at = 0;
+    [[maybe_unused]] const auto fill = [&](auto kind) {
+      for (int64_t s = 0; s < slots; ++s)
+        if (map.used(s)) values[at + s] = float(kind(map.channel(s)));
+      at += slots;
+    };
+    (fill(kinds), ...);
+  }
+};
+
+// Calls body(image, offset, get, put, coefficients, sums) for each vector of the map; COUNT coefficients and SUMS sums
+// are vectors. In an incomplete vector all that is missing is 0, and so must be what the body adds. Returns the sums
+// of each channel, one kind after the other.
+template <int COUNT, int SUMS, class Body>
+std::vector<double> sweep(const Map& map, const Coefficients& coefficients, Body body) {
+  std::vector<double> partial(map.slices * SUMS * map.slots, 0.0);
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+  const auto run = [&](int64_t task) __attribute__((flatten)) {
+    const int64_t slice = task / map.parts, part = task % map.parts;
+    const int64_t from = map.units * part / map.parts, to = map.units * (part + 1) / map.parts;
+    float* lanes = SUMS ? scratch((to - from) * SUMS * LANES) : nullptr;
+    std::fill_n(lanes, (to - from) * SUMS * LANES, 0.f);
+    for (int64_t image = map.batch * slice / map.slices; image < map.batch * (slice + 1) / map.slices; ++image)
+      for (int64_t unit = from; unit < to; ++unit) {
+        const int64_t start = unit * map.length, size = std::min(map.length, map.row - start);
+        Vec c[COUNT + 1], sums[SUMS + 1] = {};
+        for (int k = 0; k < COUNT; ++k) {
+          const float* p = &coefficients.values[k * map.slots + map.first_slot(unit)];
+          c[k] = map.narrow ? load(p) : Vec{} + *p;
+        }
+        const int64_t at = image * map.row + start, whole = size / LANES * LANES;
+        const auto get = [](const float* p) { return load(p); };
+        const auto put = [](float* p, Vec v) { store(p, v); };
+        for (int64_t i = 0; i < whole; i += LANES) body(image, at + i, get, put, c, sums);
+        if (const int rest = int(size - whole)) {
+          for (int k = 0; k < COUNT; ++k) c[k] = first_lanes(c[k], rest);
+          body(
+              image, at + whole, [rest](const float* p) { return load_part(p, rest); },
+              [rest](float* p, Vec v) { store_part(p, v, rest); }, c, sums);
+        }
+        for (int k = 0; k < SUMS; ++k) {
+          float* sum = lanes + ((unit - from) * SUMS + k) * LANES;
+          store(sum, load(sum) + sums[k]);
+        }
+      }
+    for (int64_t unit = from; unit < to; ++unit)
+      for (int k = 0; k < SUMS; ++k) {
+        double* sum = &partial[(slice * SUMS + k) * map.slots + map.first_slot(unit)];
+        for (int l = 0; l < LANES; ++l) sum[map.narrow ? l : 0] += lanes[((unit - from) * SUMS + k) * LANES + l];
+      }
+  };
+#pragma omp parallel if (map.batch * map.row > SERIAL_FLOATS)
+  for (int64_t task; (task = next++) < map.slices * map.parts;)
+    if (guarded([&] { run(task); })) failed = true;
+  if (failed) throw std::bad_alloc();
+  std::vector<double> totals(SUMS * map.channels, 0.0);
+  for (int k = 0; k < SUMS; ++k)
+    for (int64_t slice = 0; slice < map.slices; ++slice)
+      for (int64_t s = 0; s < map.slots; ++s)
+        if (map.used(s)) totals[k * map.channels + map.channel(s)] += partial[(slice * SUMS + k) * map.slots + s];
+  return totals;
+}
+
+// Calls body(before, after) with the activations of these numbers; one of the two is none.
+template <class Body>
+void with_activations(int64_t before, int64_t after, Body body) {
+  const auto choose = [](int64_t number, auto call) {
+    switch (number) {
+      case 1: return call(Gelu());
+      case 2: return call(ClippedRelu<0>());
+      case 3: return call(ClippedRelu<6>());
+      case 4: return call(Hardswish());
+      default: return call(Identity());
+    }
+  };
+  if (before)
+    choose(before, [&](auto activation) { body(activation, Identity()); });
+  else
+    choose(after, [&](auto activation) { body(Identity(), activation); });
+}
+
+// weight / deviation of a channel; a null weight counts as 1.
+struct Scale {
+  const float *variance, *weight;
+  double epsilon;
+  double deviation(int64_t c) const { return std::sqrt(variance[c] + epsilon); }
+  double operator()(int64_t c) const { return (weight ? weight[c] : 1.0) / deviation(c); }
+};
+
+}  // namespace
+
+// Mean and (biased) variance of before(x), [channels] each; running ones, unless null, move to them:
+// running = momentum running + (1 - momentum) new.
+extern "C" int batch_norm_moments(int64_t before, int64_t batch, int64_t channels, int64_t plane, float momentum,
+                                  const float* x, float* mean, float* variance, float* running_mean,
+                                  float* running_variance) {
+  return guarded([=] {
+    with_activations(before, 0, [=](auto activation, auto) {
+      // Distances are those from the mean of the first image: as it is one of the batch, its distance from the others
+      // is part of the variance, and no more digits cancel out than `batch` has.
+      const Map first(1, channels, plane), map(batch, channels, plane);
+      const auto sum = sweep<0, 1>(first, Coefficients(first), [=](int64_t, int64_t at, auto get, auto, Vec*, Vec* sums) {
+        sums[0] += activation.value(get(x + at));
+      });
+      const Coefficients centre(map, [&](int64_t c) { return sum[c] / plane; });
+      const auto sums = sweep<1, 2>(map, centre, [=](int64_t, int64_t at, auto get, auto, Vec* c, Vec* sums) {
+        const Vec distance = activation.value(get(x + at)) - c[0];
+        sums[0] += distance;
+        sums[1] += distance * distance;
+      });
+      const double count = double(batch) * plane;
+      for (int64_t c = 0; c < channels; ++c) {
+        const double moved = sums[c] / count;
+        mean[c] = float(float(sum[c] / plane) + moved);
+        variance[c] = float(std::max(sums[channels + c] / count - moved * moved, 0.0));
+        if (running_mean) {
+          running_mean[c] = momentum * running_mean[c] + (1 - momentum) * mean[c];
+          running_variance[c] = momentum * running_variance[c] + (1 - momentum) * variance[c];
+        }
+      }
+    });
+  });
+}
+
+// y = share[image] after((before(x) - mean) weight / deviation + bias) + residual; weight, bias, residual and share may
+// be null.
+extern "C" int batch_norm_forward(int64_t before, int64_t after, int64_t batch, int64_t channels, int64_t plane,
+                                  float epsilon, const float* x, const float* mean, const float* variance,
+                                  const float* weight, const float* bias, const float* residual, const float* share,
+                                  float* y) {
+  return guarded([=] {
+    const Map map(batch, channels, plane);
+    const Coefficients coefficients(map, [=](int64_t c) { return mean[c]; }, Scale{variance, weight, epsilon},
+                                    [=](int64_t c) { return bias ? bias[c] : 0.f; });
+    with_activations(before, after, [&](auto first, auto second) {
+      sweep<3, 0>(map, coefficients, [=](int64_t image, int64_t at, auto get, auto put, Vec* c, Vec*) {
+        Vec v = second.value((first.value(get(x + at)) - c[0]) * c[1] + c[2]);
+        if (share) v *= share[image];
+        put(y + at, residual ? v + get(residual + at) : v);
+      });
+    });
+  });
+}
+
+// Gradients of the above; where `own`, mean and variance are those of this batch and have gradients too. The gradient
+// of the residual is that of y, copied. Those of weight, bias and residual may be null.
+extern "C" int batch_norm_backward(int64_t before, int64_t after, int64_t own, int64_t batch, int64_t channels,
+                                   int64_t plane, float epsilon, const float* x, const float* mean,
+                                   const float* variance, const float* weight, const float* bias, const float* share,
+                                   const float* grad, float* grad_x, float* grad_weight, float* grad_bias,
+                                   float* grad_residual) {
+  return guarded([=] {
+    const Map map(batch, channels, plane);
+    const Scale scale{variance, weight, epsilon};
+    const auto centre = [=](int64_t c) { return mean[c]; };
+    const auto shift = [=](int64_t c) { return bias ? bias[c] : 0.f; };
+    with_activations(before, after, [&](auto first, auto second) {
+      // The gradient of what the norm gives, from that of y.
+      const auto inner = [=](int64_t image, Vec g, Vec distance, Vec* c) {
+        if (share) g *= share[image];
+        return g * second.slope(distance * c[1] + c[2]);
+      };
+      std::vector<double> sums(2 * channels, 0.0);
+      if (own || grad_weight || grad_bias)
+        sums = sweep<3, 2>(map, Coefficients(map, centre, scale, shift),
+                           [=](int64_t image, int64_t at, auto get, auto, Vec* c, Vec* sums) {
+                             const Vec distance = first.value(get(x + at)) - c[0];
+                             const Vec g = inner(image, get(grad + at), distance, c);
+                             sums[0] += g;
+                             sums[1] += g * distance;
+                           });
+      for (int64_t c = 0; c < channels; ++c) {
+        if (grad_weight) grad_weight[c] = float(sums[channels + c] / scale.deviation(c));
+        if (grad_bias) grad_bias[c] = float(sums[c]);
+      }
+      const double share_of_one = own ? 1.0 / (double(batch) * plane) : 0.0;
+      const auto flat = [&](int64_t c) { return share_of_one * sums[c]; };
+      const auto along = [&](int64_t c) { return share_of_one * sums[channels + c] / (variance[c] + double(epsilon)); };
+      sweep<5, 0>(map, Coefficients(map, centre, scale, shift, flat, along),
+                  [=](int64_t image, int64_t at, auto get, auto put, Vec* c, Vec*) {
+                    Vec value, slope;
+                    first.both(get(x + at), value, slope);
+                    const Vec distance = value - c[0], g = get(grad + at);
+                    put(grad_x + at, (inner(image, g, distance, c) - c[3] - distance * c[4]) * c[1] * slope);
+                    if (grad_residual) put(grad_residual + at, g);
+                  });
+    });
+  });
+}
