@@ -142,7 +142,7 @@ def serve(mode: str) -> None:
     if mode == "suite":
         from engine import runtime
 
-        settings = runtime.prepare()  # may begin this process anew, with the inputs and outputs that it has
+        settings = runtime.prepare()
     else:
         with redirect_stderr(io.StringIO()):  # Paddle warns of every OMP_NUM_THREADS but 1
             import paddle  # noqa: F401

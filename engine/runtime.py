@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import huge_pages
+from engine import allocation
 from errors import UserError
 
 if TYPE_CHECKING:
@@ -30,10 +30,9 @@ def prepare(threads: int = 0) -> list[str]:
     """Load Paddle with threads (0: its share of the cores) and the AMD setting in its environment.
 
     What stands in the environment stays, but for OMP_NUM_THREADS where ``threads`` is given. Returns what was set, as
-    ``NAME=VALUE``, for the log. Without effect on a process that has loaded Paddle already. A command of the suite
-    may begin anew here, for the sake of its memory (see ``engine/huge_pages.py``).
+    ``NAME=VALUE``, for the log. Without effect on a process that has loaded Paddle already, but for the memory that it
+    keeps from now on (see ``engine/allocation.py``).
     """
-    huge_pages.restart_with()
     wanted = {"OMP_NUM_THREADS": str(threads or max(available_cores() // processes_here(), 1))}
     if "AuthenticAMD" in _cpu_description():
         # The MKLML in Paddle's wheel takes a slow path on AMD processors otherwise (PaddlePaddle/Paddle#75760).
@@ -42,12 +41,13 @@ def prepare(threads: int = 0) -> list[str]:
         os.environ.pop("OMP_NUM_THREADS", None)
     changed = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(changed)
+    kept = allocation.keep_freed_memory()
     os.environ.setdefault("GLOG_minloglevel", "2")
     warnings.filterwarnings("ignore", message="No ccache found")
     warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
     with redirect_stderr(io.StringIO()):  # Paddle warns of every OMP_NUM_THREADS but 1
         import paddle  # noqa: F401
-    return [f"{name}={value}" for name, value in (changed | huge_pages.taken()).items()]
+    return [f"{name}={value}" for name, value in (changed | kept).items()]
 
 
 def available_cores() -> int:
