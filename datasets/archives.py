@@ -12,9 +12,17 @@ from typing import BinaryIO
 
 from errors import UserError
 
+try:
+    from lzma import LZMAError
+except ImportError:  # a Python without it reads no such members, and says so
+    LZMAError = zipfile.BadZipFile
+
 MEMBERS = 100_000  # entries of a zip file that are looked through
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, ArithmeticError,
-           LookupError, RecursionError, RuntimeError)  # the last: an encrypted zip, or a way of packing not known
+           LookupError, RecursionError, LZMAError, MemoryError,
+           RuntimeError)  # the last: an encrypted zip, or a way of packing not known
+_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA)  # bzip2 unfolds 80 MB from the least it reads
+_STEP = 1 << 12  # bytes at a time from a zip's member: lzma unfolds all that as many packed ones hold, 28 MB
 
 Wanted = Callable[[list[str]], str]
 
@@ -80,6 +88,8 @@ def _read_zip(file: BinaryIO, wanted: Wanted, limit: int, member_limit: int) -> 
         for member in archive.infolist():
             name = "" if member.is_dir() else wanted(_parts(member.filename))
             _check(name, contents, member.file_size, member_limit)
+            if name and member.compress_type not in _PACKED:
+                raise ValueError(f"{name} is packed as no zip file of ours (method {member.compress_type})")
             if name:
                 with archive.open(member) as packed:
                     contents[name] = _Bounded(packed, member_limit).read_all()
@@ -117,4 +127,4 @@ class _Bounded:
         return data
 
     def read_all(self) -> bytes:
-        return b"".join(iter(lambda: self.read(1 << 20), b""))
+        return b"".join(iter(lambda: self.read(_STEP), b""))

@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from datasets.archives import read_archive, read_file
+from datasets.arrays import read_arrays
 from datasets.dataset import ImageDataset
 from datasets.download import download
 from datasets.pickles import read_pickle
 from datasets.places import places
 from errors import UserError
 
+SIDE = 32
 ARCHIVE_LIMIT = 512 << 20  # bytes when unpacked; an official archive has 186 million
 
 _FINE = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
@@ -92,9 +94,16 @@ def read_cifar(name: str, split: str, root: str = "", may_download: bool = True)
     """Return the split ``train`` (50,000 images in official order) or ``test`` (10,000), 32×32, of a release.
 
     ``name`` is one of RELEASES, ``root`` what ``find_cifar`` takes. UserError where there are no data, or not the
-    right ones.
+    right ones. An ``.npz`` as ``root`` gives the images that it holds (see ``arrays``): a part of the set, or pixels
+    that went another way.
     """
     release = RELEASES[name]
+    if root.endswith(".npz"):
+        path = Path(root).expanduser()
+        if not path.is_file():
+            raise UserError(f"DATA.ROOT names {root}, but there is no such file")
+        images, labels = read_arrays(path, split, release.labels, len(release.classes), SIDE)
+        return ImageDataset(images, labels, release.classes, name, split)
     source = find_cifar(name, root)
     if source is None:
         folder = Path(root or "data").expanduser()
