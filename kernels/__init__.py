@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 from errors import UserError, nearest
 from kernels.channels_first import batch_norm, dynamic_relu
 from kernels.channels_last import filter_spectrum, group_norm, pool_difference, residual, star_relu
+from kernels.tokens import attend_map, attend_tokens
 
 if TYPE_CHECKING:
     import paddle
 
 __all__ = [
-    "MODES", "attention", "batch_norm", "bfloat16_products", "configure", "conv2d", "depthwise_conv2d",
-    "dynamic_relu", "filter_spectrum", "gelu", "group_norm", "layer_norm", "linear", "mode", "pool_difference",
-    "residual", "self_attention", "star_relu", "status", "using",
+    "MODES", "attend_map", "attend_tokens", "attention", "batch_norm", "bfloat16_products", "configure", "conv2d",
+    "depthwise_conv2d", "dynamic_relu", "filter_spectrum", "gelu", "group_norm", "layer_norm", "linear", "mode",
+    "pool_difference", "residual", "self_attention", "star_relu", "status", "using",
 ]
 MODES = ("auto", "stock")
 

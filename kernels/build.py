@@ -30,15 +30,15 @@ from kernels import products
 SOURCES = tuple(
     Path(__file__).with_name(name)
     for name in (
-        *("attention.cc", "augment.cc", "batch_norm.cc", "bfloat16.cc", "dense.cc", "depthwise.cc"),
-        *("filter.cc", "maps.cc", "optimizer.cc", "planes.cc", "rows.cc"),
+        *("attention.cc", "augment.cc", "batch_norm.cc", "bfloat16.cc", "bridges.cc", "dense.cc"),
+        *("depthwise.cc", "filter.cc", "maps.cc", "optimizer.cc", "planes.cc", "rows.cc"),
     )
 )
 HEADERS = tuple(
     Path(__file__).with_name(name)
     for name in (
         *("activations.h", "convolution.h", "fourier.h", "lanes.h", "numpy_random.h", "randaugment.h"),
-        *("slices.h", "spectra.h", "vectors.h"),
+        *("slices.h", "softmax.h", "spectra.h", "vectors.h"),
     )
 )
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp")
@@ -78,6 +78,10 @@ OPERATORS = {
     "bias_backward": "iipp",
     "norm_forward": "iifpppp",
     "norm_backward": "iifpppppp",
+    "attend_map_forward": "iiiiifpppp",
+    "attend_map_backward": "iiiiifpppppp",
+    "attend_tokens_forward": "iiiiifppppp",
+    "attend_tokens_backward": "iiiiifpppppppp",
     "adam_step": "ipppffff",
     "momentum_step": "ipppff",
     "average_step": "ippp",

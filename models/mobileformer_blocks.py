@@ -15,7 +15,17 @@ from paddle import nn
 
 import kernels
 from errors import UserError
-from models.layers import GELU, Conv2D, DepthwiseConv2D, DropPath, LayerNorm, Linear
+from models.layers import (
+    GELU,
+    BatchNorm2D,
+    Conv2D,
+    DepthwiseConv2D,
+    DropPath,
+    LayerNorm,
+    Linear,
+    Sequential,
+    run_in_sequence,
+)
 
 
 class BlockRow(NamedTuple):
@@ -38,40 +48,11 @@ def greater(a: paddle.Tensor, b: paddle.Tensor) -> paddle.Tensor:
     return b + F.relu(a - b)
 
 
-def split_heads(x: paddle.Tensor, num_heads: int) -> paddle.Tensor:
-    """``[B, T, C]`` to ``[B, heads, T, C / heads]``."""
-    return x.reshape([0, 0, num_heads, -1]).transpose([0, 2, 1, 3])
-
-
-def attend_map(query: paddle.Tensor, x: paddle.Tensor, attn_drop: nn.Layer | None = None) -> paddle.Tensor:
-    """Mobile→Former attention (equation 1): tokens ask, the raw map is key and value.
-
-    ``query`` is ``[B, heads, T, C / heads]``, ``x`` is ``[B, C, H, W]``; returns ``[B, T, C]``.
-    """
-    num_heads, _, head_dim = query.shape[1:]
-    keys = x.reshape([0, num_heads, head_dim, -1])  # [B, heads, d, HW]
-    attn = F.softmax(paddle.matmul(query * head_dim**-0.5, keys), axis=-1)
-    attn = attn if attn_drop is None else attn_drop(attn)
-    return paddle.matmul(attn, keys, transpose_y=True).transpose([0, 2, 1, 3]).flatten(2)
-
-
-def attend_tokens(x: paddle.Tensor, key: paddle.Tensor, value: paddle.Tensor,
-                  attn_drop: nn.Layer | None = None) -> paddle.Tensor:
-    """Former→Mobile attention (equation 2): the raw map asks, tokens are key and value.
-
-    ``x`` is ``[B, C, H, W]``, ``key`` and ``value`` are ``[B, heads, T, C / heads]``; returns ``[B, C, H, W]``.
-    """
-    num_heads, _, head_dim = key.shape[1:]
-    query = x.reshape([0, num_heads, head_dim, -1])  # [B, heads, d, HW]
-    attn = F.softmax(paddle.matmul(query, key * head_dim**-0.5, transpose_x=True, transpose_y=True), axis=-1)
-    attn = attn if attn_drop is None else attn_drop(attn)
-    return paddle.matmul(value, attn, transpose_x=True, transpose_y=True).reshape(x.shape)
-
-
 class MobileToFormer(nn.Layer):
     """The bridge from the map to the tokens: ``[B, C, H, W]`` and ``[B, T, D]`` to ``[B, T, D]``.
 
-    What is gathered is multiplied by 2 · hard-sigmoid of a projection of the tokens.
+    Tokens ask, the raw map is key and value. What is gathered is multiplied by 2 · hard-sigmoid of a projection of
+    the tokens.
     """
 
     def __init__(self, channels: int, token_dim: int, num_heads: int, drop_path: float) -> None:
@@ -84,7 +65,7 @@ class MobileToFormer(nn.Layer):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: paddle.Tensor, tokens: paddle.Tensor) -> paddle.Tensor:
-        gathered = attend_map(split_heads(self.q(tokens), self.num_heads), x)
+        gathered = kernels.attend_map(self.q(tokens), x, self.num_heads)  # equation 1
         gathered = gathered * (2.0 * hard_sigmoid(self.alpha(tokens)))
         return self.layer_norm(tokens + self.drop_path(self.proj(gathered)))
 
@@ -107,15 +88,17 @@ class Former(nn.Layer):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
-        query, keys = split_heads(self.q(tokens), self.num_heads), split_heads(tokens, self.num_heads)
-        attn = F.softmax(paddle.matmul(query * query.shape[3] ** -0.5, keys, transpose_y=True), axis=-1)
-        mixed = paddle.matmul(attn, keys).transpose([0, 2, 1, 3]).flatten(2)
+        query, keys = (x.reshape([0, 0, self.num_heads, -1]) for x in (self.q(tokens), tokens))
+        mixed = kernels.attention(query, keys, keys).flatten(2)
         tokens = self.layer_norm(tokens + self.drop_path(self.channel_mlp(mixed)))
         return self.ffn_norm(tokens + self.ffn(tokens))
 
 
 class FormerToMobile(nn.Layer):
-    """The bridge from the tokens to the map: ``[B, C, H, W]`` and ``[B, T, D]`` to ``[B, C, H, W]``."""
+    """The bridge from the tokens to the map: ``[B, C, H, W]`` and ``[B, T, D]`` to ``[B, C, H, W]``.
+
+    The raw map asks, tokens are keys and values.
+    """
 
     def __init__(self, channels: int, token_dim: int, num_heads: int, drop_path: float) -> None:
         super().__init__()
@@ -125,8 +108,8 @@ class FormerToMobile(nn.Layer):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: paddle.Tensor, tokens: paddle.Tensor) -> paddle.Tensor:
-        key, value = (split_heads(project(tokens), self.num_heads) for project in (self.k, self.proj))
-        return x + self.drop_path(attend_tokens(x, key, value))
+        spread = kernels.attend_tokens(x, self.k(tokens), self.proj(tokens), self.num_heads)  # equation 2
+        return x + self.drop_path(spread)
 
 
 class DynamicReLU(nn.Layer):
@@ -176,17 +159,17 @@ class InvertedBottleneckBlock(Block):
         super().__init__(row, **tokens)
         exp_size, token_dim, side = row.exp_size, tokens["token_dim"], row.kernel_size
         self.skip = row.in_channels == row.channels
-        self.conv1 = nn.Sequential(*pointwise(row.in_channels, exp_size, groups), *shuffle(groups, groups))
+        self.conv1 = Sequential(*pointwise(row.in_channels, exp_size, groups), *shuffle(groups, groups))
         self.hyper1 = DynamicReLU(exp_size, token_dim, dyrelu_reduction)
-        self.conv2 = nn.Sequential(DepthwiseConv2D(exp_size, side, padding=side // 2, bias_attr=False),
-                                   nn.BatchNorm2D(exp_size))
+        self.conv2 = Sequential(DepthwiseConv2D(exp_size, side, padding=side // 2, bias_attr=False),
+                                BatchNorm2D(exp_size))
         self.hyper2 = DynamicReLU(exp_size, token_dim, dyrelu_reduction)
-        self.conv3 = nn.Sequential(*pointwise(exp_size, row.channels, groups), *shuffle(groups, groups))
+        self.conv3 = Sequential(*pointwise(exp_size, row.channels, groups), *shuffle(groups, groups))
 
     def mobile(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
         out = self.hyper1(self.conv1(x), token)
-        out = self.conv3(self.hyper2(self.conv2(out), token))
-        return self.drop_path(out) + x if self.skip else out
+        out = self.hyper2(self.conv2(out), token)
+        return self.conv3(out, residual=x, share=self.drop_path.share(x)) if self.skip else self.conv3(out)
 
 
 class DownsampleBlock(Block):
@@ -198,17 +181,17 @@ class DownsampleBlock(Block):
     def __init__(self, row: BlockRow, groups: int, dyrelu_reduction: int, expand_ratio: int, **tokens: Any) -> None:
         super().__init__(row, **tokens)
         channels, token_dim, side = row.channels, tokens["token_dim"], row.kernel_size
-        self.conv1 = nn.Sequential(*widening(row.in_channels, row.exp_size, side, row.stride),
-                                   *shuffle(row.in_channels, groups))
+        self.conv1 = Sequential(*widening(row.in_channels, row.exp_size, side, row.stride),
+                                *shuffle(row.in_channels, groups))
         self.hyper1 = DynamicReLU(row.exp_size, token_dim, dyrelu_reduction)
-        self.conv2 = nn.Sequential(*pointwise(row.exp_size, channels, groups))
-        self.conv3 = nn.Sequential(*widening(channels, expand_ratio * channels, side, 1), *shuffle(channels, groups))
+        self.conv2 = Sequential(*pointwise(row.exp_size, channels, groups))
+        self.conv3 = Sequential(*widening(channels, expand_ratio * channels, side, 1), *shuffle(channels, groups))
         self.hyper3 = DynamicReLU(expand_ratio * channels, token_dim, dyrelu_reduction)
-        self.conv4 = nn.Sequential(*pointwise(expand_ratio * channels, channels, groups))
+        self.conv4 = Sequential(*pointwise(expand_ratio * channels, channels, groups))
 
     def mobile(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
         x = self.conv2(self.hyper1(self.conv1(x), token))
-        return self.drop_path(self.conv4(self.hyper3(self.conv3(x), token))) + x
+        return self.conv4(self.hyper3(self.conv3(x), token), residual=x, share=self.drop_path.share(x))
 
 
 class LiteBottleneck(nn.Layer):
@@ -221,11 +204,11 @@ class LiteBottleneck(nn.Layer):
         super().__init__()
         self.skip = row.stride == 1 and row.in_channels == row.channels
         shuffled = shuffle(row.in_channels, groups) or [nn.Identity()]  # the reference numbers the empty place too
-        self.conv = nn.Sequential(*widening(row.in_channels, row.exp_size, row.kernel_size, row.stride), nn.ReLU6(),
-                                  *shuffled, *pointwise(row.exp_size, row.channels, groups))
+        self.conv = Sequential(*widening(row.in_channels, row.exp_size, row.kernel_size, row.stride), nn.ReLU6(),
+                               *shuffled, *pointwise(row.exp_size, row.channels, groups))
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.conv(x) + x if self.skip else self.conv(x)
+        return self.conv(x, residual=x if self.skip else None)
 
 
 class Head(nn.Layer):
@@ -237,7 +220,8 @@ class Head(nn.Layer):
     def __init__(self, channels: int, token_dim: int, hidden: int, num_features: int, groups: int) -> None:
         super().__init__()
         shuffled = shuffle(groups, groups) or [nn.Identity()]
-        self.conv = nn.Sequential(*shuffled, *pointwise(channels, hidden, groups))
+        self.conv = Sequential(*shuffled, *pointwise(channels, hidden, groups))
+        self.act = nn.ReLU6()
         self.fc = nn.Sequential(Linear(hidden + token_dim, num_features), nn.BatchNorm1D(num_features),
                                 nn.Hardswish())
 
@@ -245,19 +229,19 @@ class Head(nn.Layer):
         if self.fc[1].training and x.shape[0] == 1:
             raise UserError("Mobile-Former was given a training batch of 1 image, expected 2 or more: the batch norm "
                             "of its head sees one value for each image")
-        pooled = F.hardswish(F.relu6(self.conv(x)).flatten(2).mean(2))
+        pooled = F.hardswish(run_in_sequence([*self.conv, self.act], x).flatten(2).mean(2))
         return self.fc(paddle.concat([pooled, token], axis=1))
 
 
 def pointwise(in_channels: int, channels: int, groups: int) -> list[nn.Layer]:
     """Return a 1×1 convolution and its batch norm."""
-    return [Conv2D(in_channels, channels, 1, groups=groups, bias_attr=False), nn.BatchNorm2D(channels)]
+    return [Conv2D(in_channels, channels, 1, groups=groups, bias_attr=False), BatchNorm2D(channels)]
 
 
 def widening(in_channels: int, channels: int, kernel_size: int, stride: int) -> list[nn.Layer]:
     """Return a depthwise convolution that makes ``channels`` of ``in_channels``, and its batch norm."""
     return [DepthwiseConv2D(in_channels, kernel_size, stride, padding=kernel_size // 2, bias_attr=False,
-                            multiplier=channels // in_channels), nn.BatchNorm2D(channels)]
+                            multiplier=channels // in_channels), BatchNorm2D(channels)]
 
 
 def shuffle(parts: int, groups: int) -> list[nn.Layer]:

@@ -14,8 +14,20 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from models.layers import Conv2D, DepthwiseConv2D, DropPath, LayerNorm, Linear, Mlp, activation
-from models.mobileformer_blocks import BlockRow, attend_map, attend_tokens, greater, split_heads
+import kernels
+from models.layers import (
+    BatchNorm2D,
+    Conv2D,
+    DepthwiseConv2D,
+    DropPath,
+    LayerNorm,
+    Linear,
+    Mlp,
+    Sequential,
+    activation,
+    run_in_sequence,
+)
+from models.mobileformer_blocks import BlockRow, greater
 
 
 class TokenSettings(NamedTuple):
@@ -41,7 +53,7 @@ class DynamicSettings(NamedTuple):
 
 
 class HeadProjections(nn.LayerList):
-    """Small linear layers, one for each head, on that head's slice: ``[B, T, D]`` to ``[B, heads, T, channels/heads]``.
+    """Small linear layers, one for each head, on that head's slice: ``[B, T, D]`` to ``[B, T, channels]``.
 
     Named ``0``, ``1``, ... as in the source.
     """
@@ -52,7 +64,7 @@ class HeadProjections(nn.LayerList):
                                     bias_attr=None if settings.qkv_bias else False) for _ in range(heads)])
 
     def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
-        return paddle.stack([self[i](part) for i, part in enumerate(tokens.chunk(len(self), axis=2))], axis=1)
+        return paddle.concat([self[i](part) for i, part in enumerate(tokens.chunk(len(self), axis=2))], axis=2)
 
 
 class MobileToFormer(nn.Layer):
@@ -68,7 +80,8 @@ class MobileToFormer(nn.Layer):
         self.droppath = DropPath(settings.drop_path)
 
     def forward(self, x: paddle.Tensor, tokens: paddle.Tensor) -> paddle.Tensor:
-        gathered = attend_map(self.heads_q_proj(self.input_norm(tokens)), x, self.attn_dropout)
+        query, dropout = self.heads_q_proj(self.input_norm(tokens)), rate(self.attn_dropout)
+        gathered = kernels.attend_map(query, x, len(self.heads_q_proj), dropout)
         return tokens + self.droppath(self.dropout(self.output(gathered)))
 
 
@@ -86,7 +99,8 @@ class FormerToMobile(nn.Layer):
 
     def forward(self, x: paddle.Tensor, tokens: paddle.Tensor) -> paddle.Tensor:
         tokens = self.input_token_norm(tokens)
-        spread = attend_tokens(x, self.heads_k_proj(tokens), self.heads_v_proj(tokens), self.attn_dropout)
+        key, value = self.heads_k_proj(tokens), self.heads_v_proj(tokens)
+        spread = kernels.attend_tokens(x, key, value, len(self.heads_k_proj), rate(self.attn_dropout))
         return x + self.droppath(self.dropout(spread))
 
 
@@ -103,9 +117,8 @@ class Attention(nn.Layer):
         self.attn_dropout = nn.Dropout(settings.attn_drop_rate)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        q, k, v = (split_heads(part, self.num_heads) for part in self.qkv_proj(x).chunk(3, axis=2))
-        attn = F.softmax(paddle.matmul(q * q.shape[3] ** -0.5, k, transpose_y=True), axis=-1)
-        x = paddle.matmul(self.attn_dropout(attn), v).transpose([0, 2, 1, 3]).flatten(2)
+        qkv = self.qkv_proj(x).reshape([0, 0, 3, self.num_heads, -1])
+        x = kernels.self_attention(qkv, dropout=rate(self.attn_dropout)).flatten(2)
         return self.dropout(self.output(x))
 
 
@@ -157,11 +170,11 @@ class Bottleneck(nn.Layer):
     def __init__(self, row: BlockRow, groups: int, token_dim: int, dynamic: DynamicSettings | None) -> None:
         super().__init__()
         self.in_pw = inner_conv(Conv2D(row.in_channels, row.exp_size, 1, groups=groups))
-        self.in_pw_bn = nn.BatchNorm2D(row.exp_size)
+        self.in_pw_bn = BatchNorm2D(row.exp_size)
         self.dw = inner_conv(DepthwiseConv2D(row.exp_size, row.kernel_size, padding=row.kernel_size // 2))
-        self.dw_bn = nn.BatchNorm2D(row.exp_size)
+        self.dw_bn = BatchNorm2D(row.exp_size)
         self.out_pw = inner_conv(Conv2D(row.exp_size, row.channels, 1, groups=groups))
-        self.out_pw_bn = nn.BatchNorm2D(row.channels)
+        self.out_pw_bn = BatchNorm2D(row.channels)
         self.act = DynamicReLU(row.exp_size, token_dim, dynamic) if dynamic else None
 
     def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
@@ -180,7 +193,7 @@ class Mobile(nn.Layer):
         self.downsample_dw = nn.Identity()
         if row.stride == 2:
             strided = DepthwiseConv2D(row.in_channels, row.kernel_size, row.stride, padding=row.kernel_size // 2)
-            self.downsample_dw = nn.Sequential(inner_conv(strided), nn.BatchNorm2D(row.in_channels), nn.ReLU())
+            self.downsample_dw = Sequential(inner_conv(strided), BatchNorm2D(row.in_channels), nn.ReLU())
 
     def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
         return self.bneck(self.downsample_dw(x), token)
@@ -211,19 +224,23 @@ class LiteBottleneck(nn.Layer):
         super().__init__()
         hidden, stride, side, pad = row.exp_size, row.stride, row.kernel_size, row.kernel_size // 2
         self.in_pw = inner_conv(Conv2D(row.in_channels, hidden, 1, groups=groups))
-        self.in_pw_bn = nn.BatchNorm2D(hidden)
+        self.in_pw_bn = BatchNorm2D(hidden)
         self.dw = inner_conv(nn.Sequential(
-            DepthwiseConv2D(hidden, [side, 1], stride=[stride, 1], padding=[pad, 0]), nn.BatchNorm2D(hidden),
+            DepthwiseConv2D(hidden, [side, 1], stride=[stride, 1], padding=[pad, 0]), BatchNorm2D(hidden),
             DepthwiseConv2D(hidden, [1, side], stride=[1, stride], padding=[0, pad])))
-        self.dw_bn = nn.BatchNorm2D(hidden)
+        self.dw_bn = BatchNorm2D(hidden)
         self.out_pw = inner_conv(Conv2D(hidden, row.channels, 1, groups=groups))
-        self.out_pw_bn = nn.BatchNorm2D(row.channels)
+        self.out_pw_bn = BatchNorm2D(row.channels)
         self.act = nn.Identity() if act is None else activation(act)()
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        x = self.act(self.in_pw_bn(self.in_pw(x)))
-        x = self.act(self.dw_bn(self.dw(x)))
-        return self.out_pw_bn(self.out_pw(x))
+        return run_in_sequence([self.in_pw, self.in_pw_bn, self.act, self.dw, self.dw_bn, self.act, self.out_pw,
+                                self.out_pw_bn], x)
+
+
+def rate(dropout: nn.Dropout) -> float:
+    """Return the rate of a dropout as things are: 0 outside training."""
+    return dropout.p if dropout.training else 0.0
 
 
 def inner_conv(conv: nn.Layer) -> nn.Sequential:

@@ -9,7 +9,7 @@ import paddle
 import pytest
 
 import kernels
-from kernels import build, convolution, dispatch, maps, planes, rows, softmax_attention, spectral
+from kernels import bridges, build, convolution, dispatch, maps, planes, rows, softmax_attention, spectral
 
 COMPILER = any(map(shutil.which, build.COMPILERS))
 compiled = pytest.mark.skipif(not COMPILER, reason="no C++ compiler on this machine")
@@ -32,7 +32,7 @@ def ours(monkeypatch):
         calls.append(name)
         dispatch.run(name, *arguments)
 
-    for module in (convolution, planes, maps, rows, softmax_attention, spectral):
+    for module in (bridges, convolution, planes, maps, rows, softmax_attention, spectral):
         monkeypatch.setattr(module, "run", counting)
     return lambda: sum(name.endswith("_forward") for name in calls)
 
