@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -35,6 +37,21 @@ def ours(monkeypatch):
     for module in (bridges, convolution, planes, maps, rows, softmax_attention, spectral):
         monkeypatch.setattr(module, "run", counting)
     return lambda: sum(name.endswith("_forward") for name in calls)
+
+
+def assert_threads_change_no_bit(function):
+    """Compare the arrays that a function returns on one, two and three threads."""
+    openmp = ctypes.CDLL(str(Path(paddle.__file__).parent / "libs" / "libiomp5.so"))
+    before, results = openmp.omp_get_max_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            openmp.omp_set_num_threads(threads)
+            results.append(function())
+    finally:
+        openmp.omp_set_num_threads(before)
+    for other in results[1:]:
+        for got, want in zip(other, results[0], strict=True):
+            np.testing.assert_array_equal(got, want)
 
 
 def with_gradients(function, values, grad=None, dtype="float32"):
