@@ -107,22 +107,28 @@ std::vector<double> sweep(const Map& map, const Coefficients& coefficients, Body
   return totals;
 }
 
-// Calls body(before, after) with the activations of these numbers; one of the two is none.
+// Calls body(activation) with that of this number, one of those that stand before norms.
+template <class Body>
+void with_activation(int64_t number, Body body) {
+  if (number == 1)
+    body(Gelu());
+  else if (number == 2)
+    body(ClippedRelu<0>());
+  else
+    body(Identity());
+}
+
+// Calls body(before, after) with the activations of these numbers, one of which is 0, none.
 template <class Body>
 void with_activations(int64_t before, int64_t after, Body body) {
-  const auto choose = [](int64_t number, auto call) {
-    switch (number) {
-      case 1: return call(Gelu());
-      case 2: return call(ClippedRelu<0>());
-      case 3: return call(ClippedRelu<6>());
-      case 4: return call(Hardswish());
-      default: return call(Identity());
-    }
-  };
-  if (before)
-    choose(before, [&](auto activation) { body(activation, Identity()); });
+  if (after == 3)
+    body(Identity(), ClippedRelu<6>());
+  else if (after == 4)
+    body(Identity(), Hardswish());
+  else if (after)
+    with_activation(after, [&](auto activation) { body(Identity(), activation); });
   else
-    choose(after, [&](auto activation) { body(Identity(), activation); });
+    with_activation(before, [&](auto activation) { body(activation, Identity()); });
 }
 
 // weight / deviation of a channel; a null weight counts as 1.
@@ -141,7 +147,7 @@ extern "C" int batch_norm_moments(int64_t before, int64_t batch, int64_t channel
                                   const float* x, float* mean, float* variance, float* running_mean,
                                   float* running_variance) {
   return guarded([=] {
-    with_activations(before, 0, [=](auto activation, auto) {
+    with_activation(before, [=](auto activation) {
       // Distances are those from the mean of the first image: as it is one of the batch, its distance from the others
       // is part of the variance, and no more digits cancel out than `batch` has.
       const Map first(1, channels, plane), map(batch, channels, plane);

@@ -35,8 +35,8 @@ def batch_norm(
         training: whether mean and variance are those of the batch.
         momentum: how much of the running ones stays.
         epsilon: is added to the variance.
-        before: "gelu", "relu", "relu6", "hardswish" or None.
-        after: the same; compiled is one of the two.
+        before: "gelu", "relu", "relu6", "hardswish" or None; the first two are compiled, without one after.
+        after: the same; all are compiled, without one before.
         residual: like ``x``, or None.
         share: factors of images, ``[B, 1, ...]``, or None; it has no gradient.
     """

@@ -11,8 +11,10 @@ from paddle.autograd.py_layer import once_differentiable
 
 from kernels.dispatch import empty, run, usable
 
-NUMBERS = {None: 0, "gelu": 1, "relu": 2, "relu6": 3, "hardswish": 4}
-"""The activations by their numbers in ``batch_norm.cc``."""
+AFTER = {None: 0, "gelu": 1, "relu": 2, "relu6": 3, "hardswish": 4}
+"""The activations that may come after a compiled batch norm, by their numbers in ``batch_norm.cc``."""
+BEFORE = {name: AFTER[name] for name in (None, "gelu", "relu")}
+"""Those that may come before it; not both."""
 
 
 class BatchNorm(PyLayer):
@@ -25,7 +27,7 @@ class BatchNorm(PyLayer):
     @staticmethod
     def forward(ctx, x, residual, share, weight, bias, mean, variance, own, epsilon, before, after):
         ctx.sizes = _sizes(x)
-        ctx.settings = NUMBERS[before], NUMBERS[after]
+        ctx.settings = BEFORE[before], AFTER[after]
         given = (x, residual, share, weight, bias)
         x, residual, share, weight, bias = (None if item is None else item.contiguous() for item in given)
         y = empty(*x.shape)
@@ -87,7 +89,7 @@ def normalised(
 ) -> paddle.Tensor | None:
     """Return the batch norm, with what stands around it."""
     channels = [item for item in (mean, variance, weight, bias) if item is not None]
-    if not usable(x, residual, share, *channels) or (before and after) or x.ndim < 2:
+    if not usable(x, residual, share, *channels) or (before and after) or before not in BEFORE or x.ndim < 2:
         return None
     if any(item.shape != x.shape[1:2] for item in channels) or not (mean.is_contiguous() and variance.is_contiguous()):
         return None
@@ -96,7 +98,7 @@ def normalised(
     if training:
         running = mean, variance
         mean, variance = empty(*mean.shape), empty(*mean.shape)
-        run("batch_norm_moments", NUMBERS[before], *_sizes(x), momentum, x.contiguous(), mean, variance, *running)
+        run("batch_norm_moments", BEFORE[before], *_sizes(x), momentum, x.contiguous(), mean, variance, *running)
     return BatchNorm.apply(x, residual, share, weight, bias, mean, variance, training, epsilon, before, after)
 
 
