@@ -197,6 +197,8 @@ _S18 = {"depths": [3, 3, 9, 3], "embed_dims": [64, 128, 320, 512]}
 _S36 = {"depths": [3, 12, 18, 3], "embed_dims": [64, 128, 320, 512]}
 _M36 = {"depths": [3, 12, 18, 3], "embed_dims": [96, 192, 384, 576]}
 _B36 = {"depths": [3, 12, 18, 3], "embed_dims": [128, 256, 512, 768]}
+# For 32 pixels: maps of 16, 8, 8 and 4 a side.
+_CIFAR = {"depths": [1, 2, 2, 1], "embed_dims": [64, 128, 192, 256], "strides": [2, 2, 1, 2]}
 _DF = {"token_mixers": ["dynamic_filter"] * 4}
 _CDF = {"token_mixers": ["sep_conv"] * 2 + ["dynamic_filter"] * 2}
 _GF = {"token_mixers": ["global_filter"] * 4}
@@ -230,6 +232,10 @@ register_family(
                                    note="two filters for four"),
         "dfformer_s18_d8": Variant({**_S18, **_DF, "reweight_expansion_ratio": 0.125}, 28_333_716, 3_798_478_848,
                                    **_AT_224, note="routers of half the width"),
+        "dfformer_cifar": Variant({**_CIFAR, **_DF}, 4_554_092, 137_300_992, image_size=32,
+                                  note="for CIFAR-10; 3,539,342 parameters with 10 classes"),
+        "cdfformer_cifar": Variant({**_CIFAR, **_CDF}, 4_500_710, 140_273_664, image_size=32,
+                                   note="for CIFAR-10; 3,485,960 parameters with 10 classes"),
     },
     paper="FFT-Based Dynamic Token Mixer for Vision, AAAI 2024",
     paper_url="https://arxiv.org/abs/2303.03932",

@@ -278,6 +278,10 @@ _BASE = {"depths": [4, 6, 14, 6], "embed_dims": [96, 192, 384, 512], "num_heads"
 _LARGE = {"depths": [4, 6, 18, 8], "embed_dims": [96, 192, 448, 640], "num_heads": [3, 6, 14, 20],
           "attention_heads": [1] * 4 + [3] * 6 + [10] * 9 + [12] * 9 + [19] * 8}
 _SMALL_P2 = {**_SMALL, "patch_kernel_size": 2, "pos_embed_stages": [1], "layer_scale_init_value": None}
+# For 32 pixels: maps of 16, 8, 8 and 4 a side, the ramp of attending channels 1/4, 1/2, 2/3, 7/8; layer scale is for
+# depths that this has not.
+_CIFAR = {"depths": [1, 2, 2, 1], "embed_dims": [64, 128, 192, 256], "num_heads": [4, 4, 6, 8],
+          "attention_heads": [1] + [2] * 2 + [4] * 2 + [7], "strides": [2, 2, 1, 2], "layer_scale_init_value": None}
 _WEIGHTS = "https://huggingface.co/sail/dl2/resolve/main/iformer/{}.pth"
 _AT_224 = {"crop_pct": 0.9, "interpolation": "bicubic"}
 _AT_384 = {"image_size": 384, "crop_pct": 1.0, "interpolation": "bicubic",
@@ -301,6 +305,8 @@ register_family(
                                      weights_url=_WEIGHTS.format("iformer_large_384"), **_AT_384),
         "iformer_small_p2": Variant(_SMALL_P2, 18_612_456, 4_663_258_496, "18.61M", "", 81.928, 95.700,
                                     note="an independent re-implementation with 2×2 patch embeddings"),
+        "iformer_cifar": Variant(_CIFAR, 3_014_824, 129_850_368, image_size=32,
+                                 note="for CIFAR-10; 2,760,394 parameters with 10 classes"),
     },
     paper="Inception Transformer, NeurIPS 2022",
     paper_url="https://arxiv.org/abs/2205.12956",
