@@ -31,6 +31,8 @@ from paddle import nn
 import kernels
 from errors import UserError
 from models.layers import (
+    GELU,
+    BatchNorm2D,
     Classifier,
     Conv2D,
     DepthwiseConv2D,
@@ -45,6 +47,7 @@ from models.layers import (
     drop_path_rates,
     pair,
     pytorch_default_,
+    run_in_sequence,
     zeros_,
 )
 from models.registry import Variant, register_family
@@ -183,20 +186,21 @@ class MBConvBlock(nn.Layer):
         super().__init__()
         hidden_dim = int(out_dim * expand_ratio)
         self.shortcut = Downsample(dim, out_dim, stride) if stride == 2 or dim != out_dim else nn.Identity()
-        self.pre_norm = nn.BatchNorm2D(dim)
+        self.pre_norm = BatchNorm2D(dim)
         self.conv1_1x1 = Conv2D(dim, hidden_dim, 1, bias_attr=False)
-        self.norm1 = nn.BatchNorm2D(hidden_dim)
+        self.norm1 = BatchNorm2D(hidden_dim)
         self.conv2_kxk = DepthwiseConv2D(hidden_dim, 3, stride=stride, padding=1, bias_attr=False)
-        self.norm2 = nn.BatchNorm2D(hidden_dim)
+        self.norm2 = BatchNorm2D(hidden_dim)
+        self.act = GELU()
         self.se = SqueezeExcite(hidden_dim, max(int(out_dim * se_ratio), 1))
         self.conv3_1x1 = Conv2D(hidden_dim, out_dim, 1)
         self.drop_path = DropPath(drop_path)
         self.apply(_init_conv)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        branch = kernels.gelu(self.norm1(self.conv1_1x1(self.pre_norm(x))))
-        branch = self.se(kernels.gelu(self.norm2(self.conv2_kxk(branch))))
-        return self.shortcut(x) + self.drop_path(self.conv3_1x1(branch))
+        branch = run_in_sequence([self.pre_norm, self.conv1_1x1, self.norm1, self.act, self.conv2_kxk, self.norm2,
+                                  self.act, self.se, self.conv3_1x1], x)
+        return self.shortcut(x) + self.drop_path(branch)
 
 
 class Stem(nn.Layer):
@@ -205,12 +209,13 @@ class Stem(nn.Layer):
     def __init__(self, in_chans: int, dim: int, stride: int) -> None:
         super().__init__()
         self.conv1 = Conv2D(in_chans, dim, 3, stride, padding=1, bias_attr=False)
-        self.norm1 = nn.BatchNorm2D(dim)
+        self.norm1 = BatchNorm2D(dim)
+        self.act = GELU()
         self.conv2 = Conv2D(dim, dim, 3, padding=1, bias_attr=False)
         self.apply(_init_conv)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.conv2(kernels.gelu(self.norm1(self.conv1(x))))
+        return run_in_sequence([self.conv1, self.norm1, self.act, self.conv2], x)
 
 
 class CoAtNet(CoAtNetBase):

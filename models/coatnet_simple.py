@@ -43,11 +43,13 @@ import kernels
 from models.coatnet import ARCHITECTURES, CoAtNetBase
 from models.layers import (
     GELU,
+    BatchNorm2D,
     Conv2D,
     DepthwiseConv2D,
     DropPath,
     LayerNorm,
     Linear,
+    Sequential,
     drop_path_rates,
     pytorch_default_,
     zeros_,
@@ -56,9 +58,9 @@ from models.registry import Variant, register_family
 from models.relative_position import relative_bias, table_rows
 
 
-def conv_bn_gelu(conv: nn.Conv2D) -> nn.Sequential:
+def conv_bn_gelu(conv: nn.Conv2D) -> Sequential:
     """Return a convolution followed by batch norm and GELU."""
-    return nn.Sequential(conv, nn.BatchNorm2D(conv.weight.shape[0]), GELU())
+    return Sequential(conv, BatchNorm2D(conv.weight.shape[0]), GELU())
 
 
 class SqueezeExcite(nn.Layer):
@@ -85,17 +87,17 @@ class MBConv(nn.Layer):
             self.pool = nn.MaxPool2D(3, stride=2, padding=1)
             self.proj = Conv2D(dim, out_dim, 1, bias_attr=False)
         stride = 2 if downsample else 1
-        self.block = nn.Sequential(
+        self.block = Sequential(
             ("expand_conv", conv_bn_gelu(Conv2D(dim, hidden_dim, 1, stride=stride, bias_attr=False))),
             ("dw_conv", conv_bn_gelu(DepthwiseConv2D(hidden_dim, 3, padding=1, bias_attr=False))),
             ("se", SqueezeExcite(hidden_dim, max(int(dim * se_ratio), 1))),
-            ("pro_conv", nn.Sequential(Conv2D(hidden_dim, out_dim, 1, bias_attr=False), nn.BatchNorm2D(out_dim))),
+            ("pro_conv", Sequential(Conv2D(hidden_dim, out_dim, 1, bias_attr=False), BatchNorm2D(out_dim))),
         )
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         shortcut = self.proj(self.pool(x)) if self.downsample else x
-        return shortcut + self.drop_path(self.block(x))
+        return self.block(x, residual=shortcut, share=self.drop_path.share(x))
 
 
 class Attention(nn.Layer):
@@ -173,7 +175,7 @@ class CoAtNetSimple(CoAtNetBase):
         super().__init__(image_size, depths, embed_dims, block_types, stem_dim=stem_dim, stem_depth=stem_depth,
                          expand_ratio=expand_ratio, se_ratio=se_ratio, num_heads=num_heads, head_dim=head_dim)
         dims = [in_chans] + [stem_dim] * stem_depth
-        self.s0 = nn.Sequential(*[
+        self.s0 = Sequential(*[
             conv_bn_gelu(Conv2D(dims[i], stem_dim, 3, stride=1 if i else 2, padding=1, bias_attr=False))
             for i in range(stem_depth)])
         dim = stem_dim

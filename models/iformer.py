@@ -21,6 +21,8 @@ from paddle import nn
 import kernels
 from errors import UserError
 from models.layers import (
+    GELU,
+    BatchNorm2D,
     Classifier,
     Conv2D,
     DepthwiseConv2D,
@@ -37,6 +39,7 @@ from models.layers import (
     ones_,
     pair,
     resize_position_embedding,
+    run_in_sequence,
     trunc_normal_,
     zeros_,
 )
@@ -152,13 +155,13 @@ class Stem(nn.Layer):
     def __init__(self, in_chans: int, embed_dim: int, stride: int) -> None:
         super().__init__()
         self.proj1 = Conv2D(in_chans, embed_dim // 2, 3, stride=2 if stride == 4 else 1, padding=1)
-        self.norm1 = nn.BatchNorm2D(embed_dim // 2)
+        self.norm1 = BatchNorm2D(embed_dim // 2)
+        self.act = GELU()
         self.proj2 = Conv2D(embed_dim // 2, embed_dim, 3, stride=min(stride, 2), padding=1)
-        self.norm2 = nn.BatchNorm2D(embed_dim)
+        self.norm2 = BatchNorm2D(embed_dim)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        x = kernels.gelu(self.norm1(self.proj1(x)))
-        return channels_last(self.norm2(self.proj2(x)))
+        return channels_last(run_in_sequence([self.proj1, self.norm1, self.act, self.proj2, self.norm2], x))
 
 
 class PatchEmbed(nn.Layer):
@@ -167,7 +170,7 @@ class PatchEmbed(nn.Layer):
     def __init__(self, in_chans: int, embed_dim: int, kernel_size: int, stride: int) -> None:
         super().__init__()
         self.proj = Conv2D(in_chans, embed_dim, kernel_size, stride=stride, padding=(kernel_size - 1) // 2)
-        self.norm = nn.BatchNorm2D(embed_dim)
+        self.norm = BatchNorm2D(embed_dim)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return channels_last(self.norm(self.proj(channels_first(x))))

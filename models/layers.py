@@ -98,8 +98,12 @@ def _run_step(step: list[nn.Layer], x: paddle.Tensor, residual: paddle.Tensor | 
     if norms:
         before, after = _BESIDE_NORMS.get(type(step[0])), _BESIDE_NORMS.get(type(step[-1]))
         return norms[0].with_neighbours(x, before=before, after=after, residual=residual, share=share)
+    if type(step[0]) is Sequential and not _watched(step[0]):
+        return step[0](x, residual, share)
     x = step[0](x)
-    return x if residual is None else kernels.residual(residual, x, share=share)
+    if residual is None:
+        return x if share is None else x * share
+    return kernels.residual(residual, x, share=share)
 
 
 class Sequential(nn.Sequential):

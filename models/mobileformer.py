@@ -22,7 +22,7 @@ import paddle
 from paddle import nn
 
 from errors import UserError
-from models.layers import Classifier, Conv2D, check_image_size
+from models.layers import BatchNorm2D, Classifier, Conv2D, Sequential, check_image_size
 from models.mobileformer_blocks import (
     BlockRow,
     DownsampleBlock,
@@ -75,8 +75,8 @@ class MobileFormer(Classifier):
         self.num_features = num_features
         self.head_drop_rate = head_drop_rate
         self.tokens = nn.Embedding(token_num, token_dim, weight_attr=nn.initializer.Normal(0.0, 1.0))
-        self.stem = nn.Sequential(Conv2D(in_chans, stem_channels, 3, stem_stride, padding=1, bias_attr=False),
-                                  nn.BatchNorm2D(stem_channels), nn.ReLU6())
+        self.stem = Sequential(Conv2D(in_chans, stem_channels, 3, stem_stride, padding=1, bias_attr=False),
+                               BatchNorm2D(stem_channels), nn.ReLU6())
         features: list[nn.Layer] = [LiteBottleneck(lite, groups)]
         for index, row in enumerate(rows, start=2):  # the reference counts the lite bottleneck and starts above 0
             settings = {"token_dim": token_dim, "num_heads": num_heads, "token_heads": token_heads,

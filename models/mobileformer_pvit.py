@@ -34,7 +34,16 @@ import paddle
 from paddle import nn
 
 from errors import UserError
-from models.layers import Classifier, Conv2D, Linear, check_image_size, trunc_normal_, zeros_
+from models.layers import (
+    BatchNorm2D,
+    Classifier,
+    Conv2D,
+    Linear,
+    Sequential,
+    check_image_size,
+    trunc_normal_,
+    zeros_,
+)
 from models.mobileformer import (
     TABLE,
     block_rows,
@@ -103,14 +112,14 @@ class MobileFormerPViT(Classifier):
         dynamic = DynamicSettings(dyrelu_k, dyrelu_reduction, dyrelu_coefs, dyrelu_consts) if use_dyrelu else None
         self.num_features = num_features
         self.tokens = self.create_parameter([1, token_num, token_dim])
-        self.stem = nn.Sequential(("conv", Conv2D(in_chans, stem_channels, 3, stride=stem_stride, padding=1)),
-                                  ("bn", nn.BatchNorm2D(stem_channels)), ("act", nn.Hardswish()))
+        self.stem = Sequential(("conv", Conv2D(in_chans, stem_channels, 3, stride=stem_stride, padding=1)),
+                               ("bn", BatchNorm2D(stem_channels)), ("act", nn.Hardswish()))
         self.bneck_lite = LiteBottleneck(lite, groups, lite_act)
         self.blocks = nn.LayerList([Block(row, groups, settings, dynamic) for row in rows])
         channels = rows[-1].channels
         self.end_toformer_bridge = MobileToFormer(channels, settings)
-        self.channel_conv = nn.Sequential(inner_conv(Conv2D(channels, head_channels, 1, groups=groups)),
-                                          nn.BatchNorm2D(head_channels), nn.ReLU())
+        self.channel_conv = Sequential(inner_conv(Conv2D(channels, head_channels, 1, groups=groups)),
+                                       BatchNorm2D(head_channels), nn.ReLU())
         self.head = nn.Sequential(("fc1", Linear(head_channels + token_dim, num_features)), ("act", nn.Hardswish()),
                                   ("dropout", nn.Dropout(drop_rate)))
         self.apply(_init_weights)
