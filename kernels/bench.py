@@ -60,6 +60,13 @@ ATTENTION = (
     ("iFormer-S at 224, stage 3", (8, 196, 3, 7, 32), False),
     ("CoAtNet-0 at 224, stage 3", (4, 196, 3, 12, 32), True),
 )
+# Where it stands, the map [B, C, H, W], tokens, heads.
+BRIDGES = (
+    ("Mobile-Former-26M at 32, block 2", (128, 12, 8, 8), 3, 2),
+    ("Mobile-Former-26M at 32, block 6", (128, 48, 2, 2), 3, 2),
+    ("Mobile-Former-26M at 224, block 2", (8, 12, 56, 56), 3, 2),
+    ("Mobile-Former-294M at 224, block 6", (8, 96, 14, 14), 6, 2),
+)
 # Where it stands, and the channels-last map [B, H, W, C]: filtered with four planes, as DFFormer does.
 FILTERS = (
     ("DFFormer-S18 at 32, stage 1", (64, 8, 8, 128)),
@@ -135,6 +142,11 @@ def main(rounds: int = 9) -> None:
         what = f"attention {'×'.join(map(str, shape))}{', bias' if biased else ''}"
         bias = ((shape[3], shape[1], shape[1]),) if biased else ()
         row(where, what, kernels.self_attention, (shape, *bias), rounds)
+    for where, shape, count, heads in BRIDGES:
+        text, tokens = f"{count} tokens, map {'×'.join(map(str, shape))}", (shape[0], count, shape[1])
+        row(where, f"{text}: tokens ask", partial(kernels.attend_map, heads=heads), (tokens, shape), rounds)
+        row(where, f"{text}: the map asks", partial(kernels.attend_tokens, heads=heads), (shape, tokens, tokens),
+            rounds)
     for where, shape, out in ROWS:
         text = "×".join(map(str, shape))
         row(where, f"layer norm {text}", kernels.layer_norm, (shape, shape[-1:], shape[-1:]), rounds)
