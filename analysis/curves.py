@@ -14,8 +14,11 @@ from engine.history import Row, read_table
 TRAIN, SELECTION = "tab:blue", "tab:orange"
 
 
-def draw_curves(run: Path) -> list[Path]:
-    """Write ``loss.png`` and ``accuracy.png`` into a run's folder from its tables; returns their paths."""
+def draw_curves(run: Path, folder: Path | None = None) -> list[Path]:
+    """Write ``loss.png`` and ``accuracy.png`` from a run's tables into ``folder``, by default its own.
+
+    Returns their paths.
+    """
     steps, epochs = read_table(run / "steps.csv"), read_table(run / "history.csv")
     written = []
     for name, label, factor in (("loss", "cross entropy, label-smoothed", 1.0), ("accuracy", "accuracy in %", 100.0)):
@@ -28,7 +31,7 @@ def draw_curves(run: Path) -> list[Path]:
         axes.grid(alpha=0.3)
         axes.legend()
         _add_epochs(axes, epochs)
-        written.append(save_figure(figure, run / f"{name}.png"))
+        written.append(save_figure(figure, (folder or run) / f"{name}.png"))
     return written
 
 

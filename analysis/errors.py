@@ -104,7 +104,19 @@ def calibration(predictions: Predictions, bins: int = BINS) -> dict[str, Any]:
     Networks", ICML 2017, equations 3 and 5). The Brier score sums squared errors over classes; both it and the
     negative log likelihood (natural logarithm) are means over images.
     """
-    confidence, right = predictions.confidence, predictions.predicted == predictions.labels
+    count = len(predictions.labels)
+    own = predictions.probabilities[np.arange(count), predictions.labels]
+    return calibration_of(predictions.confidence, predictions.predicted == predictions.labels, own,
+                          (predictions.probabilities**2).sum(1), bins)
+
+
+def calibration_of(confidence: np.ndarray, right: np.ndarray, own: np.ndarray, squares: np.ndarray,
+                   bins: int = BINS) -> dict[str, Any]:
+    """Return ``calibration`` from four numbers of each image, ``[N]`` each.
+
+    They are the probability of the likeliest class, whether that is the true one, the probability of the true class,
+    and the sum of all probabilities' squares.
+    """
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     rows = []
     for index in range(bins):
@@ -114,10 +126,8 @@ def calibration(predictions: Predictions, bins: int = BINS) -> dict[str, Any]:
                      "accuracy": float(right[inside].mean()) if inside.any() else None})
     gaps = {index: abs(row["accuracy"] - row["confidence"]) for index, row in enumerate(rows) if row["images"]}
     count = len(confidence)
-    own = predictions.probabilities[np.arange(count), predictions.labels]
-    squares = (predictions.probabilities**2).sum(1) - 2 * own + 1
     return {"ece": float(sum(gap * rows[index]["images"] for index, gap in gaps.items()) / count),
-            "mce": float(max(gaps.values())), "brier": float(squares.mean()),
+            "mce": float(max(gaps.values())), "brier": float((squares - 2 * own + 1).mean()),
             "negative_log_likelihood": float(-np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean()),
             "mean_confidence": float(confidence.mean()), "accuracy": float(right.mean()), "bins": rows}
 

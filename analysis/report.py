@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from configs.load import dump_config, flatten, load_config, to_plain
 from configs.schema import default_config
 from engine.files import write_json, write_text
 from engine.history import read_table
+from engine.released import find_released
 from errors import UserError
 
 TEMPLATE = "report.html"
@@ -34,28 +36,32 @@ MOST_CONFUSION_CLASSES = 100
 
 
 def write_report(run: Path, split: str = "test", out: Path | None = None,
-                 advance: Advance = lambda done, images: None) -> Path:
-    """Evaluate a run's selected weights, draw what is missing into ``RUN/report/``, and write the page.
+                 advance: Advance = lambda done, images: None, *, home: Path | None = None,
+                 overrides: Sequence[str] = ()) -> Path:
+    """Evaluate a run's selected weights, draw what is missing into ``HOME/report/``, and write the page.
 
-    The page is ``out``, by default ``RUN/report.html``; all numbers on it stand in ``RUN/report/report.json`` and
-    ``mistakes.csv`` too. Returns the page's path. Raises UserError where ``run`` is no run with weights.
+    ``run`` is a run's folder or a released checkpoint's; ``home``, by default the run itself, is where pictures and
+    numbers go. The page is ``out``, by default ``HOME/report.html``; all numbers on it stand in
+    ``HOME/report/report.json`` and ``mistakes.csv`` too. ``overrides`` are of the config. Returns the page's path.
+    Raises UserError where ``run`` is no run with weights.
     """
-    if not (run / "config.yaml").is_file() or not (run / "best_model.pdparams").is_file():
+    if not (run / "config.yaml").is_file() or not ((run / "best_model.pdparams").is_file() or find_released(run)):
         raise UserError(f"{run} is no run with weights: expected config.yaml and best_model.pdparams in it, as "
                         "tools/train.py leaves them")
-    config = load_config(run / "config.yaml")
+    config = load_config(run / "config.yaml", overrides)
     predictions = predict_split(config, run, split, advance)
     figures = calibration(predictions)
     table = class_table(predictions)
-    folder = run / "report"
+    home = home or run
+    folder = home / "report"
     titled = f"{config.NAME}, {split}"
-    pictures = {"curves": draw_curves(run),
+    pictures = {"curves": draw_curves(run, home),
                 "reliability": [draw_reliability(figures, folder / "reliability.png", titled)],
                 "predictions": [draw_predictions(config, run, folder / "predictions.png")],
                 "mistakes": [path for path in [draw_mistakes(predictions, folder / "mistakes.png", title=titled)]
                              if path],
-                "confusion": [], "spectrum": _existing([run / "spectrum.png"]),
-                "explanations": _existing(sorted((run / "explain").glob("*.png")))[:MOST_EXPLANATIONS]}
+                "confusion": [], "spectrum": _existing([home / "spectrum.png"]),
+                "explanations": _existing(sorted((home / "explain").glob("*.png")))[:MOST_EXPLANATIONS]}
     if len(predictions.names) <= MOST_CONFUSION_CLASSES:
         pictures["confusion"] = [draw_confusion(predictions.confusion().tolist(), predictions.names,
                                                 folder / "confusion.png", titled)]
@@ -69,7 +75,7 @@ def write_report(run: Path, split: str = "test", out: Path | None = None,
         summary=summary, environment=_json(run / "environment.json") or {}, changed=_changed(config),
         config=dump_config(config), epochs=read_table(run / "history.csv"), timing=read_table(run / "timing.csv"),
         pictures={name: [_embedded(path) for path in paths] for name, paths in pictures.items()})
-    path = out or run / "report.html"
+    path = out or home / "report.html"
     write_text(path, page)
     return path
 

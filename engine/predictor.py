@@ -12,16 +12,23 @@ from paddle import nn
 from yacs.config import CfgNode
 
 from datasets.transforms import build_eval_transforms
+from engine import released
 from engine.state import build_model
 from engine.weights import LoadReport, load_weights
 from errors import UserError
 
 
 def find_weights(weights: str) -> Path:
-    """Return the file that ``weights`` names: itself, with ``.pdparams`` added, or a run folder's selected weights.
+    """Return the file that ``weights`` names.
 
-    Raises UserError where there is none.
+    That is a file itself, with ``.pdparams`` added, a run folder's selected weights, or those of a released
+    checkpoint, by its name or folder. Raises UserError where there is none, and where a released checkpoint is not
+    as it was released.
     """
+    folder = released.find_released(weights)
+    if folder:
+        released.check_released(folder)
+        return folder / released.WEIGHTS
     path = Path(weights)
     if path.is_dir():
         found = path / "best_model.pdparams"
@@ -31,7 +38,7 @@ def find_weights(weights: str) -> Path:
     for candidate in (path, path.with_name(path.name + ".pdparams")):
         if candidate.is_file():
             return candidate
-    raise UserError(f"{path}: no such weights; expected a run folder, .pdparams, .safetensors, or a PyTorch file")
+    raise released.unknown_weights(weights)
 
 
 def load_model(config: CfgNode, weights: str | Path) -> tuple[nn.Layer, LoadReport]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from engine import released
 from errors import UserError
 
 # What no code of ours can mend: permissions, full disks, names that the file system does not take.
@@ -22,6 +23,7 @@ _OF_THE_MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.E
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+    from yacs.config import CfgNode
 
 
 def argument_parser(description: str, *, config: bool = True) -> argparse.ArgumentParser:
@@ -29,15 +31,20 @@ def argument_parser(description: str, *, config: bool = True) -> argparse.Argume
     parser = argparse.ArgumentParser(description=description)
     if config:
         parser.add_argument("-c", "--config", metavar="CONFIG", help="YAML file, for example configs/quickstart.yaml")
-        parser.add_argument("-o", "--override", metavar="KEY=VALUE", action="append", default=[],
-                            help="override a key of the config, for example TRAIN.EPOCHS=3 (repeatable)")
+        add_override(parser)
     return parser
+
+
+def add_override(parser: argparse.ArgumentParser) -> None:
+    """Add the repeatable ``-o KEY=VALUE``."""
+    parser.add_argument("-o", "--override", metavar="KEY=VALUE", action="append", default=[],
+                        help="override a key of the config, for example TRAIN.EPOCHS=3 (repeatable)")
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """Add ``-w W``, required."""
     parser.add_argument("-w", "--weights", required=True, metavar="W",
-                        help="a run folder, .pdparams, .safetensors, or a PyTorch file")
+                        help="a run folder, .pdparams, .safetensors, a PyTorch file, or a name in checkpoints/")
 
 
 def add_image_size(parser: argparse.ArgumentParser, meaning: str = "") -> None:
@@ -61,14 +68,34 @@ def image_size(text: str | None) -> tuple[int, int] | None:
 
 
 def config_of(arguments: argparse.Namespace) -> Path:
-    """Return the config that ``-c`` names, or that of the run folder which ``-w`` names or points into."""
+    """Return the config that ``-c`` names, or that of the run folder or released checkpoint which ``-w`` means."""
     if arguments.config:
         return Path(arguments.config)
+    checkpoint = released.find_released(arguments.weights)
+    if checkpoint:
+        released.check_released(checkpoint)
+        return checkpoint / released.CONFIG
     weights = Path(arguments.weights)
     for folder in (weights, weights.parent):
         if (folder / "config.yaml").is_file():
             return folder / "config.yaml"
+    if not weights.exists() and not weights.with_name(f"{weights.name}.pdparams").exists():
+        raise released.unknown_weights(weights)
     raise UserError(f"no config: name one with -c ({weights} stands in no run folder)")
+
+
+def work_folder(weights: str, config: CfgNode) -> Path:
+    """Return where a command writes what it finds about weights.
+
+    That is their run's folder, for a released checkpoint, which stays as it is, ``OUTPUT/released/NAME``, and
+    ``OUTPUT/NAME`` for any other file.
+    """
+    checkpoint = released.find_released(weights)
+    if checkpoint:
+        return Path(config.OUTPUT) / "released" / checkpoint.name
+    path = Path(weights)
+    run = path if path.is_dir() else path.parent
+    return run if (run / "config.yaml").is_file() else Path(config.OUTPUT) / config.NAME
 
 
 def batches(title: str, count: int, unit: str = "batch") -> tqdm:

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 import cli
-from yacs.config import CfgNode
 
 from configs.load import load_config
 from engine import runtime
@@ -42,7 +41,7 @@ def main(arguments: argparse.Namespace) -> None:
     subject = Subject(config, load_model(config, arguments.weights)[0])
     settings = Settings(methods, arguments.samples, arguments.superpixels, arguments.layer, arguments.seed,
                         arguments.curves, arguments.cover)
-    folder = _folder(arguments, config)
+    folder = Path(arguments.out) if arguments.out else cli.work_folder(arguments.weights, config) / "explain"
     summary = explain_pictures(subject, pictures, settings, folder, arguments.method)
     if "curves" in summary:
         print(curves_text(summary["curves"]))
@@ -57,15 +56,6 @@ def _check(arguments: argparse.Namespace) -> None:
     for name, smallest in (("count", 0), ("samples", 1), ("superpixels", 0), ("curves", 0), ("seed", 0)):
         if not smallest <= getattr(arguments, name) < 2**32:
             raise UserError(f"--{name} is {getattr(arguments, name)}, expected {smallest} or more")
-
-
-def _folder(arguments: argparse.Namespace, config: CfgNode) -> Path:
-    """Return where to write: what ``--out`` names, ``explain`` in the run's folder, or in OUTPUT/NAME."""
-    if arguments.out:
-        return Path(arguments.out)
-    weights = Path(arguments.weights)
-    run = weights if weights.is_dir() else weights.parent
-    return (run if (run / "config.yaml").is_file() else Path(config.OUTPUT) / config.NAME) / "explain"
 
 
 def parser() -> argparse.ArgumentParser:

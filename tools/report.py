@@ -9,12 +9,14 @@ import cli
 
 from configs.load import load_config
 from engine import runtime
+from engine.released import find_released
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Evaluate the selected weights, draw curves and errors, and write the page."""
-    run = Path(arguments.run)
-    config = load_config(cli.config_of(argparse.Namespace(config=None, weights=arguments.run)))
+    run = find_released(arguments.run) or Path(arguments.run)
+    path = cli.config_of(argparse.Namespace(config=None, weights=arguments.run))
+    config = load_config(path, arguments.override)
     runtime.prepare(config.RUNTIME.THREADS)
 
     from analysis.report import write_report
@@ -25,14 +27,17 @@ def main(arguments: argparse.Namespace) -> None:
             bar.total = images
             bar.update(done - bar.n)
 
-        page = write_report(run, arguments.split, Path(arguments.out) if arguments.out else None, advance)
+        page = write_report(run, arguments.split, Path(arguments.out) if arguments.out else None, advance,
+                            home=cli.work_folder(arguments.run, config), overrides=arguments.override)
     print(f"wrote {page}")
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the arguments of this command."""
     result = cli.argument_parser(__doc__, config=False)
-    result.add_argument("run", metavar="RUN", help="a run's folder, for example output/quickstart")
+    cli.add_override(result)
+    result.add_argument("run", metavar="RUN", help="a run's folder, for example output/quickstart, or a name in "
+                        "checkpoints/")
     result.add_argument("--split", default="test", choices=("test", "holdout", "train"), help="default: test")
     result.add_argument("--out", metavar="HTML", help="default: RUN/report.html")
     return result

@@ -6,9 +6,11 @@ import argparse
 from pathlib import Path
 
 import cli
+from yacs.config import CfgNode
 
 from configs.load import load_config
 from engine import runtime
+from engine.released import find_released
 from errors import UserError
 
 
@@ -16,11 +18,11 @@ def main(arguments: argparse.Namespace) -> None:
     """Draw the spectra of one or more networks, and write and print the numbers."""
     if arguments.count < 1:
         raise UserError(f"--count is {arguments.count}, expected 1 or more test images")
-    out = Path(arguments.out) if arguments.out else _default_out(arguments.weights)
     runs = []
     for weights in arguments.weights:
         chosen = argparse.Namespace(config=arguments.config, weights=weights)
         runs.append((weights, load_config(cli.config_of(chosen), arguments.override)))
+    out = Path(arguments.out) if arguments.out else _default_out(runs)
     runtime.prepare(runs[0][1].RUNTIME.THREADS)
 
     from analysis.spectrum import analyse, draw_spectra, save_spectra
@@ -45,16 +47,19 @@ def main(arguments: argparse.Namespace) -> None:
     print(f"wrote {save_spectra(spectra, out.with_suffix('.json'))}")
 
 
-def _default_out(weights: list[str]) -> Path:
-    folder = Path(weights[0])
-    return folder / "spectrum.png" if len(weights) == 1 and folder.is_dir() else Path("spectrum.png")
+def _default_out(runs: list[tuple[str, CfgNode]]) -> Path:
+    weights, config = runs[0]
+    if len(runs) > 1 or not (Path(weights).is_dir() or find_released(weights)):
+        return Path("spectrum.png")
+    return cli.work_folder(weights, config) / "spectrum.png"
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the arguments of this command."""
     result = cli.argument_parser(__doc__)
     result.add_argument("-w", "--weights", required=True, nargs="+", metavar="W",
-                        help="run folders, .pdparams, .safetensors, or PyTorch files; several make one figure")
+                        help="run folders, .pdparams, .safetensors, PyTorch files, names in checkpoints/; several make "
+                        "one figure")
     result.add_argument("--count", type=int, default=256, metavar="N", help="test images (default: the first 256)")
     result.add_argument("--layers", default="", metavar="REGEX", help="layers to look at (default: all blocks)")
     result.add_argument("--out", metavar="PNG", help="default: spectrum.png in the run's folder; a .json beside it")

@@ -1,0 +1,225 @@
+"""From a run's folder to a released checkpoint: small weights, what they were made with, and the figures of the file.
+
+A checkpoint's folder holds ``model.safetensors`` (the selected weights), ``config.yaml``, ``history.csv``,
+``timing.csv``, ``train.log``, ``environment.json``, ``dataset.json``, ``results.json``, ``mistakes.csv`` (the test
+images that the file gets wrong), where there are several seeds ``seeds.csv``, and ``SHA256SUMS`` of them all.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from yacs.config import CfgNode
+
+from analysis.assessment import Assessment, assess
+from analysis.complexity import count
+from analysis.run_record import (
+    Scrubber,
+    machines,
+    read_environment,
+    read_results,
+    seed_rows,
+    seeds_csv,
+    training_command,
+    training_cost,
+)
+from configs.load import dump_config, load_config
+from datasets.dataset import ImageDataset
+from datasets.origin import origin
+from engine.data_record import check_classes
+from engine.files import write_json, write_text
+from engine.history import read_table
+from engine.predictor import load_model
+from engine.released import CONFIG, RESULTS, SUMS, WEIGHTS, file_sha256, read_json
+from engine.state import build_model
+from engine.trainer import build_eval_loader
+from engine.weights import convert_state, read_weights, save_weights
+from errors import UserError
+from models import model_info
+
+LARGEST = 10 << 20  # bytes of one file of weights
+LARGEST_TOGETHER = 60_000_000  # bytes of all released checkpoints
+FLOAT32, FLOAT16 = "float32", "float16 (filters and matrices; the rest float32)"
+Advance = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Release:
+    """A released checkpoint's folder, and what its ``results.json`` holds."""
+
+    folder: Path
+    results: dict[str, Any]
+
+    def header(self) -> str:
+        """Return the lines that tell the result in the head of the run's config."""
+        told = [f"{100 * row['top1']:.2f} % top-1 on {row['data']}" for row in self.results["test"]]
+        return "# Result: " + ";\n# ".join(told) + f" (checkpoints/{self.folder.name})."
+
+
+def release(run: Path, into: Path, *, name: str = "", data: str = "", also: Sequence[str] = (),
+            seeds: Sequence[Path] = (), unfinished: bool = False, overwrite: bool = False,
+            advance: Advance = lambda done, images: None) -> Release:
+    """Make ``into/NAME`` from a run: whole, or not at all.
+
+    ``data`` is where the data set stands now (default: the run's DATA.ROOT); ``also`` names further places of it, each
+    evaluated too, such as an ``.npz`` of other pixels; ``seeds`` are runs of the same recipe with other seeds.
+    ``advance`` is told images done and in all while evaluating. Raises UserError where the run is no run, or has not
+    ended and ``unfinished`` is not given, where the name is taken and ``overwrite`` is not given, and where a file or
+    all checkpoints together get too large.
+    """
+    trained = _read_run(run, unfinished)
+    target = into / (name or trained.NAME)
+    if target.parent != into or not (name or trained.NAME).strip("."):
+        raise UserError(f"--name is {name!r}, expected a name without slashes")
+    if target.exists() and not overwrite:
+        raise UserError(f"{target} is there already: replace it with --overwrite, or name another with --name")
+    tables = seeds_csv(seed_rows([run, *seeds])) if seeds else ""
+    config = load_config(run / CONFIG, [*([f"DATA.ROOT={data}"] if data else []), "RUNTIME.DEVICE=auto"])
+    with _replaced(target) as folder:
+        precision = _write_weights(run, config, folder / WEIGHTS)
+        _copy_record(run, trained, folder, [data, *also])
+        if tables:
+            write_text(folder / "seeds.csv", tables)
+        results = _results(run, config, folder, precision, also, advance)
+        write_json(folder / RESULTS, results)
+        names = sorted(path.name for path in folder.iterdir())
+        write_text(folder / SUMS, "".join(f"{file_sha256(folder / each)}  {each}\n" for each in names))
+        others = sum(path.stat().st_size for path in into.rglob("*") if path.is_file() and target not in path.parents)
+        if others > LARGEST_TOGETHER:  # the new folder's own files, under their temporary name, are among them
+            raise UserError(f"{into} would hold {others:,} bytes, expected at most {LARGEST_TOGETHER:,} in all")
+    return Release(target, results)
+
+
+def compact(arrays: dict[str, np.ndarray], largest: int) -> tuple[dict[str, np.ndarray], str]:
+    """Return the arrays of a network in float32, or where these are too large, its filters and matrices in float16.
+
+    What has one axis (norms, biases, running statistics) stays float32. Raises UserError where that is too large too,
+    or a value does not fit.
+    """
+    floats = {name: array.astype(np.float32) if array.dtype.kind == "f" else array for name, array in arrays.items()}
+    size = sum(array.nbytes for array in floats.values())
+    if size <= largest:
+        return floats, FLOAT32
+    with np.errstate(over="ignore"):
+        half = {name: array.astype(np.float16) if array.dtype.kind == "f" and array.ndim > 1 else array
+                for name, array in floats.items()}
+    if not all(np.isfinite(array).all() for array in half.values()):
+        raise UserError(f"the weights have {size:,} bytes in float32, and values too large for float16")
+    smaller = sum(array.nbytes for array in half.values())
+    if smaller > largest:
+        raise UserError(f"the weights have {size:,} bytes in float32 and {smaller:,} in float16, expected at most "
+                        f"{largest:,}")
+    return half, FLOAT16
+
+
+def _read_run(run: Path, unfinished: bool) -> CfgNode:
+    """Return a run's config; raises UserError where it is no run, or has not ended."""
+    missing = [name for name in (CONFIG, "best_model.pdparams", "history.csv", "environment.json")
+               if not (run / name).is_file()]
+    if missing:
+        raise UserError(f"{run} is no run with weights: it has no {' and no '.join(missing)}, as tools/train.py leaves "
+                        "them")
+    config = load_config(run / CONFIG)
+    history = read_table(run / "history.csv")
+    reached = int(history[-1]["epoch"]) if history else 0
+    results = read_results(run)
+    whole = reached == config.TRAIN.EPOCHS and not config.TRAIN.MAX_STEPS
+    ended = whole and results is not None and results["final"]["epoch"] == reached
+    if not (ended or unfinished):
+        raise UserError(f"{run} has not ended: epoch {reached} of {config.TRAIN.EPOCHS}"
+                        f"{'' if results else ', no results.json'}; continue it with --resume, or release it as it "
+                        "stands with --unfinished")
+    return config
+
+
+def _write_weights(run: Path, config: CfgNode, path: Path) -> str:
+    model = build_model(config)
+    arrays, precision = compact(convert_state(read_weights(run / "best_model.pdparams"), model), LARGEST)
+    save_weights(path, arrays)
+    return precision
+
+
+def _copy_record(run: Path, config: CfgNode, folder: Path, places: Sequence[str]) -> None:
+    """Copy what tells of the run, without the names of this machine's folders."""
+    scrub = Scrubber([run.absolute(), config.OUTPUT, *filter(os.path.isabs, [config.DATA.ROOT, *places])])
+    shown = config.clone()
+    shown.defrost()
+    shown.OUTPUT, shown.DATA.ROOT, shown.DATA.DOWNLOAD, shown.RUNTIME.DEVICE = "output", "data", True, "auto"
+    write_text(folder / CONFIG, dump_config(shown))
+    for name in ("history.csv", "timing.csv", "train.log", "dataset.json"):
+        if (run / name).is_file():
+            write_text(folder / name, scrub.text((run / name).read_text(encoding="utf-8")))
+    write_json(folder / "environment.json", scrub.value(read_json(run / "environment.json")))
+
+
+def _results(run: Path, config: CfgNode, folder: Path, precision: str, also: Sequence[str],
+             advance: Advance) -> dict[str, Any]:
+    """Evaluate the file as it stands in ``folder``; writes ``mistakes.csv`` for the first data set."""
+    model, _ = load_model(config, folder / WEIGHTS)
+    complexity = count(model, config.DATA.IMAGE_SIZE)
+    info, environments, cost = model_info(config.MODEL.NAME), read_environment(run), training_cost(run, config)
+    tests = []
+    for root in (config.DATA.ROOT, *also):
+        chosen = config.clone()
+        chosen.defrost()
+        chosen.DATA.ROOT = root
+        loader = build_eval_loader(chosen, "test")
+        check_classes(folder / WEIGHTS, loader.dataset)
+        done = 0
+
+        def seen(images: int, dataset: ImageDataset = loader.dataset) -> None:
+            nonlocal done
+            done += images
+            advance(done, len(dataset))
+
+        found = assess(chosen, model, loader, seen)
+        names = loader.dataset.class_names
+        tests.append({**found.figures(), "per_class": dict(zip(names, found.evaluation.per_class, strict=False))})
+        if len(tests) == 1:
+            write_text(folder / "mistakes.csv", _mistakes(found, loader.dataset.labels))
+    ended = read_results(run) or {}
+    best = max(read_table(run / "history.csv"), key=lambda row: float(row["val_accuracy"] or -1))
+    return {
+        **ended,
+        "name": config.NAME, "model": config.MODEL.NAME, "family": info.family, "paper": info.paper_url,
+        "parameters": complexity.parameters, "macs": complexity.macs, "image_size": config.DATA.IMAGE_SIZE,
+        "weights": {"file": WEIGHTS, "bytes": (folder / WEIGHTS).stat().st_size, "precision": precision,
+                    "epoch": ended["selected"]["epoch"] if ended else int(best["epoch"])},
+        "training": {"command": training_command(load_config(run / CONFIG), environments), "data": origin(config.DATA),
+                     "machines": machines(environments), "commit": environments[-1].get("commit"),
+                     "precision": config.TRAIN.PRECISION, "epochs_planned": config.TRAIN.EPOCHS, **cost,
+                     "macs": 3 * complexity.macs * cost["images"]},
+        "test": tests,
+    }
+
+
+def _mistakes(found: Assessment, labels: np.ndarray) -> str:
+    rows = [f"{index},{labels[index]},{found.predicted[index]}" for index in np.flatnonzero(found.predicted != labels)]
+    return "\n".join(["index,label,predicted", *rows]) + "\n"
+
+
+@contextmanager
+def _replaced(target: Path) -> Iterator[Path]:
+    """Give a folder to fill that takes the place of ``target`` when the block ends without an error."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    aside = target.with_name(f".{target.name}.{os.getpid()}.old")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if target.exists():
+            target.rename(aside)
+        temporary.rename(target)
+    except OSError as error:
+        if aside.exists() and not target.exists():
+            aside.rename(target)
+        raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
+    finally:
+        for leftover in (temporary, aside):
+            shutil.rmtree(leftover, ignore_errors=True)

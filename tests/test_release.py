@@ -1,0 +1,307 @@
+"""Released checkpoints: made from a real run, found by name in a copy of the suite, refused when anything changed."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from analysis import release
+from analysis.report import write_report
+from analysis.run_record import Scrubber, seed_rows, training_command, training_cost
+from configs.load import flatten, load_config
+from datasets import build_dataset
+from engine import released
+from engine.predictor import find_weights, load_model, predict
+from engine.released import check_released, released_names
+from engine.train import train
+from engine.weights import read_weights
+from errors import UserError
+from processes import ROOT, TINY, tool
+
+PARTS = ("analysis", "configs", "datasets", "engine", "kernels", "models", "tools", "errors.py")
+NAMES = {"model.safetensors", "config.yaml", "history.csv", "timing.csv", "train.log", "environment.json",
+         "dataset.json", "results.json", "mistakes.csv", "SHA256SUMS"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Return the folders of two short runs that differ in their seeds."""
+    output = tmp_path_factory.mktemp("private-folder")
+    with pytest.MonkeyPatch.context() as patch:
+        config = f"{ROOT}/configs/quickstart.yaml"
+        patch.setattr(sys, "argv", ["tools/train.py", "-c", config, "-o", f"OUTPUT={output}"])
+        for seed in (42, 43):
+            train(load_config(config, [*TINY, f"OUTPUT={output}", "TRAIN.EPOCHS=2",
+                                                          f"NAME=seed{seed}", f"RUNTIME.SEED={seed}"]))
+    return [output / "seed42", output / "seed43"]
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory, runs: list[Path]) -> Path:
+    """Return a copy of the suite in which the first run is released as ``toy``."""
+    copy = tmp_path_factory.mktemp("clone")
+    for part in PARTS:
+        source = ROOT / part
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / part)
+    done = run_in(copy, "release", str(runs[0]), "--name", "toy", "--seeds", str(runs[1]))
+    assert done.returncode == 0, done.stderr
+    assert "# Result: " in done.stdout and "top-1 on digits (checkpoints/toy)." in done.stdout
+    return copy
+
+
+def run_in(suite: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, f"tools/{name}.py", *arguments], cwd=suite, capture_output=True, text=True,
+                          timeout=300, check=False, env={**os.environ})
+
+
+def test_the_folder_holds_what_it_should(suite: Path, runs: list[Path]) -> None:
+    folder = suite / "checkpoints" / "toy"
+    assert {path.name for path in folder.iterdir()} == {*NAMES, "seeds.csv"}
+    assert [path.name for path in folder.parent.iterdir()] == ["toy"]
+    check_released(folder)
+    sums = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=folder, capture_output=True, text=True, check=True)
+    assert sums.stdout.count(": OK") == len(NAMES)
+    for path in folder.iterdir():
+        if path.suffix != ".safetensors":
+            text = path.read_text(encoding="utf-8")
+            for private in (str(runs[0].parent), runs[0].parent.name, str(Path.home()) + "/", str(ROOT) + "/"):
+                assert private not in text, f"{path.name} names {private}"
+            assert not re.search(r"(?<![\w./])/(?:home|root|tmp|work|usr|opt|mnt|Users)/", text), path.name
+    weights, ours = load_file(folder / "model.safetensors"), read_weights(runs[0] / "best_model.pdparams").arrays
+    assert weights.keys() == ours.keys()
+    assert all(np.array_equal(weights[name], ours[name]) and weights[name].dtype == np.float32 for name in ours)
+    config, trained = (dict(flatten(load_config(path / "config.yaml"))) for path in (folder, runs[0]))
+    assert {key for key in config if config[key] != trained[key]} == {"OUTPUT"}
+
+
+def test_its_figures_are_those_of_the_file(suite: Path, runs: list[Path]) -> None:
+    folder = suite / "checkpoints" / "toy"
+    done = run_in(suite, "eval", "-w", "toy", "--json", "figures.json")
+    assert done.returncode == 0, done.stderr
+    figures, results = (json.loads(path.read_text()) for path in (suite / "figures.json", folder / "results.json"))
+    test, own = results["test"][0], json.loads((runs[0] / "results.json").read_text())
+    for key in ("data", "pixels_sha256", "images", "loss", "top1", "top5", "ece", "brier", "per_class"):
+        assert figures[key] == test[key], key
+    assert {key: test[key] for key in own["selected"]["test"]} == own["selected"]["test"], "float32: the run's own"
+    assert results["selected"] == own["selected"] and results["final"] == own["final"]
+    assert f"released with {test['top1']:.2%} on these images (digits): the same here" in done.stdout
+    assert f"{test['top1']:.4%}" in done.stdout and f"ECE    {test['ece']:8.4%}" in done.stdout
+    wrong = (folder / "mistakes.csv").read_text().splitlines()[1:]
+    assert len(wrong) == round((1 - test["top1"]) * 360)
+    training = results["training"]
+    assert training["images"] == training["iterations"] * 64 == 2 * 19 * 64
+    assert training["macs"] == 3 * results["macs"] * training["images"]
+    assert training["seconds"] == pytest.approx(training_cost(runs[0], load_config(runs[0] / "config.yaml"))["seconds"])
+    weights = load_file(folder / "model.safetensors")
+    trainable = [array.size for name, array in weights.items() if not name.endswith(("._mean", "._variance"))]
+    assert results["parameters"] == sum(trainable)
+
+
+def test_the_command_gives_the_config(suite: Path, runs: list[Path]) -> None:
+    """It names a config of ours and what differs; carried out, it is the run's own config."""
+    results = json.loads((suite / "checkpoints" / "toy" / "results.json").read_text())
+    words = shlex.split(results["training"]["command"])
+    assert words[:4] == ["python", "tools/train.py", "-c", "configs/quickstart.yaml"] and set(words[4::2]) == {"-o"}
+    config = dict(flatten(load_config(ROOT / words[3], words[5::2])))
+    trained = dict(flatten(load_config(runs[0] / "config.yaml")))
+    assert {key for key in config if config[key] != trained[key]} == {"OUTPUT"}
+
+
+def test_commands_of_several_processes_and_of_weights(tmp_path: Path) -> None:
+    config = load_config("configs/quickstart.yaml", ["TRAIN.EPOCHS=3"])
+    environments = [{"command": ["train.py", "-c", "/a b/configs/quickstart.yaml", "--weights", "/x/w.pth"],
+                     "processes": 2}, {"command": ["train.py", "--resume"], "processes": 1}]
+    assert training_command(config, environments) == (
+        "python -m paddle.distributed.launch --nproc_per_node 2 tools/train.py -c configs/quickstart.yaml "
+        "-o TRAIN.EPOCHS=3 --weights w.pth")
+    bare = shlex.split(training_command(config, [], tmp_path))
+    assert load_config(None, bare[3::2]) == load_config("configs/quickstart.yaml", ["TRAIN.EPOCHS=3"])
+
+
+def test_seeds_are_rows_of_their_results(suite: Path, runs: list[Path], tmp_path: Path) -> None:
+    rows = (suite / "checkpoints" / "toy" / "seeds.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["seed", "42", "43"]
+    for row, run in zip(rows[1:], runs, strict=True):
+        assert float(row.split(",")[2]) == json.loads((run / "results.json").read_text())["selected"]["test"]["top1"]
+    with pytest.raises(UserError, match=r"RUNTIME\.SEED is 42, as in another"):
+        seed_rows([runs[0], runs[0]])
+    other = shutil.copytree(runs[1], tmp_path / "other")
+    text = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(text.replace("LABEL_SMOOTHING: 0.1", "LABEL_SMOOTHING: 0.2"))
+    with pytest.raises(UserError, match=r"LOSS\.LABEL_SMOOTHING is 0\.2, not 0\.1"):
+        seed_rows([runs[0], other])
+
+
+def test_names_are_found_and_paths_win(suite: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(released, "FOLDER", suite / "checkpoints")
+    monkeypatch.chdir(tmp_path)
+    assert released_names() == ["toy"]
+    weights = suite / "checkpoints" / "toy" / "model.safetensors"
+    assert find_weights("toy") == find_weights(str(weights.parent)) == find_weights(str(weights)) == weights
+    with pytest.raises(UserError, match=r"toi: no such weights \(nearest: toy\); .*or a name in checkpoints/"):
+        find_weights("toi")
+    for name in ("../checkpoints/toy", "toy/..", ".", "*"):
+        with pytest.raises(UserError):
+            find_weights(name)
+    (tmp_path / "toy").write_bytes(b"a file of one's own")
+    assert find_weights("toy") == Path("toy")
+    (tmp_path / "toy").rename(tmp_path / "toy.pdparams")
+    assert find_weights("toy") == Path("toy.pdparams")
+
+
+def test_a_wrong_name_and_a_changed_file_are_one_sentence(suite: Path, tmp_path: Path) -> None:
+    done = run_in(suite, "eval", "-w", "toyy")
+    assert done.returncode == 2 and "toyy: no such weights (nearest: toy)" in done.stderr
+    copy = shutil.copytree(suite / "checkpoints" / "toy", tmp_path / "toy")
+    data = bytearray((copy / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(data)
+    done = tool("predict", "-w", copy, "--index", "0", cwd=tmp_path)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "model.safetensors has sha256" in done.stderr and "restore it" in done.stderr
+    assert not (tmp_path / "predictions.png").exists()
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda folder: (folder / "config.yaml").write_text("NAME: x"), "config.yaml has sha256"),
+    (lambda folder: (folder / "train.log").unlink(), "train.log cannot be read"),
+    (lambda folder: (folder / "SHA256SUMS").write_text(""), "model.safetensors is not in it"),
+    (lambda folder: (folder / "SHA256SUMS").write_text("0" * 64 + "  ../x\n"), "not a list of checksums"),
+    (lambda folder: (folder / "SHA256SUMS").write_bytes(b"\xff\n"), "cannot be read"),
+])
+def test_what_is_not_as_released_is_refused(suite: Path, tmp_path: Path, change, words: str) -> None:
+    folder = shutil.copytree(suite / "checkpoints" / "toy", tmp_path / "toy")
+    change(folder)
+    with pytest.raises(UserError, match=re.escape(words)):
+        find_weights(str(folder))
+
+
+def test_pictures_of_a_release_go_to_the_runs(suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is released stays as it is; a report of it stands beside the runs."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    cli = importlib.import_module("cli")
+    toy = suite / "checkpoints" / "toy"
+    config = load_config(toy / "config.yaml", [f"OUTPUT={tmp_path}"])
+    home = cli.work_folder(str(toy), config)
+    assert home == tmp_path / "released" / "toy"
+    page = write_report(toy, home=home, overrides=["DATA.MAX_IMAGES=60"])
+    assert page == home / "report.html" and (home / "report" / "mistakes.csv").exists() and (home / "loss.png").exists()
+    assert f"{json.loads((toy / 'results.json').read_text())['selected']['test']['top1']:.2%}"[:-1] in page.read_text()
+    assert {path.name for path in toy.iterdir()} == {*NAMES, "seeds.csv"}
+
+
+def test_what_cannot_be_released_is_told(runs: list[Path], suite: Path, tmp_path: Path,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = suite / "checkpoints" / "toy"
+    with pytest.raises(UserError, match="is there already: replace it with --overwrite"):
+        release.release(runs[0], toy.parent, name="toy")
+    for name in ("a/b", "..", "/x"):
+        with pytest.raises(UserError, match=r"--name is|is there already"):
+            release.release(runs[0], tmp_path, name=name)
+    with pytest.raises(UserError, match=r"has no best_model\.pdparams and no environment\.json"):
+        release.release(shutil.copytree(runs[0], tmp_path / "bare", ignore=lambda *found: {
+            "best_model.pdparams", "environment.json"}), tmp_path / "none")
+    stopped = shutil.copytree(runs[0], tmp_path / "stopped")
+    history = (stopped / "history.csv").read_text().splitlines()
+    (stopped / "history.csv").write_text("\n".join(history[:2]) + "\n")
+    (stopped / "results.json").unlink()
+    with pytest.raises(UserError, match=r"epoch 1 of 2, no results\.json; continue it with --resume"):
+        release.release(stopped, tmp_path / "none")
+    monkeypatch.setattr(release, "LARGEST_TOGETHER", 1000)
+    with pytest.raises(UserError, match="expected at most 1,000 in all"):
+        release.release(runs[0], tmp_path / "none")
+    assert not (tmp_path / "none").exists() or not list((tmp_path / "none").iterdir())
+    monkeypatch.undo()
+    made = release.release(stopped, tmp_path / "some", unfinished=True)
+    assert made.results["weights"]["epoch"] == 1 and "selected" not in made.results
+    check_released(made.folder)
+
+
+def test_large_weights_become_float16_in_filters_and_matrices() -> None:
+    arrays = {"weight": np.linspace(-3, 3, 4096, dtype=np.float32).reshape(64, 64), "bias": np.full(64, 1e-9, "f4"),
+              "counter": np.array([7])}
+    same, told = release.compact(arrays, largest=64 * 66 * 4)
+    assert told == "float32" and all(np.array_equal(same[name], arrays[name]) for name in arrays)
+    half, told = release.compact(arrays, largest=64 * 66 * 3)
+    assert told.startswith("float16") and {name: array.dtype for name, array in half.items()} == {
+        "weight": np.float16, "bias": np.float32, "counter": np.int64}
+    np.testing.assert_allclose(half["weight"], arrays["weight"], rtol=2**-11)
+    with pytest.raises(UserError, match=r"16,648 bytes in float32 and 8,456 in float16, expected at most 1,000"):
+        release.compact(arrays, largest=1000)
+    with pytest.raises(UserError, match="too large for float16"):
+        release.compact({"weight": arrays["weight"] * 1e6}, largest=9000)
+
+
+def test_a_file_in_float16_is_evaluated_as_released(runs: list[Path], tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release, "LARGEST", 80_000)
+    made = release.release(runs[0], tmp_path, name="half")
+    assert made.results["weights"]["precision"].startswith("float16")
+    kinds = {array.dtype for array in load_file(made.folder / "model.safetensors").values()}
+    assert kinds == {np.dtype("float16"), np.dtype("float32")}
+    config = load_config(made.folder / "config.yaml")
+    test = build_dataset(config.DATA, "test")
+    predicted = predict(config, load_model(config, made.folder)[0], list(test.images)).argmax(1)
+    assert (predicted == test.labels).mean() == made.results["test"][0]["top1"]
+    assert made.results["test"][0]["loss"] != made.results["selected"]["test"]["loss"]
+
+
+@pytest.mark.parametrize(("text", "clean"), [
+    ("wrote /tmp/x y/run", "wrote <path> y/run"),
+    ("epoch 1/3, 5 images/s, N/A, a / b", "epoch 1/3, 5 images/s, N/A, a / b"),
+    ("DATA.ROOT=/data/me/cifar", "DATA.ROOT=<path>"), ("OUTPUT=../../private", "OUTPUT=<path>"), ("~/data", "<path>"),
+    ("see https://a.org/b/c", "see https://a.org/b/c"), ("/home/me/suite/configs/a.yaml", "configs/a.yaml"),
+    (f"{ROOT}/configs/_base_/a.yaml", "configs/_base_/a.yaml"), ("g++ -I/usr/inc -O3", "g++ -I<path> -O3"),
+    ("file:///secret-place/run/a", "file://<path>"), ("Linux-6.1.2-me-v6-x86_64-with-glibc2.36",
+                                                    "Linux-6.1.2-x86_64-with-glibc2.36"),
+])
+def test_names_of_folders_are_taken_out(text: str, clean: str) -> None:
+    assert Scrubber(["/secret-place/run"]).text(text) == clean
+
+
+@pytest.mark.parametrize("name", released_names())
+def test_a_released_checkpoint_says_what_its_record_says(name: str, cifar10_root: str) -> None:
+    """As released, small enough, told in its config's head, and right and wrong on the images that it says."""
+    folder = released.FOLDER / name
+    check_released(folder)
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert results["weights"]["bytes"] == (folder / "model.safetensors").stat().st_size <= release.LARGEST
+    for path in folder.iterdir():
+        if path.suffix != ".safetensors":
+            assert not re.search(r"(?<![\w./])/(?:home|root|tmp|work|opt|mnt|Users)/", path.read_text(encoding="utf-8"))
+    words = shlex.split(results["training"]["command"])
+    configs = [word for word in words if word.startswith("configs/")]
+    for path in configs:
+        overrides = [word for flag, word in pairwise(words) if flag == "-o"]
+        now = dict(flatten(load_config(ROOT / path, overrides)))
+        then = dict(flatten(load_config(folder / "config.yaml")))
+        assert {key for key in now if now[key] != then[key]} <= {"OUTPUT", "DATA.ROOT"}, f"{path} has changed since"
+        if len(overrides) == 0:
+            assert f"{100 * results['test'][0]['top1']:.2f} %" in (ROOT / path).read_text(encoding="utf-8"), path
+    config = load_config(folder / "config.yaml", [f"DATA.ROOT={cifar10_root}", "RUNTIME.DEVICE=cpu"])
+    if config.DATA.NAME == "cifar10" and results["test"][0]["images"] == 10_000:
+        test = build_dataset(config.DATA, "test")
+        chosen = np.arange(0, 10_000, 100)
+        predicted = predict(config, load_model(config, folder)[0], [test.images[index] for index in chosen]).argmax(1)
+        wrong = {int(line.split(",")[0]) for line in (folder / "mistakes.csv").read_text().splitlines()[1:]}
+        assert len(wrong) == round((1 - results["test"][0]["top1"]) * 10_000)
+        differing = [index for index, guess in zip(chosen, predicted, strict=True)
+                     if (guess != test.labels[index]) != (index in wrong)]
+        assert len(differing) <= 1, "other processors may round an image across the border"
+
+
+def test_all_released_checkpoints_together_are_small() -> None:
+    total = sum(path.stat().st_size for path in released.FOLDER.rglob("*") if path.is_file())
+    assert total <= release.LARGEST_TOGETHER
