@@ -17,9 +17,9 @@ RESULTS = "results.json"
 SUMS = "SHA256SUMS"
 
 
-def released_names() -> list[str]:
-    """Return the names of all released checkpoints, sorted."""
-    return sorted(path.parent.name for path in FOLDER.glob(f"[!.]*/{SUMS}"))
+def released_names(folder: Path | None = None) -> list[str]:
+    """Return the names of all released checkpoints in ``checkpoints/`` or another folder, sorted."""
+    return sorted(path.parent.name for path in (folder or FOLDER).glob(f"[!.]*/{SUMS}"))
 
 
 def find_released(weights: str | Path) -> Path | None:

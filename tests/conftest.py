@@ -19,3 +19,19 @@ def cifar10_root() -> str:
     if not root or not Path(root).exists():
         pytest.skip("CIFAR10_ROOT does not name a folder with cifar-10-python.tar.gz")
     return root
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Return the folders of two short runs that differ in their seeds."""
+    from releasing import two_runs
+
+    return two_runs(tmp_path_factory.mktemp("private-folder"))
+
+
+@pytest.fixture(scope="session")
+def suite(tmp_path_factory: pytest.TempPathFactory, runs: list[Path]) -> Path:
+    """Return a copy of the suite in which the first of them is released as ``toy``."""
+    from releasing import copy_with_release
+
+    return copy_with_release(tmp_path_factory.mktemp("clone"), runs)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from releasing import run_in
 from safetensors.numpy import load_file
 
 from analysis import release
@@ -25,45 +24,12 @@ from datasets import build_dataset
 from engine import released
 from engine.predictor import find_weights, load_model, predict
 from engine.released import check_released, released_names
-from engine.train import train
 from engine.weights import read_weights
 from errors import UserError
-from processes import ROOT, TINY, tool
+from processes import ROOT, tool
 
-PARTS = ("analysis", "configs", "datasets", "engine", "kernels", "models", "tools", "errors.py")
 NAMES = {"model.safetensors", "config.yaml", "history.csv", "timing.csv", "train.log", "environment.json",
          "dataset.json", "results.json", "mistakes.csv", "SHA256SUMS"}
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Return the folders of two short runs that differ in their seeds."""
-    output = tmp_path_factory.mktemp("private-folder")
-    with pytest.MonkeyPatch.context() as patch:
-        config = f"{ROOT}/configs/quickstart.yaml"
-        patch.setattr(sys, "argv", ["tools/train.py", "-c", config, "-o", f"OUTPUT={output}"])
-        for seed in (42, 43):
-            train(load_config(config, [*TINY, f"OUTPUT={output}", "TRAIN.EPOCHS=2",
-                                                          f"NAME=seed{seed}", f"RUNTIME.SEED={seed}"]))
-    return [output / "seed42", output / "seed43"]
-
-
-@pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory, runs: list[Path]) -> Path:
-    """Return a copy of the suite in which the first run is released as ``toy``."""
-    copy = tmp_path_factory.mktemp("clone")
-    for part in PARTS:
-        source = ROOT / part
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / part)
-    done = run_in(copy, "release", str(runs[0]), "--name", "toy", "--seeds", str(runs[1]))
-    assert done.returncode == 0, done.stderr
-    assert "# Result: " in done.stdout and "top-1 on digits (checkpoints/toy)." in done.stdout
-    return copy
-
-
-def run_in(suite: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, f"tools/{name}.py", *arguments], cwd=suite, capture_output=True, text=True,
-                          timeout=300, check=False, env={**os.environ})
 
 
 def test_the_folder_holds_what_it_should(suite: Path, runs: list[Path]) -> None:

@@ -1,0 +1,47 @@
+"""What was trained here: python tools/results.py"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import cli
+
+from engine import released
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Print a line for each released checkpoint, or write the page and its picture."""
+    from analysis.results_page import page, read_released, read_rows, terminal_table
+    from engine.files import write_text
+
+    trained = read_released(Path(arguments.checkpoints))
+    if not arguments.write:
+        print("\n".join(terminal_table(trained)) if trained else f"no released checkpoints in {arguments.checkpoints}")
+        return
+    published = read_rows(ROOT / "analysis" / "published.csv")
+    recipes = {path.stem: read_rows(path) for path in sorted(Path(arguments.recipes).glob("*.csv"))}
+    out = Path(arguments.write)
+    write_text(out, page(trained, published, recipes))
+    print(f"wrote {out}: {len(trained)} released checkpoints, {len(recipes)} tables of what was tried")
+    if trained:
+        from analysis.results_page import PLOT
+        from analysis.results_plot import draw_results, points
+
+        print(f"wrote {draw_results(points(trained, published), out.parent / PLOT)}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the arguments of this command."""
+    result = cli.argument_parser(__doc__, config=False)
+    result.add_argument("--write", metavar="PAGE", help="write the page, and docs/results.png beside it")
+    result.add_argument("--checkpoints", default=str(released.FOLDER), metavar="FOLDER", help="default: checkpoints/")
+    result.add_argument("--recipes", default=str(ROOT / "docs" / "recipes"), metavar="FOLDER",
+                        help="tables (.csv) of what was tried (default: docs/recipes/)")
+    return result
+
+
+if __name__ == "__main__":
+    cli.run(main, parser())
