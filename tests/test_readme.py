@@ -59,6 +59,7 @@ def test_every_python_command_runs(cifar10_root: str, tmp_path: Path) -> None:
     short = overrides("TRAIN.MAX_STEPS=1", f"DATA.ROOT={cifar10_root}", f"OUTPUT={tmp_path / 'output'}",
                       "DATA.HOLDOUT=0", "MODEL.ARGS.depths=[1, 1, 1, 1]", "MODEL.ARGS.attention_heads=[1, 3, 7, 11]")
     part = overrides(f"DATA.ROOT={cifar10_root}", "DATA.MAX_IMAGES=500")
+    more = {"train": short, "eval": part, "parity": ["convmixer_256_8"], "explain": ["--samples", "60"]}
     ran = 0
     for command in _commands(READMES[0]):
         words = shlex.split(command)
@@ -68,7 +69,7 @@ def test_every_python_command_runs(cifar10_root: str, tmp_path: Path) -> None:
         name, arguments = Path(words[1]).stem, words[2:]
         arguments = [word.replace("output/", f"{tmp_path}/output/") for word in arguments]
         arguments = [str(ROOT / word) if word.startswith("configs/") else word for word in arguments]
-        arguments += {"train": short, "eval": part, "parity": ["convmixer_256_8"], "explain": ["--samples", "60"]}.get(name, [])
+        arguments += more.get(name, [])
         done = tool(name, *arguments, cwd=tmp_path, timeout=600)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         ran += 1
