@@ -9,7 +9,7 @@ import paddle
 from paddle.autograd import PyLayer
 from paddle.autograd.py_layer import once_differentiable
 
-from kernels.dispatch import empty, run, usable
+from kernels.dispatch import empty, numel, run, usable
 
 
 class AttendMap(PyLayer):
@@ -80,7 +80,7 @@ def _sizes(x: paddle.Tensor, tokens: paddle.Tensor, heads: int) -> tuple[int, in
     """Return images, heads, tokens, width of a head, positions, and the factor of the products."""
     batch, count, channels = tokens.shape
     width = channels // heads
-    return batch, heads, count, width, x.size // (batch * channels), width**-0.5
+    return batch, heads, count, width, numel(x) // (batch * channels), width**-0.5
 
 
 def _weights(sizes: tuple[int, int, int, int, int, float]) -> tuple[int, int, int, int]:

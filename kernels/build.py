@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -233,8 +234,10 @@ def _build(folder: Path, compiler: list[str]) -> Path:
     with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as private:
         made = Path(private, "kernels.so")
         objects = [str(Path(private, source.stem + ".o")) for source in SOURCES]
-        for source, target in zip(SOURCES, objects, strict=True):
-            _call([*compiler, *FLAGS, *OWN_FLAGS.get(source.name, ()), "-c", str(source), "-o", target])
+        commands = [[*compiler, *FLAGS, *OWN_FLAGS.get(source.name, ()), "-c", str(source), "-o", target]
+                    for source, target in zip(SOURCES, objects, strict=True)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(_call, commands))
         _call([*compiler, "-shared", *objects, *_openmp(), "-o", str(made)])
         with made.open("rb") as file:
             os.fsync(file.fileno())

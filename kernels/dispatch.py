@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import paddle
 
 from kernels import build
@@ -17,7 +19,7 @@ def usable(*tensors: paddle.Tensor | None) -> bool:
         return False
     for tensor in tensors:
         if tensor is not None and not (
-            tensor.dtype == paddle.float32 and tensor.place.is_cpu_place() and tensor.size > 0
+            tensor.dtype == paddle.float32 and tensor.place.is_cpu_place() and 0 not in tensor.shape
         ):
             return False
     return not isinstance(build.library(), build.Unavailable)
@@ -28,6 +30,11 @@ def run(name: str, *arguments: object) -> None:
     function = getattr(build.library(), name)
     if function(*(item.data_ptr() if isinstance(item, paddle.Tensor) else item for item in arguments)):
         raise MemoryError(f"The compiled operator {name} found no memory for its sums.")
+
+
+def numel(tensor: paddle.Tensor) -> int:
+    """Return how many numbers a tensor has; ``tensor.size`` runs an operator to find out."""
+    return math.prod(tensor.shape)
 
 
 def empty(*like: int) -> paddle.Tensor:

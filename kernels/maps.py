@@ -9,7 +9,7 @@ import paddle
 from paddle.autograd import PyLayer
 from paddle.autograd.py_layer import once_differentiable
 
-from kernels.dispatch import empty, run, usable
+from kernels.dispatch import empty, numel, run, usable
 
 
 class Residual(PyLayer):
@@ -19,7 +19,7 @@ class Residual(PyLayer):
     def forward(ctx, x, branch, kept, scale, share):
         x, branch = x.contiguous(), branch.contiguous()
         factors = [None if item is None else item.contiguous() for item in (kept, scale, share)]
-        ctx.sizes = (x.size // x.shape[-1], x.shape[-1], x.size // x.shape[-1] // x.shape[0])
+        ctx.sizes = (numel(x) // x.shape[-1], x.shape[-1], numel(x) // x.shape[-1] // x.shape[0])
         y = empty(*x.shape)
         run("residual_forward", *ctx.sizes, x, branch, *factors, y)
         # What no gradient needs is not kept; the operator does not look at it.
@@ -47,7 +47,7 @@ class StarRelu(PyLayer):
     def forward(ctx, x, scale, bias):
         x = x.contiguous()
         y = empty(*x.shape)
-        run("star_relu_forward", x.size, x, scale, bias, y)
+        run("star_relu_forward", numel(x), x, scale, bias, y)
         ctx.save_for_backward(x, scale)
         ctx.wanted = [not item.stop_gradient for item in (x, scale, bias)]
         return y
@@ -57,7 +57,7 @@ class StarRelu(PyLayer):
     def backward(ctx, grad):
         x, scale = ctx.saved_tensor()
         grads = empty(*x.shape), empty(1), empty(1)
-        run("star_relu_backward", x.size, x, scale, grad.contiguous(), *grads)
+        run("star_relu_backward", numel(x), x, scale, grad.contiguous(), *grads)
         return tuple(item if wanted else None for item, wanted in zip(grads, ctx.wanted, strict=True))
 
 
@@ -67,7 +67,7 @@ class GroupNorm(PyLayer):
     @staticmethod
     def forward(ctx, x, weight, bias, epsilon):
         x, weight = x.contiguous(), weight.contiguous()
-        ctx.sizes = (x.shape[0], x.size // x.shape[0] // x.shape[-1], x.shape[-1])
+        ctx.sizes = (x.shape[0], numel(x) // x.shape[0] // x.shape[-1], x.shape[-1])
         y, moments = empty(*x.shape), empty(x.shape[0], 2)
         run("group_norm_forward", *ctx.sizes, epsilon, x, weight, bias.contiguous(), y, moments)
         ctx.save_for_backward(x, weight, moments)
@@ -111,7 +111,7 @@ def connected(
     for factor in (kept, scale):
         if factor is not None and factor.shape != x.shape[-1:]:
             return None
-    if share is not None and share.size != x.shape[0]:
+    if share is not None and numel(share) != x.shape[0]:
         return None
     return Residual.apply(x, branch, kept, scale, share)
 

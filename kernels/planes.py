@@ -9,7 +9,7 @@ import paddle
 from paddle.autograd import PyLayer
 from paddle.autograd.py_layer import once_differentiable
 
-from kernels.dispatch import empty, run, usable
+from kernels.dispatch import empty, numel, run, usable
 
 AFTER = {None: 0, "gelu": 1, "relu": 2, "relu6": 3, "hardswish": 4}
 """The activations that may come after a compiled batch norm, by their numbers in ``batch_norm.cc``."""
@@ -60,7 +60,7 @@ class DynamicRelu(PyLayer):
     def forward(ctx, x, first, second):
         x, first, second = x.contiguous(), first.contiguous(), second.contiguous()
         y = empty(*x.shape)
-        run("dynamic_relu_forward", first.size, x.size // first.size, x, first, second, y)
+        run("dynamic_relu_forward", *_planes(x), x, first, second, y)
         ctx.save_for_backward(x, first, second)
         return y
 
@@ -69,7 +69,7 @@ class DynamicRelu(PyLayer):
     def backward(ctx, grad):
         x, first, second = ctx.saved_tensor()
         grads = empty(*x.shape), empty(*first.shape), empty(*second.shape)
-        run("dynamic_relu_backward", first.size, x.size // first.size, x, first, second, grad.contiguous(), *grads)
+        run("dynamic_relu_backward", *_planes(x), x, first, second, grad.contiguous(), *grads)
         return grads
 
 
@@ -93,7 +93,7 @@ def normalised(
         return None
     if any(item.shape != x.shape[1:2] for item in channels) or not (mean.is_contiguous() and variance.is_contiguous()):
         return None
-    if (residual is not None and residual.shape != x.shape) or (share is not None and share.size != x.shape[0]):
+    if (residual is not None and residual.shape != x.shape) or (share is not None and numel(share) != x.shape[0]):
         return None
     if training:
         running = mean, variance
@@ -109,7 +109,13 @@ def steepest(x: paddle.Tensor, first: paddle.Tensor, second: paddle.Tensor) -> p
     return DynamicRelu.apply(x, first, second)
 
 
+def _planes(x: paddle.Tensor) -> tuple[int, int]:
+    """Return planes and positions."""
+    batch, channels, positions = _sizes(x)
+    return batch * channels, positions
+
+
 def _sizes(x: paddle.Tensor) -> tuple[int, int, int]:
     """Return images, channels and positions."""
     batch, channels = x.shape[:2]
-    return batch, channels, x.size // (batch * channels)
+    return batch, channels, numel(x) // (batch * channels)

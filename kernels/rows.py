@@ -6,12 +6,12 @@ import paddle
 from paddle.autograd import PyLayer
 from paddle.autograd.py_layer import once_differentiable
 
-from kernels.dispatch import empty, run
+from kernels.dispatch import empty, numel, run
 from kernels.products import current, product
 
 
 def _rows(x: paddle.Tensor) -> tuple[int, int]:
-    return x.size // x.shape[-1], x.shape[-1]
+    return numel(x) // x.shape[-1], x.shape[-1]
 
 
 class Gelu(PyLayer):
@@ -21,7 +21,7 @@ class Gelu(PyLayer):
     def forward(ctx, x):
         x = x.contiguous()
         y = empty(*x.shape)
-        run("gelu_forward", x.size, x, y)
+        run("gelu_forward", numel(x), x, y)
         ctx.save_for_backward(x)
         return y
 
@@ -30,7 +30,7 @@ class Gelu(PyLayer):
     def backward(ctx, grad):
         (x,) = ctx.saved_tensor()
         grad_x = empty(*x.shape)
-        run("gelu_backward", x.size, x, grad.contiguous(), grad_x)
+        run("gelu_backward", numel(x), x, grad.contiguous(), grad_x)
         return grad_x
 
 
