@@ -18,36 +18,36 @@
 
 namespace {
 
+constexpr int64_t TASK_FLOATS = 1 << 15;
+
 // A map as units of vectors: a unit is the plane of a channel, or, where planes are smaller than a vector, LANES
-// neighbouring numbers of an image, whatever their channels. A slot is what has a coefficient and sums of its own: a
-// channel, or a place in an image.
+// neighbouring numbers of an image, whatever their channels. A slot is what has coefficients and sums of its own: a
+// channel, or a place in an image, of which a channel has `places`.
 struct Map {
-  int64_t batch, channels, plane, row, length, units, slots, slices, parts;
+  int64_t batch, channels, plane, row, length, units, places, slots, slices, parts;
   bool narrow;
   Map(int64_t batch, int64_t channels, int64_t plane)
       : batch(batch), channels(channels), plane(plane), row(channels * plane), narrow(plane < LANES) {
     length = narrow ? LANES : plane;
     units = (row + length - 1) / length;
+    places = narrow ? plane : 1;
     slots = narrow ? units * LANES : units;
-    slices = slices_of(batch, row);
-    parts = std::clamp<int64_t>(std::min(row / SLICE_FLOATS, MAX_SLICES / slices), 1, units);
+    const int64_t tasks = std::clamp<int64_t>(batch * row / TASK_FLOATS, 1, MAX_SLICES);
+    slices = std::min(batch, tasks);
+    parts = std::clamp<int64_t>(tasks / slices, 1, units);
   }
   int64_t first_slot(int64_t unit) const { return narrow ? unit * LANES : unit; }
-  int64_t channel(int64_t slot) const { return narrow ? slot / plane : slot; }
-  bool used(int64_t slot) const { return channel(slot) < channels; }
 };
 
-// Numbers for each slot: `count` kinds of coefficients, from functions of the channel.
+// Numbers for each slot: some kinds of coefficients, each a function of the channel.
 struct Coefficients {
-  int64_t slots;
   std::vector<float> values;
   template <class... Kinds>
-  explicit Coefficients(const Map& map, Kinds... kinds) : slots(map.slots), values(sizeof...(kinds) * slots, 0.f) {
-    int64_t at = 0;
+  explicit Coefficients(const Map& map, Kinds... kinds) : values(sizeof...(kinds) * map.slots, 0.f) {
+    float* at = values.data();
     [[maybe_unused]] const auto fill = [&](auto kind) {
-      for (int64_t s = 0; s < slots; ++s)
-        if (map.used(s)) values[at + s] = float(kind(map.channel(s)));
-      at += slots;
+      for (int64_t c = 0; c < map.channels; ++c) std::fill_n(at + c * map.places, map.places, float(kind(c)));
+      at += map.slots;
     };
     (fill(kinds), ...);
   }
@@ -92,18 +92,23 @@ std::vector<double> sweep(const Map& map, const Coefficients& coefficients, Body
     for (int64_t unit = from; unit < to; ++unit)
       for (int k = 0; k < SUMS; ++k) {
         double* sum = &partial[(slice * SUMS + k) * map.slots + map.first_slot(unit)];
-        for (int l = 0; l < LANES; ++l) sum[map.narrow ? l : 0] += lanes[((unit - from) * SUMS + k) * LANES + l];
+        const float* lane = lanes + ((unit - from) * SUMS + k) * LANES;
+        if (map.narrow)
+          for (int l = 0; l < LANES; ++l) sum[l] = lane[l];
+        else
+          *sum = tree_total(load(lane));
       }
   };
-#pragma omp parallel if (map.batch * map.row > SERIAL_FLOATS)
+#pragma omp parallel if (map.slices * map.parts > 1)
   for (int64_t task; (task = next++) < map.slices * map.parts;)
     if (guarded([&] { run(task); })) failed = true;
   if (failed) throw std::bad_alloc();
+  for (int64_t slice = 1; slice < map.slices; ++slice)
+    for (int64_t i = 0; i < SUMS * map.slots; ++i) partial[i] += partial[slice * SUMS * map.slots + i];
   std::vector<double> totals(SUMS * map.channels, 0.0);
   for (int k = 0; k < SUMS; ++k)
-    for (int64_t slice = 0; slice < map.slices; ++slice)
-      for (int64_t s = 0; s < map.slots; ++s)
-        if (map.used(s)) totals[k * map.channels + map.channel(s)] += partial[(slice * SUMS + k) * map.slots + s];
+    for (int64_t i = 0; i < map.channels * map.places; ++i)
+      totals[k * map.channels + i / map.places] += partial[k * map.slots + i];
   return totals;
 }
 

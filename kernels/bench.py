@@ -80,6 +80,12 @@ MAPS = (
     ("DFFormer-S18, PoolFormer-S12 at 224, stage 1", (8, 56, 56, 64)),
     ("DFFormer-S18, PoolFormer-S12 at 224, stage 3", (8, 14, 14, 320)),
 )
+# The same of batch norms, and what goes with them.
+NORMS = (
+    ("ConvMixer-256/8, depthwise part", (128, 256, 16, 16), ("before", "gelu"), True),
+    ("CoAtNet-0 at 224, stage 1", (4, 384, 112, 112), ("after", "gelu"), False),
+    ("Mobile-Former-294M at 224, block 2", (8, 96, 56, 56), None, False),
+)
 MODES = ("stock", "auto")
 
 
@@ -138,6 +144,17 @@ def main(rounds: int = 9) -> None:
     for where, shape in PLANES:
         what = f"dynamic ReLU {'×'.join(map(str, shape))}"
         row(where, what, kernels.dynamic_relu, (shape, shape[:2], shape[:2]), rounds)
+    for where, shape, activation, connected in NORMS:
+        what = f"batch norm {'×'.join(map(str, shape))}"
+        what += f", GELU {activation[0]}" if activation else ""
+        what += ", residual" if connected else ""
+        running = paddle.zeros([shape[1]]), paddle.ones([shape[1]])
+        settings = {activation[0]: activation[1]} if activation else {}
+
+        def norm(x, weight, bias, residual=None, running=running, settings=settings):
+            return kernels.batch_norm(x, *running, weight, bias, training=True, residual=residual, **settings)
+
+        row(where, what, norm, (shape, (shape[1],), (shape[1],), *([shape] if connected else [])), rounds)
     for where, shape, biased in ATTENTION:
         what = f"attention {'×'.join(map(str, shape))}{', bias' if biased else ''}"
         bias = ((shape[3], shape[1], shape[1]),) if biased else ()

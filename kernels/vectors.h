@@ -68,6 +68,15 @@ inline float total(Vec v) {
   return sum;
 }
 
+// The same, of halves.
+inline float tree_total(Vec v) {
+  float sums[LANES];
+  store(sums, v);
+  for (int half = LANES / 2; half; half /= 2)
+    for (int l = 0; l < half; ++l) sums[l] += sums[l + half];
+  return sums[0];
+}
+
 // exp(v) for v <= 0; 0 below -87, where float32 comes to its end.
 inline Vec exp_negative(Vec v) {
   const Vec bounded = v < -87.f ? Vec{} - 87.f : v;
