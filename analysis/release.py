@@ -1,6 +1,7 @@
 """From a run's folder to a released checkpoint: small weights, what they were made with, and the figures of the file.
 
-A checkpoint's folder holds ``model.safetensors`` (the selected weights), ``config.yaml``, ``history.csv``,
+A checkpoint's folder holds ``model.safetensors`` (the selected weights; the final ones of a run that held no images
+out, since those were selected on the test set), ``config.yaml``, ``history.csv``,
 ``timing.csv``, ``train.log``, ``environment.json``, ``dataset.json``, ``results.json``, ``mistakes.csv`` (the test
 images that the file gets wrong), where there are several seeds ``seeds.csv``, and ``SHA256SUMS`` of them all.
 """
@@ -83,7 +84,7 @@ def release(run: Path, into: Path, *, name: str = "", data: str = "", also: Sequ
     tables = seeds_csv(seed_rows([run, *seeds])) if seeds else ""
     config = load_config(run / CONFIG, [*([f"DATA.ROOT={data}"] if data else []), "RUNTIME.DEVICE=auto"])
     with _replaced(target) as folder:
-        precision = _write_weights(run, config, folder / WEIGHTS)
+        precision = _write_weights(run, folder / WEIGHTS, config)
         _copy_record(run, trained, folder, [data, *also])
         if tables:
             write_text(folder / "seeds.csv", tables)
@@ -139,9 +140,15 @@ def _read_run(run: Path, unfinished: bool) -> CfgNode:
     return config
 
 
-def _write_weights(run: Path, config: CfgNode, path: Path) -> str:
+def _kind(run: Path, config: CfgNode) -> str:
+    """Return which weights of a run are released: ``selected`` or ``final``."""
+    return "final" if config.DATA.HOLDOUT == 0 and read_results(run) else "selected"
+
+
+def _write_weights(run: Path, path: Path, config: CfgNode) -> str:
     model = build_model(config)
-    arrays, precision = compact(convert_state(read_weights(run / "best_model.pdparams"), model), LARGEST)
+    name = {"selected": "best_model.pdparams", "final": "final_model.pdparams"}[_kind(run, config)]
+    arrays, precision = compact(convert_state(read_weights(run / name), model), LARGEST)
     save_weights(path, arrays)
     return precision
 
@@ -184,14 +191,14 @@ def _results(run: Path, config: CfgNode, folder: Path, precision: str, also: Seq
         tests.append({**found.figures(), "per_class": dict(zip(names, found.evaluation.per_class, strict=False))})
         if len(tests) == 1:
             write_text(folder / "mistakes.csv", _mistakes(found, loader.dataset.labels))
-    ended = read_results(run) or {}
+    ended, kind = read_results(run) or {}, _kind(run, config)
     best = max(read_table(run / "history.csv"), key=lambda row: float(row["val_accuracy"] or -1))
     return {
         **ended,
         "name": config.NAME, "model": config.MODEL.NAME, "family": info.family, "paper": info.paper_url,
         "parameters": complexity.parameters, "macs": complexity.macs, "image_size": config.DATA.IMAGE_SIZE,
         "weights": {"file": WEIGHTS, "bytes": (folder / WEIGHTS).stat().st_size, "precision": precision,
-                    "epoch": ended["selected"]["epoch"] if ended else int(best["epoch"])},
+                    "kind": kind, "epoch": ended[kind]["epoch"] if ended else int(best["epoch"])},
         "training": {"command": training_command(load_config(run / CONFIG), environments), "data": origin(config.DATA),
                      "machines": machines(environments), "commit": environments[-1].get("commit"),
                      "precision": config.TRAIN.PRECISION, "epochs_planned": config.TRAIN.EPOCHS, **cost,

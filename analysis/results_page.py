@@ -23,12 +23,12 @@ INTRODUCTION = """\
 
 Written by `python tools/results.py --write RESULTS.md`; do not edit by hand.
 
-**Selected** are the weights of the epoch that was best on held-out training images (where on the test set, that is
-said); they are released, and their figures, top-5 and ECE too, are those of the file in `checkpoints/` as it is there.
-**Final** are the weights of the last epoch, with the figure of the run itself. **ECE** is the expected calibration
-error (15 bins). "CIFAR-10 (JPEG re-encoding)" is a copy of CIFAR-10 whose pixels went through JPEG; order, labels and
-split are the official ones. Behind figures on fewer than 10,000 images stands one standard error. Shares are in %.
-Times and images/s are those of training alone, without evaluations; MACs are multiply-accumulates of one image, of a
+**Selected** are the weights of the epoch that was best on held-out training images, of a run that held none out those
+of the last epoch; they are released, and their figures, top-5 and ECE too, are those of the file in `checkpoints/` as
+it is there. **Final** are the weights of the last epoch, with the figure of the run itself. **ECE** is the expected
+calibration error (15 bins). "CIFAR-10 (JPEG re-encoding)" is a copy of CIFAR-10 whose pixels went through JPEG; order,
+labels and split are the official ones. Behind figures on fewer than 10,000 images stands one standard error. Shares
+are in %. Times and images/s are those of training alone, without evaluations; MACs are multiply-accumulates of one image, of a
 training 3 × MACs × images seen.
 """
 EVALUATING = """\
@@ -155,8 +155,10 @@ def _accuracies(trained: Sequence[Trained]) -> list[str]:
         headings = ["Checkpoint", "Family", "#Params", "MACs", "Top-1 selected", "Top-1 final", "Top-5", "ECE",
                     *(f"Top-1 on {other}" for other in others), "Weights"]
         parts += [f"### {data}\n", table(headings, (_accuracy_cells(each, others) for each in rows))]
-        told = [f"`{each.name}` was selected on the test set" for each in rows
-                if each.results.get("selected_on") == "test"]
+        told = [f"`{each.name}` held no images out: its final weights are released, none were selected" for each in rows
+                if each.results["weights"]["kind"] == "final"]
+        told += [f"`{each.name}` was selected on the test set" for each in rows
+                 if each.results["weights"]["kind"] == "selected" and each.results.get("selected_on") == "test"]
         told += [f"`{each.name}` stands after {each.results['training']['epochs']} of "
                  f"{each.results['training']['epochs_planned']} epochs" for each in rows if "final" not in each.results]
         parts += ["".join(f"- {line}.\n" for line in told)]

@@ -195,6 +195,20 @@ def test_what_cannot_be_released_is_told(runs: list[Path], suite: Path, tmp_path
     check_released(made.folder)
 
 
+def test_of_a_run_that_held_nothing_out_the_final_weights(runs: list[Path], tmp_path: Path) -> None:
+    run = shutil.copytree(runs[0], tmp_path / "all")
+    config = run / "config.yaml"
+    text = config.read_text()
+    assert "HOLDOUT: 180" in text
+    config.write_text(text.replace("HOLDOUT: 180", "HOLDOUT: 0"))
+    final = read_weights(run / "final_model.pdparams").arrays
+    (run / "best_model.pdparams").write_bytes(b"not to be read")
+    made = release.release(run, tmp_path / "some")
+    weights = load_file(made.folder / "model.safetensors")
+    assert made.results["weights"]["kind"] == "final"
+    assert all(np.array_equal(weights[name], final[name]) for name in final)
+
+
 def test_large_weights_become_float16_in_filters_and_matrices() -> None:
     arrays = {"weight": np.linspace(-3, 3, 4096, dtype=np.float32).reshape(64, 64), "bias": np.full(64, 1e-9, "f4"),
               "counter": np.array([7])}

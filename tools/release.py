@@ -37,9 +37,9 @@ def main(arguments: argparse.Namespace) -> None:
     for row in made.results["test"]:
         ece = f", ECE {row['ece']:.2%}" if "ece" in row else ""
         print(f"{row['data']}: top-1 {row['top1']:.4%} of {row['images']:,} images, loss {row['loss']:.6f}{ece}")
-    selected = made.results.get("selected")
-    if selected:
-        print(f"the run's own weights (float32): top-1 {selected['test']['top1']:.4%}")
+    own = made.results.get(weights["kind"])
+    if own:
+        print(f"the run's {weights['kind']} weights (float32): top-1 {own['test']['top1']:.4%}")
     print(f"for the head of the config:\n{made.header()}")
     print("next: python tools/results.py --write RESULTS.md")
 
