@@ -28,8 +28,8 @@ of the last epoch; they are released, and their figures, top-5 and ECE too, are 
 it is there. **Final** are the weights of the last epoch, with the figure of the run itself. **ECE** is the expected
 calibration error (15 bins). "CIFAR-10 (JPEG re-encoding)" is a copy of CIFAR-10 whose pixels went through JPEG; order,
 labels and split are the official ones. Behind figures on fewer than 10,000 images stands one standard error. Shares
-are in %. Times and images/s are those of training alone, without evaluations; MACs are multiply-accumulates of one image, of a
-training 3 × MACs × images seen.
+are in %. Times and images/s are those of training alone, without evaluations; MACs are multiply-accumulates of one
+image, of a training 3 × MACs × images seen.
 """
 EVALUATING = """\
 ## Evaluating
