@@ -117,8 +117,8 @@ BOMBS |= {
 def test_bombs_end_in_one_sentence(bomb: str, tmp_path: Path) -> None:
     content, reason = BOMBS[bomb]
     (tmp_path / "w.pth").write_bytes(content)
-    begin, peak = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begin, peak = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError, match=rf"w\.pth.* {re.escape(reason)}"):
         read_weights(tmp_path / "w.pth")
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 300_000  # KiB
