@@ -1,8 +1,8 @@
 """Compiled CPU operators, each with the stock Paddle operator of the same meaning behind it.
 
 Nothing happens at import: Paddle is imported and the C++ source compiled (once, into a cache) when an operator
-is first called. Wherever the compiled operator does not apply (GPU, another precision, mixed precision, static
-graphs, dilation, no compiler) Paddle's own runs instead.
+is first called. Wherever the compiled operator does not apply (GPU and its mixed precision, tensors other than float32,
+static graphs, dilation, no compiler) Paddle's own runs instead.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from kernels import build
 def usable(*tensors: paddle.Tensor | None) -> bool:
     """Tell whether the compiled operators take these tensors: float32 on the CPU, not empty, outside static graphs.
 
-    Mixed precision needs no case of its own: Paddle has none on the CPU.
+    Mixed precision needs no case of its own: that of Paddle has no effect on the CPU, and ours leaves tensors float32.
     """
     if not paddle.in_dynamic_mode() or not paddle.get_device().startswith("cpu"):
         return False

@@ -6,14 +6,13 @@ keeps the tensors alive. Addresses are read at every call, as gradients move fro
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 import paddle
 
 from kernels import mode
-from kernels.dispatch import run, usable
+from kernels.dispatch import numel, run, usable
 
 
 def available() -> bool:
@@ -80,6 +79,6 @@ def sum_squares(tensors: Sequence[paddle.Tensor]) -> float:
 def _step(name: str, tensors: Sequence[paddle.Tensor], numbers: np.ndarray, *scalars: float) -> None:
     """Call an operator on N sizes, the addresses of one or several times N tensors, and numbers."""
     count = numbers.shape[-1] if numbers.ndim > 1 else len(tensors)
-    sizes = np.array([math.prod(tensor.shape) for tensor in tensors[:count]], "int64")  # `size` runs an operator
+    sizes = np.array([numel(tensor) for tensor in tensors[:count]], "int64")
     addresses = np.array([tensor.data_ptr() for tensor in tensors], "int64")
     run(name, count, sizes.ctypes.data, addresses.ctypes.data, numbers.ctypes.data, *scalars)
