@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.markdown import table
 from engine.files import write_text
 from errors import UserError
 
@@ -28,9 +29,7 @@ class Table:
 
     def markdown(self) -> str:
         """Return the table as the page has it."""
-        rule = [":---" if index == 0 else "---:" for index in range(len(self.headings))]
-        lines = [f"| {' | '.join(cells)} |" for cells in (self.headings, rule, *self.rows)]
-        return "\n".join([*lines, *(line for note in self.notes for line in ("", note))])
+        return "\n\n".join([table(self.headings, self.rows), *self.notes])
 
 
 def tables(results: Results) -> dict[str, Table]:

@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from analysis.markdown import table
 from engine.released import RESULTS, check_released, read_json, released_names
 from errors import UserError
 
@@ -27,9 +28,9 @@ Written by `python tools/results.py --write RESULTS.md`; do not edit by hand.
 of the last epoch; they are released, and their figures, top-5 and ECE too, are those of the file in `checkpoints/` as
 it is there. **Final** are the weights of the last epoch, with the figure of the run itself. **ECE** is the expected
 calibration error (15 bins). "CIFAR-10 (JPEG re-encoding)" is a copy of CIFAR-10 whose pixels went through JPEG; order,
-labels and split are the official ones. Behind figures on fewer than 10,000 images stands one standard error. Shares
-are in %. Times and images/s are those of training alone, without evaluations; MACs are multiply-accumulates of one
-image, of a training 3 × MACs × images seen.
+labels and split are the official ones. Behind figures on fewer than 10,000 images stands one standard error, and in
+brackets the figure on the re-encoded pixels of the same pictures. Shares are in %. Times and images/s are those of
+training alone, without evaluations; MACs are multiply-accumulates of one image, of a training 3 × MACs × images seen.
 """
 EVALUATING = """\
 ## Evaluating
@@ -43,7 +44,7 @@ The weights are checked against their SHA-256, the data set is looked for in `da
 it is missing), and the figures are printed beside those above.
 """
 _DASH = "–"
-_LEFT = "checkpoint", "family", "network", "machine", "command", "changed", "note", "data", "published by"
+_TEXT = "checkpoint", "family", "network", "machine", "command", "changed", "note", "data", "published by"
 
 
 @dataclass(frozen=True)
@@ -131,11 +132,8 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown; columns of text stand left, numbers right."""
-    rule = [":---" if heading.lower() in _LEFT else "---:" for heading in headings]
-    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (headings, rule, *cells)) + "\n"
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return table(headings, rows, _TEXT) + "\n"
 
 
 def share(value: float | None, images: int = 0) -> str:
@@ -154,7 +152,7 @@ def _accuracies(trained: Sequence[Trained]) -> list[str]:
         others = list(dict.fromkeys(row["data"] for each in rows for row in each.results["test"][1:]))
         headings = ["Checkpoint", "Family", "#Params", "MACs", "Top-1 selected", "Top-1 final", "Top-5", "ECE",
                     *(f"Top-1 on {other}" for other in others), "Weights"]
-        parts += [f"### {data}\n", table(headings, (_accuracy_cells(each, others) for each in rows))]
+        parts += [f"### {data}\n", _table(headings, (_accuracy_cells(each, others) for each in rows))]
         told = [f"`{each.name}` held no images out: its final weights are released, none were selected" for each in rows
                 if each.results["weights"]["kind"] == "final"]
         told += [f"`{each.name}` was selected on the test set" for each in rows
@@ -167,13 +165,17 @@ def _accuracies(trained: Sequence[Trained]) -> list[str]:
 
 def _accuracy_cells(each: Trained, others: Sequence[str]) -> list[str]:
     results, main = each.results, each.main
-    elsewhere = {row["data"]: share(row["top1"], row["images"]) for row in results["test"][1:]}
+    elsewhere = {row["data"]: share(row["top1"], row["images"]) + _same_pictures(row) for row in results["test"][1:]}
     final = results["final"]["test"]["top1"] if "final" in results else None
     weights = results["weights"]
     return [f"`{each.name}`", results["family"], f"{results['parameters']:,}", quantity(results["macs"]),
             share(main["top1"], 0 if main["images"] >= 10_000 else main["images"]), share(final), share(main["top5"]),
             share(main.get("ece")), *(elsewhere.get(other, _DASH) for other in others),
             f"{weights['precision'].split()[0]}, {weights['bytes'] / 1e6:.1f} MB"]
+
+
+def _same_pictures(row: Mapping[str, Any]) -> str:
+    return f" ({share(row['same_pictures_top1'])})" if "same_pictures_top1" in row else ""
 
 
 def _costs(trained: Sequence[Trained]) -> str:
@@ -186,7 +188,7 @@ def _costs(trained: Sequence[Trained]) -> str:
                      quantity(training["macs"]), "; then ".join(training["machines"]) + precision])
         commands.append(f"# {each.name}\n{training['command']}")
     headings = ("Checkpoint", "Epochs", "Training time", "Images/s", "MACs of the training", "Machine")
-    return "\n".join(["## What they cost\n", table(headings, rows), "The commands, from the suite's folder:\n",
+    return "\n".join(["## What they cost\n", _table(headings, rows), "The commands, from the suite's folder:\n",
                       "```", *commands, "```\n"])
 
 
@@ -207,7 +209,7 @@ def _beside(trained: Sequence[Trained], published: Sequence[Mapping[str, str]]) 
             row["network"], before + row["top1"], row["epochs"], quantity(float(row["parameters"])),
             quantity(float(row["macs"])), "CIFAR-10" + (f", {behind}" if behind else ""), publisher]))
     headings = ("Network", "Top-1", "Epochs", "#Params", "MACs", "Data", "Published by")
-    text = table(headings, (row for _, row in sorted(rows, key=lambda row: -row[0])))
+    text = _table(headings, (row for _, row in sorted(rows, key=lambda row: -row[0])))
     return f"## Beside published figures\n\nTrained from scratch on CIFAR-10, in % of the test images.\n\n{text}"
 
 
@@ -222,7 +224,7 @@ def _seeds(trained: Sequence[Trained]) -> str:
         return ""
     headings = ("Checkpoint", "Seeds", "Top-1 selected", "Top-1 final", "Each, selected")
     return ("## Several seeds\n\nMean and standard deviation (of the sample) over runs that differ in their seed "
-            f"alone, each with the weights as trained.\n\n{table(headings, rows)}")
+            f"alone, each with the weights as trained.\n\n{_table(headings, rows)}")
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -233,4 +235,4 @@ def _tried(name: str, rows: Sequence[Mapping[str, str]]) -> str:
     headings = [heading.replace("_", " ") for heading in rows[0]] if rows else []
     shown = ([f"{int(cell):,}" if cell.isdecimal() and len(cell) > 4 else cell or _DASH for cell in row.values()]
              for row in rows)
-    return f"### {name}\n\n{table(headings, shown) if rows else 'Nothing yet.'}"
+    return f"### {name}\n\n{_table(headings, shown) if rows else 'Nothing yet.'}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 
+from analysis.markdown import table
 from analysis.parity import Parity, model_for
 from analysis.zoo import Row, notes, percent, quantity
 from models import ModelInfo, list_models, model_info
@@ -49,7 +50,7 @@ def page(rows: Mapping[str, Row], parities: Mapping[str, Parity], fixtures: Iter
 
 def models_table(rows: Iterable[Row]) -> str:
     """Return the page's table for some measured models, as Markdown."""
-    return "\n".join(_table(MODEL_HEADINGS, (_model_cells(row.info, row) for row in rows)))
+    return table(MODEL_HEADINGS, (_model_cells(row.info, row) for row in rows))
 
 
 def _source(info: ModelInfo) -> tuple[str, str]:
@@ -63,14 +64,14 @@ def _section(family: list[ModelInfo], rows: Mapping[str, Row], parities: Mapping
     source = f"https://github.com/{repository}" + (f"/tree/{commit}" if commit else "")
     lines = [f"## {first.family}: `{first.name}`" + (f" to `{family[-1].name}`" if family[1:] else ""), "",
              f"[{first.paper}]({first.paper_url}). Reference: [{first.reference}]({source}).", ""]
-    lines += _table(MODEL_HEADINGS, (_model_cells(info, rows.get(info.name)) for info in family))
+    lines += [table(MODEL_HEADINGS, (_model_cells(info, rows.get(info.name)) for info in family))]
     noted = notes(family)
     if noted:
         lines += ["", *(f"- {'all' if len(names) == len(family) else ', '.join(f'`{name}`' for name in names)}: {note}."
                         for note, names in noted.items())]
     named = [fixture for info in family for fixture in fixtures.get(info.name, ())]
     if named:
-        lines += ["", *_table(PARITY_HEADINGS, (_parity_cells(name, parities.get(name)) for name in named))]
+        lines += ["", table(PARITY_HEADINGS, (_parity_cells(name, parities.get(name)) for name in named))]
     return "\n".join(lines) + "\n"
 
 
@@ -101,8 +102,3 @@ def _accuracy(value: float | None) -> str:
 
 def _beside(deviation: float | None) -> str:
     return "" if deviation is None else f" ({percent(deviation)})"
-
-
-def _table(headings: tuple[str, ...], rows: Iterable[list[str]]) -> list[str]:
-    rule = [":---" if index == 0 else "---:" for index in range(len(headings))]
-    return [f"| {' | '.join(cells)} |" for cells in (headings, rule, *rows)]

@@ -67,7 +67,8 @@ def product(
     b: paddle.Tensor,
     transpose_a: bool = False,
     transpose_b: bool = False,
-    function: ctypes._CFuncPtr | None = None,
+    *,
+    function: ctypes._CFuncPtr | None,
 ) -> paddle.Tensor:
     """Multiply two contiguous float32 matrices of the CPU, either of them transposed first; no gradients.
 

@@ -277,6 +277,9 @@ def test_a_released_checkpoint_says_what_its_record_says(name: str, cifar10_root
         predicted = predict(config, load_model(config, folder)[0], [test.images[index] for index in chosen]).argmax(1)
         wrong = {int(line.split(",")[0]) for line in (folder / "mistakes.csv").read_text().splitlines()[1:]}
         assert len(wrong) == round((1 - results["test"][0]["top1"]) * 10_000)
+        for row in results["test"][1:]:
+            images = row["images"]
+            assert row["same_pictures_top1"] == 1 - sum(index < images for index in wrong) / images
         differing = [index for index, guess in zip(chosen, predicted, strict=True)
                      if (guess != test.labels[index]) != (index in wrong)]
         assert len(differing) <= 1, "other processors may round an image across the border"

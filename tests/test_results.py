@@ -14,7 +14,8 @@ import pytest
 from releasing import run_in
 
 from analysis import results_plot
-from analysis.results_page import PLOT, Trained, duration, page, quantity, read_released, read_rows, table
+from analysis.markdown import table
+from analysis.results_page import PLOT, Trained, duration, page, quantity, read_released, read_rows
 from analysis.results_plot import Point, draw_results, points
 from engine.released import FOLDER, released_names
 from errors import UserError
@@ -66,11 +67,11 @@ def test_figures_on_other_pixels_and_published_ones_stand_beside(toy: Trained) -
 
     results = {**toy.results, "selected_on": "test", "test": [
         test_row("CIFAR-10 (JPEG re-encoding)", 10_000, 0.9234),
-        test_row("CIFAR-10, 1,017 original test images", 1017, 0.93)]}
+        {**test_row("CIFAR-10, 1,017 original test images", 1017, 0.93), "same_pictures_top1": 0.921}]}
     del results["final"]
     text = page([Trained("net", results, [])], PUBLISHED, {})
     accuracy, _, beside = cells(text, "net")
-    assert accuracy[4:6] == ["92.34", "–"] and accuracy[8] == "93.00 ± 0.80"
+    assert accuracy[4:6] == ["92.34", "–"] and accuracy[8] == "93.00 ± 0.80 (92.10)"
     assert "Top-1 on CIFAR-10, 1,017 original test images" in text and "`net` was selected on the test set" in text
     assert "`net` stands after 2 of 2 epochs" in text and "Several seeds" not in text
     assert beside[1] == "**92.34**" and beside[5] == "CIFAR-10 (JPEG re-encoding)"
@@ -126,6 +127,7 @@ def test_units() -> None:
         "594,186", "2.19M", "148M", "9.24M", "2.5P", "1,000M"]
     assert [duration(seconds) for seconds in (59, 600, 9000)] == ["59 s", "10 min", "2.5 h"]
     assert table(["Network", "Top-1"], [["a|b", "1"]]).splitlines()[1:] == ["| :--- | ---: |", "| a\\|b | 1 |"]
+    assert table(["Top-1", "Data"], [["1", "x"]], {"data"}).splitlines()[1] == "| ---: | :--- |"
 
 
 def test_published_figures_are_the_sources() -> None:
