@@ -161,8 +161,8 @@ class TransformerBlock(nn.Layer):
         else:
             x = channels_last(x)
             branch = self.norm1(x)
-        x = x + self.drop_path(self.attn(branch))
-        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        x = kernels.residual(x, self.attn(branch), share=self.drop_path.share(x))
+        x = kernels.residual(x, self.mlp(self.norm2(x)), share=self.drop_path.share(x))
         return channels_first(x)
 
 

@@ -151,8 +151,9 @@ class Transformer(nn.Layer):
         x = self.pool(x) if self.downsample else x
         height, width = x.shape[2:]
         shortcut = _positions(self.proj(x) if self.downsample else x)
-        x = shortcut + self.drop_path(self.attn(self.norm1(_positions(x)), height, width))
-        x = x + self.drop_path(self.ffn(self.norm2(x)))
+        branch = self.attn(self.norm1(_positions(x)), height, width)
+        x = kernels.residual(shortcut, branch, share=self.drop_path.share(shortcut))
+        x = kernels.residual(x, self.ffn(self.norm2(x)), share=self.drop_path.share(x))
         return x.transpose([0, 2, 1]).reshape([0, -1, height, width])
 
 

@@ -119,7 +119,7 @@ class Mixer(nn.Layer):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         high, low = x.split(self.split_sizes, axis=-1)
         x = paddle.concat([self.high_mixer(high), self.low_mixer(low)], axis=1)
-        x = x + self.conv_fuse(x)  # equation 6
+        x = kernels.residual(x, self.conv_fuse(x))  # equation 6
         return self.proj_drop(self.proj(channels_last(x)))
 
 
@@ -144,8 +144,7 @@ class Block(nn.Layer):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         for norm, mix, scale in ((self.norm1, self.attn, self.layer_scale_1),
                                  (self.norm2, self.mlp, self.layer_scale_2)):
-            branch = mix(norm(x))
-            x = x + self.drop_path(branch if scale is None else scale * branch)
+            x = kernels.residual(x, mix(norm(x)), scale=scale, share=self.drop_path.share(x))
         return x
 
 
