@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from errors import UserError, nearest
-from kernels.channels_first import batch_norm, dynamic_relu
+from kernels.channels_first import batch_norm, channel_shuffle, dynamic_relu
 from kernels.channels_last import filter_spectrum, group_norm, pool_difference, residual, star_relu
 from kernels.tokens import attend_map, attend_tokens
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     import paddle
 
 __all__ = [
-    "MODES", "attend_map", "attend_tokens", "attention", "batch_norm", "bfloat16_products", "configure", "conv2d",
-    "depthwise_conv2d", "dynamic_relu", "filter_spectrum", "gelu", "group_norm", "layer_norm", "linear", "mode",
-    "pool_difference", "residual", "self_attention", "star_relu", "status", "using",
+    "MODES", "attend_map", "attend_tokens", "attention", "batch_norm", "bfloat16_products", "channel_shuffle",
+    "configure", "conv2d", "depthwise_conv2d", "dynamic_relu", "filter_spectrum", "gelu", "group_norm", "layer_norm",
+    "linear", "mode", "pool_difference", "residual", "self_attention", "star_relu", "status", "using",
 ]
 MODES = ("auto", "stock")
 
@@ -173,7 +173,7 @@ def linear(
 
         features, outputs = weight.shape[::-1] if transposed else weight.shape
         fitting = x.shape[-1] == features and (bias is None or bias.shape == [outputs])
-        if fitting and x.ndim > 1 and dispatch.usable(x, weight, bias):
+        if fitting and x.ndim > 1 and dispatch.usable(x, weight, bias) and rows.worthwhile(x, outputs):
             inputs = (x, weight) if bias is None else (x, weight, bias)
             return rows.Linear.apply(*inputs, transposed=transposed)
     from paddle.nn.functional import linear as stock

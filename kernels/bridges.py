@@ -9,7 +9,8 @@ import paddle
 from paddle.autograd import PyLayer
 from paddle.autograd.py_layer import once_differentiable
 
-from kernels.dispatch import empty, numel, run, usable
+from kernels.dispatch import run, usable
+from kernels.tensors import empty, numel
 
 
 class AttendMap(PyLayer):

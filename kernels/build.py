@@ -71,6 +71,7 @@ OPERATORS = {
     "group_norm_forward": "iiifppppp",
     "group_norm_backward": "iiippppppp",
     "pooling": "iiiiiipp",
+    "channel_shuffle": "iiiipp",
     "dynamic_relu_forward": "iipppp",
     "dynamic_relu_backward": "iippppppp",
     "gelu_forward": "ipp",

@@ -9,8 +9,9 @@ from paddle.autograd import PyLayer
 from paddle.autograd.py_layer import once_differentiable
 
 from kernels import build, products
-from kernels.dispatch import empty, run, usable
+from kernels.dispatch import run, usable
 from kernels.geometry import Setting, Windows, windows
+from kernels.tensors import empty
 
 
 class Shape(ctypes.Structure):

@@ -12,7 +12,8 @@ import numpy as np
 import paddle
 
 from kernels import mode
-from kernels.dispatch import numel, run, usable
+from kernels.dispatch import run, usable
+from kernels.tensors import numel
 
 
 def available() -> bool:

@@ -1,9 +1,11 @@
-// Dynamic ReLU over the planes of maps, float32 [planes, plane], and its gradient.
+// Operators over the planes of maps, float32: dynamic ReLU, [planes, plane], its gradient, and the channel shuffle.
 //
-// Paddle has no such operator: two products with broadcast slopes and a maximum read and write the map many times.
+// Paddle has no dynamic ReLU: two products with broadcast slopes and a maximum read and write the map many times. Its
+// shuffle runs on one thread.
 // Here a plane belongs to one thread, so that the number of threads changes no bit.
 
 #include <cstdint>
+#include <cstring>
 
 #include "vectors.h"
 
@@ -56,6 +58,19 @@ extern "C" int dynamic_relu_backward(int64_t planes, int64_t plane, const float*
     }
     grad_first[i] = total(first_sum) + first_rest;
     grad_second[i] = total(second_sum) + second_rest;
+  }
+  return 0;
+}
+
+// Channel c of group g of `groups` becomes channel g of group c; with channels / groups groups, the way back.
+extern "C" int channel_shuffle(int64_t images, int64_t channels, int64_t groups, int64_t plane, const float* x,
+                               float* y) {
+  const int64_t planes = images * channels;
+#pragma omp parallel for schedule(static) if (planes * plane > SERIAL_FLOATS)
+  for (int64_t i = 0; i < planes; ++i) {
+    const int64_t image = i / channels, channel = i % channels;
+    const int64_t source = channel % groups * (channels / groups) + channel / groups;
+    std::memcpy(y + i * plane, x + (image * channels + source) * plane, plane * sizeof(float));
   }
   return 0;
 }

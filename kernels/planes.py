@@ -9,7 +9,8 @@ import paddle
 from paddle.autograd import PyLayer
 from paddle.autograd.py_layer import once_differentiable
 
-from kernels.dispatch import empty, numel, run, usable
+from kernels.dispatch import run, usable
+from kernels.tensors import empty, numel
 
 AFTER = {None: 0, "gelu": 1, "relu": 2, "relu6": 3, "hardswish": 4}
 """The activations that may come after a compiled batch norm, by their numbers in ``batch_norm.cc``."""
@@ -73,6 +74,26 @@ class DynamicRelu(PyLayer):
         return grads
 
 
+class ChannelShuffle(PyLayer):
+    """``ChannelShuffle.apply(x, groups)``: ``[B, C, ...]``."""
+
+    @staticmethod
+    def forward(ctx, x, groups):
+        images, channels, plane = ctx.sizes = _sizes(x)
+        ctx.groups = groups
+        y = empty(*x.shape)
+        run("channel_shuffle", images, channels, groups, plane, x.contiguous(), y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        images, channels, plane = ctx.sizes
+        grad_x = empty(*grad.shape)
+        run("channel_shuffle", images, channels, channels // ctx.groups, plane, grad.contiguous(), grad_x)
+        return grad_x
+
+
 def normalised(
     x: paddle.Tensor,
     mean: paddle.Tensor,
@@ -107,6 +128,13 @@ def steepest(x: paddle.Tensor, first: paddle.Tensor, second: paddle.Tensor) -> p
     if not usable(x, first, second) or not x.shape[:2] == first.shape == second.shape:
         return None
     return DynamicRelu.apply(x, first, second)
+
+
+def shuffled(x: paddle.Tensor, groups: int) -> paddle.Tensor | None:
+    """Return the channel shuffle."""
+    if not usable(x) or x.ndim != 4 or x.shape[1] % groups:
+        return None
+    return ChannelShuffle.apply(x, groups)
 
 
 def _planes(x: paddle.Tensor) -> tuple[int, int]:

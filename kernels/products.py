@@ -15,6 +15,8 @@ from pathlib import Path
 
 import paddle
 
+from kernels.tensors import empty
+
 _rounding = False  # whether operands are rounded to bfloat16
 
 
@@ -48,6 +50,11 @@ def bfloat16() -> Iterator[None]:
         _rounding = before
 
 
+def rounding() -> bool:
+    """Tell whether this is within :func:`bfloat16`."""
+    return _rounding
+
+
 def current() -> ctypes._CFuncPtr | None:
     """Return the product that layers built now take, forward and backward; None where this Paddle has no oneDNN."""
     if not _rounding:
@@ -78,7 +85,7 @@ def product(
         return paddle.matmul(a, b, transpose_a, transpose_b)
     rows, inner = a.shape[::-1] if transpose_a else a.shape
     columns = b.shape[0] if transpose_b else b.shape[1]
-    out = paddle.empty([rows, columns], dtype="float32")
+    out = empty(rows, columns)
     flags = (b"T" if transpose_a else b"N", b"T" if transpose_b else b"N")
     operands = (a.data_ptr(), a.shape[1], b.data_ptr(), b.shape[1])
     if function(*flags, rows, columns, inner, 1.0, *operands, 0.0, out.data_ptr(), columns):

@@ -6,12 +6,23 @@ import paddle
 from paddle.autograd import PyLayer
 from paddle.autograd.py_layer import once_differentiable
 
-from kernels.dispatch import empty, numel, run
-from kernels.products import current, product
+from kernels.dispatch import run
+from kernels.products import current, product, rounding
+from kernels.tensors import empty, numel
+
+SMALL = 3 << 19  # multiply-accumulates
 
 
 def _rows(x: paddle.Tensor) -> tuple[int, int]:
     return numel(x) // x.shape[-1], x.shape[-1]
+
+
+def worthwhile(x: paddle.Tensor, outputs: int) -> bool:
+    """Tell whether a fully connected layer is worth a Python function with a gradient, which costs some 40 µs.
+
+    Paddle's is slower from about ``SMALL`` products on. Mixed precision is for layers of every size.
+    """
+    return numel(x) * outputs > SMALL or rounding()
 
 
 class Gelu(PyLayer):

@@ -9,7 +9,8 @@ from paddle.autograd import PyLayer
 from paddle.autograd.py_layer import once_differentiable
 
 from kernels import products
-from kernels.dispatch import empty, run, usable
+from kernels.dispatch import run, usable
+from kernels.tensors import empty
 
 
 class Strides(ctypes.Structure):

@@ -6,7 +6,8 @@ import paddle
 from paddle.autograd import PyLayer
 from paddle.autograd.py_layer import once_differentiable
 
-from kernels.dispatch import empty, run, usable
+from kernels.dispatch import run, usable
+from kernels.tensors import empty
 
 
 class Filter(PyLayer):

@@ -40,7 +40,7 @@ class BlockRow(NamedTuple):
 
 def hard_sigmoid(x: paddle.Tensor) -> paddle.Tensor:
     """Return relu6(x + 3) / 6, of any shape; exact in float64 too, where Paddle's operator ends at 1e-8."""
-    return F.relu6(x + 3.0) / 6.0
+    return paddle.scale(x, 1 / 6, 0.5).clip(0.0, 1.0)
 
 
 def greater(a: paddle.Tensor, b: paddle.Tensor) -> paddle.Tensor:
@@ -244,6 +244,17 @@ def widening(in_channels: int, channels: int, kernel_size: int, stride: int) -> 
                             multiplier=channels // in_channels), BatchNorm2D(channels)]
 
 
+class ChannelShuffle(nn.Layer):
+    """Interleave the channels of ``groups`` groups: ``[B, C, H, W]`` to the same."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return kernels.channel_shuffle(x, self.groups)
+
+
 def shuffle(parts: int, groups: int) -> list[nn.Layer]:
     """Return what follows a convolution: a channel shuffle where pointwise convolutions have groups, else nothing."""
-    return [nn.ChannelShuffle(parts)] if groups > 1 else []
+    return [ChannelShuffle(parts)] if groups > 1 else []

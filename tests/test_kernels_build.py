@@ -87,7 +87,8 @@ for repeat in range(2):
     add(kernels.self_attention, (20, 50, 3, 3, 24), (3, 50, 50))
     add(kernels.attention, (3, 90, 3, 32), (3, 500, 3, 32), (3, 500, 3, 32))
     add(kernels.layer_norm, (21, 90, 77), (77,), (77,))
-    add(kernels.linear, (21, 90, 5), (5, 77), (77,), matrix_product=True)
+    add(kernels.linear, (21, 900, 5), (5, 77), (77,), matrix_product=True)
+    add(lambda x: kernels.channel_shuffle(x, 5), (21, 45, 12, 11))
 print(status["in_use"], status["reason"], status.get("library"), status.get("threads"), digest.hexdigest(), sep="|")
 """
 

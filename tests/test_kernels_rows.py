@@ -35,7 +35,14 @@ def test_gelu_far_out():
     np.testing.assert_allclose(x.grad.numpy()[[0, 1, 5, 7, 8]], [0, 0, 0.5, 1, 1], atol=1e-7)
 
 
+@pytest.fixture
+def every_size(monkeypatch):
+    """Take the compiled fully connected layer however small it is."""
+    monkeypatch.setattr(rows, "SMALL", 0)
+
+
 @compiled
+@pytest.mark.usefixtures("every_size")
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize(("shape", "out"), [((5, 7), 3), ((2, 3, 4, 16), 48), ((128, 9, 33), 65), ((1, 4), 5000)])
@@ -55,6 +62,20 @@ def test_linear(shape, out, bias, transposed, monkeypatch):
 
 
 @compiled
+def test_small_layers_are_left_to_paddle(monkeypatch):
+    """Where a Python function with a gradient costs more than it gains; not in mixed precision."""
+    layers = []
+    monkeypatch.setattr(rows.Linear, "apply", lambda *args, **kw: layers.append(args[0].shape))
+    weight = paddle.ones([128, 512])
+    for images in (24, 25):
+        kernels.linear(paddle.ones([images, 128]), weight)
+    assert layers == [[25, 128]]
+    with kernels.bfloat16_products():
+        kernels.linear(paddle.ones([1, 128]), weight)
+    assert layers[1:] == [[1, 128]]
+
+
+@compiled
 @pytest.mark.parametrize("shape", [(5, 7), (2, 3, 4, 96), (128, 33, 50), (1, 5000), (4, 2)])
 def test_layer_norm(shape, ours):
     draw = np.random.default_rng(0).standard_normal
@@ -68,6 +89,7 @@ def test_layer_norm(shape, ours):
 
 
 @compiled
+@pytest.mark.usefixtures("every_size")
 def test_rows_only_wanted_gradients(ours):
     draw = np.random.default_rng(0).standard_normal
     linear = [draw(size).astype("float32") for size in ((6, 8), (8, 8), (8,))]
@@ -84,6 +106,7 @@ def test_rows_only_wanted_gradients(ours):
 
 
 @compiled
+@pytest.mark.usefixtures("every_size")
 def test_rows_of_views(ours):
     base = paddle.to_tensor(np.random.default_rng(0).standard_normal((7, 4, 6)).astype("float32"))
     weight, bias = paddle.rand([7]), paddle.rand([7])
@@ -95,6 +118,7 @@ def test_rows_of_views(ours):
     assert ours() == 6
 
 
+@pytest.mark.usefixtures("every_size")
 def test_paddle_takes_the_other_rows(ours):
     x, weight, bias = paddle.rand([3, 4]), paddle.rand([4]), paddle.rand([4])
     for function, arguments in (
