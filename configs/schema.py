@@ -84,6 +84,7 @@ def default_config() -> CfgNode:
     c.TRAIN.EPOCHS = 100
     c.TRAIN.MAX_STEPS = 0  # for trials: end after so many iterations of the same schedule; 0 is off
     c.TRAIN.PRECISION = "float32"  # of training: float32, or mixed bfloat16 or (on a GPU, with loss scaling) float16
+    c.TRAIN.AMP_LEVEL = "O1"  # of mixed precision on a GPU: O1, chosen operators; O2, all but those that must not
     c.TRAIN.EMA_DECAY = 0.0  # moving average of the weights, evaluated and saved in their place; 0 is off
     c.TRAIN.GRAD_CLIP = 0.0  # largest global norm of the gradient; 0 is off
     c.TRAIN.ACCUMULATE = 0  # parts of a batch, one after another, for less memory; 0: one, on a CPU as many as it needs
@@ -201,6 +202,7 @@ CHECKS: dict[str, Check] = {
     "TRAIN.EPOCHS": _between(1, 1_000_000),
     "TRAIN.MAX_STEPS": _NON_NEGATIVE,
     "TRAIN.PRECISION": _one_of("float32", "bfloat16", "float16"),
+    "TRAIN.AMP_LEVEL": _one_of("O1", "O2"),
     "TRAIN.EMA_DECAY": _between(0.0, 1.0, open_high=True),
     "TRAIN.GRAD_CLIP": _NON_NEGATIVE,
     "TRAIN.ACCUMULATE": _NON_NEGATIVE,

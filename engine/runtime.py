@@ -98,8 +98,8 @@ def seed_everything(seed: int, *path: int) -> None:
     paddle.seed(int(np.random.SeedSequence([seed, *path]).generate_state(1)[0]))
 
 
-def check_precision(precision: str) -> None:
-    """Raise UserError where the device chosen by :func:`start` cannot train in this precision.
+def check_precision(precision: str, level: str = "O1") -> None:
+    """Raise UserError where the device chosen by :func:`start` cannot train in this precision, at this level.
 
     Paddle's CPU operators have no mixed precision; ours have products of bfloat16 where the processor has them.
     """
@@ -107,8 +107,12 @@ def check_precision(precision: str) -> None:
 
     import kernels
 
+    if precision == "float32" and level != "O1":
+        raise UserError(f"TRAIN.AMP_LEVEL is {level}, but TRAIN.PRECISION is float32; expected bfloat16 or float16")
     if precision == "float32" or not paddle.get_device().startswith("cpu"):
         return
+    if level != "O1":
+        raise UserError(f"TRAIN.AMP_LEVEL is {level}, but levels are a GPU's; expected O1 on a CPU")
     found = kernels.status()
     if precision == "bfloat16" and found.get("bfloat16"):
         return
@@ -121,10 +125,10 @@ def check_precision(precision: str) -> None:
     raise UserError(f"TRAIN.PRECISION is {precision}, but {reason}; expected float32")
 
 
-def autocast(precision: str) -> AbstractContextManager[Any]:
+def autocast(precision: str, level: str = "O1") -> AbstractContextManager[Any]:
     """Return the context in which a forward pass of training runs: mixed precision, or nothing for float32.
 
-    On a GPU it is Paddle's level O1; on a CPU :func:`kernels.bfloat16_products`.
+    On a GPU it is Paddle's, with the weights in float32 at either level; on a CPU :func:`kernels.bfloat16_products`.
     """
     if precision == "float32":
         return nullcontext()
@@ -134,7 +138,7 @@ def autocast(precision: str) -> AbstractContextManager[Any]:
 
     if paddle.get_device().startswith("cpu"):
         return kernels.bfloat16_products()
-    return paddle.amp.auto_cast(level="O1", dtype=precision)
+    return paddle.amp.auto_cast(level=level, dtype=precision)
 
 
 def environment(device: str, settings: list[str]) -> dict[str, Any]:

@@ -154,7 +154,7 @@ class TrainingState:
             except BaseException:
                 self._undo(before)
                 raise
-            with runtime.autocast(config.TRAIN.PRECISION):
+            with runtime.autocast(config.TRAIN.PRECISION, config.TRAIN.AMP_LEVEL):
                 output = self.model(paddle.to_tensor(images[part]))
             share = self.loss(output, paddle.to_tensor(targets[part])) * (len(part) / whole)
             self.scaler.scale(share).backward()

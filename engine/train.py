@@ -53,5 +53,5 @@ def train(config: CfgNode, *, resume: bool = False, overwrite: bool = False, wei
 
 def _start(config: CfgNode) -> str:
     device = runtime.start(config)
-    runtime.check_precision(config.TRAIN.PRECISION)
+    runtime.check_precision(config.TRAIN.PRECISION, config.TRAIN.AMP_LEVEL)
     return device

@@ -117,8 +117,20 @@ def test_where_it_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime.check_precision("bfloat16")
     with pytest.raises(UserError, match="float16, but a CPU trains in float32 or bfloat16"):
         runtime.check_precision("float16")
+    with pytest.raises(UserError, match="AMP_LEVEL is O2, but levels are a GPU's; expected O1 on a CPU"):
+        runtime.check_precision("bfloat16", "O2")
+    with pytest.raises(UserError, match="is O2, but TRAIN[.]PRECISION is float32; expected bfloat16"):
+        runtime.check_precision("float32", "O2")
     with kernels.using("stock"), pytest.raises(UserError, match="stock operators were asked for"):
         runtime.check_precision("bfloat16")
     monkeypatch.setattr(build.library(), "bfloat16", False)
     with pytest.raises(UserError, match="AVX512_BF16"):
         runtime.check_precision("bfloat16")
+
+
+@pytest.mark.parametrize("level", ["O1", "O2"])
+def test_on_a_gpu_the_context_is_paddles(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
+    monkeypatch.setattr(paddle.amp, "auto_cast", lambda **arguments: arguments)
+    runtime.check_precision("float16", level)
+    assert runtime.autocast("float16", level) == {"level": level, "dtype": "float16"}
