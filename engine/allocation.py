@@ -2,8 +2,8 @@
 
 The GNU C library in turn takes every block above 32 MB from the operating system and returns it at once, so that the
 pages of every big tensor are mapped, cleared one fault at a time and unmapped: half of a training step of
-ConvMixer-256/8. Kept, they are used again. Blocks of different sizes leave gaps, so that the peak may be higher: 2.4 GB
-for 1.6 with 128 images of ConvMixer-256/8.
+ConvMixer-256/8. Kept, they are used again. Blocks of different sizes leave gaps, so that the peak may be higher: 2.0 GB
+for 1.5 with 128 images of ConvMixer-256/8.
 """
 
 from __future__ import annotations

@@ -245,7 +245,10 @@ def widening(in_channels: int, channels: int, kernel_size: int, stride: int) -> 
 
 
 class ChannelShuffle(nn.Layer):
-    """Interleave the channels of ``groups`` groups: ``[B, C, H, W]`` to the same."""
+    """Interleave the channels of ``groups`` groups: ``[B, C, H, W]`` to the same.
+
+    Zhang et al., "ShuffleNet", CVPR 2018, figure 1.
+    """
 
     def __init__(self, groups: int) -> None:
         super().__init__()
