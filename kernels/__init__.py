@@ -157,7 +157,8 @@ def gelu(x: paddle.Tensor) -> paddle.Tensor:
 def linear(
     x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None = None, transposed: bool = False
 ) -> paddle.Tensor:
-    """Return ``x @ weight + bias`` as ``paddle.nn.functional.linear``, with oneDNN's products on the CPU.
+    """Return ``x @ weight + bias`` as ``paddle.nn.functional.linear``, with oneDNN's products on the CPU for all but
+    small layers.
 
     Args:
         x: ``[..., C]``.
