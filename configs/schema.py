@@ -65,13 +65,13 @@ def default_config() -> CfgNode:
     c.LOSS.LABEL_SMOOTHING = 0.1  # share of the target spread over all classes; evaluation reports the same loss
 
     c.OPTIMIZER = CfgNode()
-    c.OPTIMIZER.NAME = "adam"  # adam (weight decay as L2 in the gradient); adamw (decoupled); sgd (momentum, L2)
+    c.OPTIMIZER.NAME = "adam"  # adam (weight decay as L2 in the gradient); adamw, muon (decoupled); sgd (momentum, L2)
     c.OPTIMIZER.LR = 1e-3  # peak learning rate
     c.OPTIMIZER.WEIGHT_DECAY = 1e-5
     c.OPTIMIZER.DECAY_ALL = True  # False: no weight decay for biases, norms and other one-dimensional parameters
-    c.OPTIMIZER.BETAS = [0.9, 0.999]  # adam, adamw
-    c.OPTIMIZER.EPSILON = 1e-8  # adam, adamw
-    c.OPTIMIZER.MOMENTUM = 0.9  # sgd
+    c.OPTIMIZER.BETAS = [0.9, 0.999]  # adam, adamw, and muon where it is AdamW
+    c.OPTIMIZER.EPSILON = 1e-8  # the same
+    c.OPTIMIZER.MOMENTUM = 0.9  # sgd, muon (whose authors take 0.95)
 
     c.SCHEDULE = CfgNode()  # the learning rate is a pure function of the iteration
     c.SCHEDULE.NAME = "cosine"  # cosine (LR to MIN_LR), piecewise_linear (through POINTS), constant
@@ -188,7 +188,7 @@ CHECKS: dict[str, Check] = {
     "AUGMENT.MEAN": _numbers(3, 0.0),
     "AUGMENT.STD": (lambda v: _numbers(3, 0.0)[0](v) and min(v) > 0, "3 numbers above 0"),
     "LOSS.LABEL_SMOOTHING": _between(0.0, 1.0, open_high=True),
-    "OPTIMIZER.NAME": _one_of("adam", "adamw", "sgd"),
+    "OPTIMIZER.NAME": _one_of("adam", "adamw", "muon", "sgd"),
     "OPTIMIZER.LR": _NON_NEGATIVE,
     "OPTIMIZER.WEIGHT_DECAY": _NON_NEGATIVE,
     "OPTIMIZER.BETAS": (lambda v: _numbers(2, 0.0)[0](v) and max(v) < 1, "2 numbers with 0 <= value < 1"),

@@ -13,6 +13,7 @@ from paddle.regularizer import L2Decay
 from yacs.config import CfgNode
 
 from engine import optimizers
+from engine.muon import Muon, hidden_matrices
 from kernels import optimizer as compiled
 
 
@@ -20,16 +21,19 @@ def build_optimizer(model: nn.Layer, config: CfgNode, grad_clip: float = 0.0) ->
     """Return the optimizer of an OPTIMIZER section over the trainable parameters of ``model``.
 
     ``adam`` and ``sgd`` take weight decay as L2 in the gradient (coupled, as Paddle's float ``weight_decay``),
-    ``adamw`` decoupled. The learning rate is set before every step from ``learning_rate``.
+    ``adamw`` decoupled, as does ``muon``, which is AdamW for all but the hidden matrices. The learning rate is set
+    before every step from ``learning_rate``.
     """
     clip = nn.ClipGradByGlobalNorm(grad_clip) if grad_clip else None
     trainable = [parameter for parameter in model.parameters() if parameter.trainable]
     decay = config.WEIGHT_DECAY
     decayed = {p.name for p in trainable if config.DECAY_ALL or p.ndim > 1}
+    decoupled = {"epsilon": config.EPSILON, "weight_decay": decay, "apply_decay_param_fun": decayed.__contains__}
     if config.NAME == "adamw":
-        return optimizers.AdamW(
-            config.LR, *config.BETAS, epsilon=config.EPSILON, parameters=trainable, weight_decay=decay,
-            apply_decay_param_fun=lambda name: name in decayed, grad_clip=clip)
+        return optimizers.AdamW(config.LR, *config.BETAS, parameters=trainable, grad_clip=clip, **decoupled)
+    if config.NAME == "muon":
+        return Muon(config.LR, *config.BETAS, parameters=trainable, matrices=hidden_matrices(model),
+                    momentum=config.MOMENTUM, clip_norm=grad_clip, **decoupled)
     for parameter in trainable:  # no groups: Paddle would clip the norm of each
         parameter.regularizer = L2Decay(decay) if parameter.name in decayed else None
     if config.NAME == "sgd":

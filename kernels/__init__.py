@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MODES", "attend_map", "attend_tokens", "attention", "batch_norm", "bfloat16_products", "channel_shuffle",
     "configure", "conv2d", "depthwise_conv2d", "dynamic_relu", "filter_spectrum", "gelu", "group_norm", "layer_norm",
-    "linear", "mode", "pool_difference", "residual", "self_attention", "star_relu", "status", "using",
+    "linear", "mode", "pool_difference", "product", "residual", "self_attention", "star_relu", "status", "using",
 ]
 MODES = ("auto", "stock")
 
@@ -128,6 +128,26 @@ def conv2d(
     y = stock(x, weight, None, stride, padding, dilation, groups)
     # Paddle adds a bias as [1, C', 1, 1], which its broadcast on the CPU takes up to ten times as long for.
     return y if bias is None else y + bias.reshape([-1, 1, 1])
+
+
+def product(a: paddle.Tensor, b: paddle.Tensor, transpose_b: bool = False) -> paddle.Tensor:
+    """Multiply two matrices, without gradients.
+
+    Args:
+        a: ``[m, k]``, contiguous.
+        b: ``[k, n]``, or with ``transpose_b`` ``[n, k]``, contiguous.
+        transpose_b: transpose it first.
+
+    Returns:
+        ``[m, n]``. Within :func:`bfloat16_products` the operands are rounded where the CPU has such products.
+    """
+    if _mode == "auto":
+        from kernels.products import multiply
+
+        y = multiply(a, b, transpose_b)
+        if y is not None:
+            return y
+    return a.matmul(b, transpose_y=transpose_b)
 
 
 def depthwise_conv2d(

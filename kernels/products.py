@@ -91,3 +91,14 @@ def product(
     if function(*flags, rows, columns, inner, 1.0, *operands, 0.0, out.data_ptr(), columns):
         raise RuntimeError(f"A matrix product of {a.shape} and {b.shape} was refused.")
     return out
+
+
+def multiply(a: paddle.Tensor, b: paddle.Tensor, transpose_b: bool) -> paddle.Tensor | None:
+    """Return the product of :func:`kernels.product`; None where neither oneDNN nor our operator takes it."""
+    from kernels import build
+    from kernels.dispatch import usable
+
+    if not usable(a, b) or not available():
+        return None
+    function = current() if not rounding() or build.library().bfloat16 else _sgemm()
+    return product(a, b, transpose_b=transpose_b, function=function)

@@ -1,0 +1,110 @@
+"""Muon: for the matrices of a network momentum that is orthogonalised, for all other parameters AdamW."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import paddle
+from paddle import nn
+
+import kernels
+from engine.optimizers import AdamW
+from kernels import optimizer as compiled
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the authors': of X, (X Xᵀ) X and (X Xᵀ)² X
+_ITERATIONS = 5
+
+
+def hidden_matrices(model: nn.Layer) -> list[paddle.Tensor]:
+    """Return what Muon is for: trainable weights of fully connected layers and dense convolutions, but the head's.
+
+    The head is the layer that ``head_name`` tells of networks with ``num_classes`` (``models.layers.Classifier``),
+    else the last of all fully connected layers.
+    """
+    layers = [layer for layer in model.sublayers(include_self=True) if isinstance(layer, (nn.Linear, nn.Conv2D))]
+    last = [layer for layer in layers if isinstance(layer, nn.Linear)][-1:]
+    head = list(_within(model, model.head_name)) if hasattr(model, "head_name") else last
+    return [layer.weight for layer in layers
+            if all(layer is not part for part in head) and getattr(layer, "_groups", 1) == 1 and layer.weight.trainable]
+
+
+def _within(model: nn.Layer, name: str) -> Iterator[nn.Layer]:
+    return (layer for path, layer in model.named_sublayers() if path == name or path.startswith(f"{name}."))
+
+
+@paddle.no_grad()
+def orthogonalize(matrix: paddle.Tensor) -> paddle.Tensor:
+    """Return nearly ``U Vᵀ`` of the matrix's singular value decomposition ``U S Vᵀ``, ``[m, n]`` float32.
+
+    Five Newton-Schulz iterations, whose operands are bfloat16 on CPUs that multiply it. They take the singular
+    values that are not tiny to between 0.7 and 1.2.
+    """
+    a, b, c = _COEFFICIENTS
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.t().contiguous() if tall else matrix
+    x = x / (x.norm() + 1e-7)
+    with kernels.bfloat16_products():
+        for _ in range(_ITERATIONS):
+            square = kernels.product(x, x, transpose_b=True)
+            x = a * x + kernels.product(b * square + c * kernels.product(square, square), x)
+    return x.t().contiguous() if tall else x
+
+
+class Muon(AdamW):
+    """Nesterov's momentum, orthogonalised, for ``matrices``; AdamW for the rest of ``parameters``.
+
+    Sources: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), for the step, which
+    takes filters ``[C', C, kh, kw]`` as matrices ``[C', C·kh·kw]``; Liu et al., arXiv 2502.16982, for its size,
+    ``0.2 · sqrt(max(m, n))``, that gives it the root mean square of AdamW's, so that one learning rate and one
+    decoupled weight decay serve both kinds of parameters. Deviation: the norm of all gradients together may be bounded.
+
+    Args:
+        matrices: those of the parameters that are not AdamW's.
+        momentum: what is kept of the sum of gradients at each step.
+        clip_norm: bound of the norm of all gradients; 0 is off.
+        others: what ``paddle.optimizer.AdamW`` takes.
+    """
+
+    def __init__(self, *others: float, parameters: list[paddle.Tensor], matrices: list[paddle.Tensor],
+                 momentum: float, clip_norm: float = 0.0, **options: object) -> None:
+        super().__init__(*others, parameters=parameters, **options)
+        self._momentum, self._clip_norm, self._matrices = momentum, clip_norm, matrices
+        taken = set(map(id, matrices))
+        self._others = [parameter for parameter in parameters if id(parameter) not in taken]
+
+    @paddle.no_grad()
+    def step(self) -> None:
+        """Update the parameters that have a gradient."""
+        if self._clip_norm:
+            self._clip_gradients()
+        everything, self._parameter_list = self._parameter_list, self._others
+        try:
+            super().step()
+        finally:
+            self._parameter_list = everything
+        for matrix in self._matrices:
+            if matrix.grad is not None:
+                self._turn(matrix, matrix.grad)
+
+    def _clip_gradients(self) -> None:
+        gradients = [parameter.grad for parameter in self._parameter_list if parameter.grad is not None]
+        if compiled.available() and compiled.takes(gradients):
+            norm = math.sqrt(compiled.sum_squares(gradients))
+        else:
+            norm = float(sum(gradient.square().sum() for gradient in gradients).sqrt())
+        if norm > self._clip_norm:
+            for gradient in gradients:
+                gradient.scale_(self._clip_norm / norm)
+
+    def _turn(self, matrix: paddle.Tensor, gradient: paddle.Tensor) -> None:
+        if matrix.name not in self._accumulators["momentum"]:
+            self._add_accumulator("momentum", matrix)
+        velocity = self._get_accumulator("momentum", matrix)
+        velocity.scale_(self._momentum).add_(gradient)
+        rows = matrix.shape[0]
+        update = orthogonalize((gradient + self._momentum * velocity).reshape([rows, -1]))
+        rate = self.get_lr()
+        decays = self._apply_decay_param_fun is None or self._apply_decay_param_fun(matrix.name)
+        matrix.scale_(1.0 - rate * self._weight_decay * decays)
+        matrix.subtract_((0.2 * math.sqrt(max(update.shape)) * rate * update).reshape(matrix.shape))
