@@ -75,7 +75,9 @@ class Muon(AdamW):
 
     @paddle.no_grad()
     def step(self) -> None:
-        """Update the parameters that have a gradient."""
+        """Update the parameters that have a gradient; none where Paddle's loss scaler found one that is no number."""
+        if self._get_auxiliary_var("found_inf"):
+            return
         if self._clip_norm:
             self._clip_gradients()
         everything, self._parameter_list = self._parameter_list, self._others

@@ -30,7 +30,6 @@ EPOCHS, STEPS = 2, 19
 DIGITS = """
 NAME: run
 DATA: {NAME: digits, IMAGE_SIZE: 32, BATCH_SIZE: 64, EVAL_BATCH_SIZE: 64, HOLDOUT: 180, WORKERS: 1}
-OPTIMIZER: {NAME: adamw, LR: 2.0e-3}
 TRAIN: {EPOCHS: 2, LOG_EVERY: 1, CHECKPOINT_MINUTES: 0.002, GRAD_CLIP: 1.0}
 """
 NETWORKS = {  # a plain one, and one with all that draws random numbers or must be carried along
@@ -38,6 +37,7 @@ NETWORKS = {  # a plain one, and one with all that draws random numbers or must 
 MODEL:
   NAME: iformer_small
   ARGS: {depths: [1, 1, 1, 1], embed_dims: [8, 16, 16, 32], num_heads: [2, 2, 2, 2], attention_heads: [1, 1, 1, 1]}
+OPTIMIZER: {NAME: adamw, LR: 2.0e-3}
 """,
     "poolformer": """
 MODEL:
@@ -45,6 +45,7 @@ MODEL:
   DROP_PATH: 0.3
   ARGS: {depths: [1, 2], embed_dims: [16, 32], drop_rate: 0.1}
 AUGMENT: {CROP: pad, ROTATION: 10.0, ERASING: 0.25, MIXUP: 0.8, CUTMIX: 1.0}
+OPTIMIZER: {NAME: muon, LR: 2.0e-3, MOMENTUM: 0.95}
 """,
 }
 PHASES = ("any", "start", "step", "evaluation", "checkpoint")

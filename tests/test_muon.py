@@ -133,3 +133,18 @@ def test_steps_continue_from_a_checkpoint_bit_by_bit() -> None:
         _take(*pair, range(3, 6))
     for one, two in zip(model.parameters(), resumed.parameters(), strict=True):
         np.testing.assert_array_equal(one.numpy(), two.numpy())
+
+
+def test_a_step_that_the_loss_scaler_gives_up_changes_nothing() -> None:
+    model, optimizer = _pair("muon", clip=1.0)
+    _take(model, optimizer, range(1))
+    before = [parameter.numpy() for parameter in model.parameters()]
+    state = checkpoint.optimizer_arrays(optimizer, model)
+    for parameter in model.parameters():
+        (parameter * parameter.detach()).sum().backward()
+    optimizer._set_auxiliary_var("found_inf", paddle.to_tensor(True))  # as GradScaler.step does on a GPU
+    optimizer.step()
+    for one, two in zip(before, model.parameters(), strict=True):
+        np.testing.assert_array_equal(one, two.numpy())
+    for key, array in checkpoint.optimizer_arrays(optimizer, model).items():
+        np.testing.assert_array_equal(array, state[key])
