@@ -122,6 +122,7 @@ class InceptionTransformer(Classifier):
         # 2×2 embeddings halve 8 pixels
         check_image_size("iFormer", image_size, math.prod(strides) if patch_kernel_size == 2 else 1)
         _check_architecture(depths, embed_dims, num_heads, attention_heads)
+        _check_options(mlp_ratio, embed_dims, pos_embed_stages)
         self.num_features = embed_dims[-1]
         self.pos_embed_stages = tuple(pos_embed_stages)
         sides = pair(image_size)
@@ -182,6 +183,13 @@ def _check_architecture(depths: Sequence[int], embed_dims: Sequence[int], num_he
         if dim % heads or not 0 < attending < heads or (dim - attending * (dim // heads)) % 2:
             raise UserError(f"block {block} of iFormer: {attending} of {heads} heads attending in {dim} channels leave "
                             "no even number of channels to the high-frequency mixer")
+
+
+def _check_options(mlp_ratio: float, embed_dims: Sequence[int], pos_embed_stages: Sequence[int]) -> None:
+    if min(embed_dims) * mlp_ratio < 1:
+        raise UserError(f"mlp_ratio of iFormer is {mlp_ratio}, which leaves no channel of {min(embed_dims)}")
+    if not set(pos_embed_stages) <= {1, 2, 3, 4}:
+        raise UserError(f"pos_embed_stages of iFormer is {list(pos_embed_stages)}, expected stages from 1 to 4")
 
 
 def _init_weights(layer: nn.Layer) -> None:

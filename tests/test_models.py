@@ -207,6 +207,12 @@ def test_mistakes_are_told(name: str) -> None:
         create_model(f"{name}x")
 
 
+@pytest.mark.parametrize(("argument", "value"), [("mlp_ratio", 0.0), ("pos_embed_stages", [1, 9])])
+def test_iformer_refuses_what_it_would_pass_over(argument: str, value: object) -> None:
+    with pytest.raises(UserError, match=re.escape(f"{argument} of iFormer is {value}")):
+        create_model("iformer_cifar", **{argument: value})
+
+
 @pytest.mark.parametrize("name", BASELINES)
 def test_baselines_of_paddle(name: str) -> None:
     model = create_model(name, num_classes=42, image_size=32)
