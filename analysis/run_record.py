@@ -88,12 +88,14 @@ def read_results(run: Path) -> dict[str, Any] | None:
 
 
 def machines(environments: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the machines of a run, each once: processor or GPU, cores and processes."""
+    """Return the machines of a run, each once: processor or GPU, cores (those used of those there) and processes."""
     found = []
     for each in environments:
-        cores = each.get("threads") or each.get("cores") or "?"
+        there = each.get("cores") or "?"
+        used = each.get("threads") or there
+        cores = f"{used if used == there else f'{used} of {there}'} core{'s' * (there != 1)}"
         name = re.sub(r"^(?:AuthenticAMD|GenuineIntel)\s+", "", str(each.get("processor") or "processor unknown"))
-        told = f"{each['gpu']}" if each.get("gpu") else f"{name}, {cores} cores"
+        told = f"{each['gpu']}" if each.get("gpu") else f"{name}, {cores}"
         processes = each.get("processes") or 1
         found.append(told if processes == 1 else f"{processes} processes, each on {told}")
     return list(dict.fromkeys(found))
