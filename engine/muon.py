@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import paddle
 from paddle import nn
 
 import kernels
 from engine.optimizers import AdamW
-from kernels import optimizer as compiled
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the authors': of X, (X Xᵀ) X and (X Xᵀ)² X
 _ITERATIONS = 5
@@ -23,22 +21,20 @@ def hidden_matrices(model: nn.Layer) -> list[paddle.Tensor]:
     else the last of all fully connected layers.
     """
     layers = [layer for layer in model.sublayers(include_self=True) if isinstance(layer, (nn.Linear, nn.Conv2D))]
-    last = [layer for layer in layers if isinstance(layer, nn.Linear)][-1:]
-    head = list(_within(model, model.head_name)) if hasattr(model, "head_name") else last
+    if hasattr(model, "head_name"):
+        head = [layer for path, layer in model.named_sublayers() if f"{path}.".startswith(f"{model.head_name}.")]
+    else:
+        head = [layer for layer in layers if isinstance(layer, nn.Linear)][-1:]
     return [layer.weight for layer in layers
             if all(layer is not part for part in head) and getattr(layer, "_groups", 1) == 1 and layer.weight.trainable]
-
-
-def _within(model: nn.Layer, name: str) -> Iterator[nn.Layer]:
-    return (layer for path, layer in model.named_sublayers() if path == name or path.startswith(f"{name}."))
 
 
 @paddle.no_grad()
 def orthogonalize(matrix: paddle.Tensor) -> paddle.Tensor:
     """Return nearly ``U Vᵀ`` of the matrix's singular value decomposition ``U S Vᵀ``, ``[m, n]`` float32.
 
-    Five Newton-Schulz iterations, whose operands are bfloat16 on CPUs that multiply it. They take the singular
-    values that are not tiny to between 0.7 and 1.2.
+    Five Newton-Schulz iterations of Jordan et al. (see :class:`Muon`), whose operands are bfloat16 on CPUs that
+    multiply it. They take the singular values that are not tiny to between 0.7 and 1.2.
     """
     a, b, c = _COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
@@ -62,14 +58,13 @@ class Muon(AdamW):
     Args:
         matrices: those of the parameters that are not AdamW's.
         momentum: what is kept of the sum of gradients at each step.
-        clip_norm: bound of the norm of all gradients; 0 is off.
-        others: what ``paddle.optimizer.AdamW`` takes.
+        others, options: what ``paddle.optimizer.AdamW`` takes; ``grad_clip`` is for all gradients together.
     """
 
     def __init__(self, *others: float, parameters: list[paddle.Tensor], matrices: list[paddle.Tensor],
-                 momentum: float, clip_norm: float = 0.0, **options: object) -> None:
+                 momentum: float, **options: object) -> None:
         super().__init__(*others, parameters=parameters, **options)
-        self._momentum, self._clip_norm, self._matrices = momentum, clip_norm, matrices
+        self._momentum, self._matrices = momentum, matrices
         taken = set(map(id, matrices))
         self._others = [parameter for parameter in parameters if id(parameter) not in taken]
 
@@ -78,8 +73,10 @@ class Muon(AdamW):
         """Update the parameters that have a gradient; none where Paddle's loss scaler found one that is no number."""
         if self._get_auxiliary_var("found_inf"):
             return
-        if self._clip_norm:
-            self._clip_gradients()
+        if self._grad_clip:
+            given = [(parameter, parameter.grad) for parameter in self._parameter_list if parameter.grad is not None]
+            for (_, gradient), (_, clipped) in zip(given, self._grad_clip(given), strict=True):
+                gradient.copy_(clipped, False)
         everything, self._parameter_list = self._parameter_list, self._others
         try:
             super().step()
@@ -88,16 +85,6 @@ class Muon(AdamW):
         for matrix in self._matrices:
             if matrix.grad is not None:
                 self._turn(matrix, matrix.grad)
-
-    def _clip_gradients(self) -> None:
-        gradients = [parameter.grad for parameter in self._parameter_list if parameter.grad is not None]
-        if compiled.available() and compiled.takes(gradients):
-            norm = math.sqrt(compiled.sum_squares(gradients))
-        else:
-            norm = float(sum(gradient.square().sum() for gradient in gradients).sqrt())
-        if norm > self._clip_norm:
-            for gradient in gradients:
-                gradient.scale_(self._clip_norm / norm)
 
     def _turn(self, matrix: paddle.Tensor, gradient: paddle.Tensor) -> None:
         if matrix.name not in self._accumulators["momentum"]:

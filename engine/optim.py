@@ -28,12 +28,12 @@ def build_optimizer(model: nn.Layer, config: CfgNode, grad_clip: float = 0.0) ->
     trainable = [parameter for parameter in model.parameters() if parameter.trainable]
     decay = config.WEIGHT_DECAY
     decayed = {p.name for p in trainable if config.DECAY_ALL or p.ndim > 1}
-    decoupled = {"epsilon": config.EPSILON, "weight_decay": decay, "apply_decay_param_fun": decayed.__contains__}
+    decoupled = {"epsilon": config.EPSILON, "parameters": trainable, "grad_clip": clip, "weight_decay": decay,
+                 "apply_decay_param_fun": decayed.__contains__}
     if config.NAME == "adamw":
-        return optimizers.AdamW(config.LR, *config.BETAS, parameters=trainable, grad_clip=clip, **decoupled)
+        return optimizers.AdamW(config.LR, *config.BETAS, **decoupled)
     if config.NAME == "muon":
-        return Muon(config.LR, *config.BETAS, parameters=trainable, matrices=hidden_matrices(model),
-                    momentum=config.MOMENTUM, clip_norm=grad_clip, **decoupled)
+        return Muon(config.LR, *config.BETAS, matrices=hidden_matrices(model), momentum=config.MOMENTUM, **decoupled)
     for parameter in trainable:  # no groups: Paddle would clip the norm of each
         parameter.regularizer = L2Decay(decay) if parameter.name in decayed else None
     if config.NAME == "sgd":
