@@ -93,7 +93,7 @@ def machines(environments: Sequence[dict[str, Any]]) -> list[str]:
     for each in environments:
         there = each.get("cores") or "?"
         used = each.get("threads") or there
-        cores = f"{used if used == there else f'{used} of {there}'} core{'s' * (there != 1)}"
+        cores = f"{there} core{'s' * (there != 1)}" if used == there else f"{used} of {there} cores"
         name = re.sub(r"^(?:AuthenticAMD|GenuineIntel)\s+", "", str(each.get("processor") or "processor unknown"))
         told = f"{each['gpu']}" if each.get("gpu") else f"{name}, {cores}"
         processes = each.get("processes") or 1

@@ -130,26 +130,6 @@ def conv2d(
     return y if bias is None else y + bias.reshape([-1, 1, 1])
 
 
-def product(a: paddle.Tensor, b: paddle.Tensor, transpose_b: bool = False) -> paddle.Tensor:
-    """Multiply two matrices, without gradients.
-
-    Args:
-        a: ``[m, k]``, contiguous.
-        b: ``[k, n]``, or with ``transpose_b`` ``[n, k]``, contiguous.
-        transpose_b: transpose it first.
-
-    Returns:
-        ``[m, n]``. Within :func:`bfloat16_products` the operands are rounded where the CPU has such products.
-    """
-    if _mode == "auto":
-        from kernels.products import multiply
-
-        y = multiply(a, b, transpose_b)
-        if y is not None:
-            return y
-    return a.matmul(b, transpose_y=transpose_b)
-
-
 def depthwise_conv2d(
     x: paddle.Tensor,
     weight: paddle.Tensor,
@@ -200,6 +180,26 @@ def linear(
     from paddle.nn.functional import linear as stock
 
     return stock(x, weight.t() if transposed else weight, bias)
+
+
+def product(a: paddle.Tensor, b: paddle.Tensor, transpose_b: bool = False) -> paddle.Tensor:
+    """Multiply two matrices, without gradients.
+
+    Args:
+        a: ``[m, k]``, contiguous.
+        b: ``[k, n]``, or with ``transpose_b`` ``[n, k]``, contiguous.
+        transpose_b: transpose it first.
+
+    Returns:
+        ``[m, n]``. Within :func:`bfloat16_products` the operands are rounded where the CPU has such products.
+    """
+    if _mode == "auto":
+        from kernels.products import multiply
+
+        y = multiply(a, b, transpose_b)
+        if y is not None:
+            return y
+    return a.matmul(b, transpose_y=transpose_b)
 
 
 def layer_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor, epsilon: float = 1e-5) -> paddle.Tensor:

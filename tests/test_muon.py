@@ -12,6 +12,7 @@ from configs.load import load_config
 from engine import checkpoint
 from engine.muon import Muon, hidden_matrices, orthogonalize
 from engine.optim import build_optimizer
+from kernels import build
 from models import create_model
 
 DECAY, MOMENTUM, RATE = 0.05, 0.95, 2e-3
@@ -42,6 +43,14 @@ def test_orthogonalized_is_the_authors_iteration(shape: tuple[int, int], mode: s
     if shape != (64, 64):  # a square matrix of noise has singular values near 0, which stay below
         values = np.linalg.svd(found, compute_uv=False)
         assert 0.65 < values.min() <= values.max() < 1.25
+
+
+@pytest.mark.skipif(not kernels.status()["in_use"], reason="no compiled operators")
+def test_processors_without_bfloat16_iterate_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build.library(), "bfloat16", False)
+    matrix = np.random.default_rng(0).standard_normal((48, 200)).astype("float32")
+    found = orthogonalize(paddle.to_tensor(matrix)).numpy()
+    assert np.linalg.norm(found - _iterated(matrix)) < TOLERANCE["stock"] * np.linalg.norm(found)
 
 
 def test_hidden_matrices_are_all_weights_but_heads_tables_and_depthwise_filters() -> None:

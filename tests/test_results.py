@@ -17,6 +17,7 @@ from analysis import results_plot
 from analysis.markdown import table
 from analysis.results_page import PLOT, Trained, duration, page, quantity, read_released, read_rows
 from analysis.results_plot import Point, draw_results, points
+from analysis.run_record import machines
 from engine.released import FOLDER, released_names
 from errors import UserError
 from processes import ROOT, tool
@@ -147,3 +148,9 @@ def test_the_committed_page_is_what_the_command_writes() -> None:
     written = page(read_released(FOLDER), PUBLISHED, RECIPES)
     assert (ROOT / "RESULTS.md").read_text(encoding="utf-8") == written, "python tools/results.py --write RESULTS.md"
     assert (ROOT / PLOT).exists()
+
+
+def test_machines_tell_the_cores_used_of_those_there() -> None:
+    told = machines([{"processor": "A", "cores": 2, "threads": 1}, {"processor": "A", "cores": 2, "threads": 2},
+                     {"processor": "B", "cores": 1}, {"gpu": "G", "cores": 8}, {}])
+    assert told == ["A, 1 of 2 cores", "A, 2 cores", "B, 1 core", "G", "processor unknown, ? cores"]
