@@ -18,7 +18,6 @@ zeros_ = nn.initializer.Constant(0.0)
 ones_ = nn.initializer.Constant(1.0)
 
 
-
 class Linear(nn.Linear):
     """Paddle's fully connected layer, ``[..., C]`` to ``[..., C']``, on the CPU by the compiled operator."""
 
