@@ -10,7 +10,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Text
+from matplotlib.path import Path as Line
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import NullFormatter
 from matplotlib.transforms import Bbox
 
@@ -19,6 +20,8 @@ from analysis.results_page import BACKWARD, IMAGES_OF_AN_EPOCH, Trained
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 OURS, THEIRS = "tab:blue", "0.45"
+# Of a label beside its point: right or left, and font points above it; the nearest first.
+_PLACES = [(side, height) for height in (0, 9, -9, 18, -18, 27, -27, 36, -36, 45, -45) for side in (1, -1)]
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def draw_results(shown: Sequence[Point], path: Path) -> Path:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="cost of the training: multiply-accumulates (3 × network × images seen)",
              ylabel="test accuracy in %")
-    axes.margins(x=0.12, y=0.1)
+    axes.margins(x=0.3, y=0.1)  # room for a label on either side
     axes.grid(alpha=0.3, which="both")
     axes.set_axisbelow(True)
     axes.legend(loc="lower right", fontsize=8)
@@ -66,33 +69,43 @@ def draw_results(shown: Sequence[Point], path: Path) -> Path:
 
 
 def _label(figure: Figure, axes: Axes, shown: Sequence[Point]) -> None:
-    """Write each label where it covers neither a point nor a label before it, as near its point as that goes."""
+    """Write each label where it covers neither a point nor a label before it.
+
+    Of such places each takes that whose line to the point crosses the fewest of them, and of these the nearest.
+    """
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     figure.set_layout_engine("none")  # what is measured now stays where it is
     renderer, frame = canvas.get_renderer(), axes.get_window_extent()
     scale = figure.dpi / 72
-    places = [axes.transData.transform((point.macs, point.accuracy)) for point in shown]
-    taken = [Bbox.from_extents(x - 6 * scale, y - 6 * scale, x + 6 * scale, y + 6 * scale) for x, y in places]
+    marks = [axes.transData.transform((point.macs, point.accuracy)) for point in shown]
+    taken = [Bbox.from_extents(x - 6 * scale, y - 6 * scale, x + 6 * scale, y + 6 * scale) for x, y in marks]
+    dots = list(zip(shown, marks, taken, strict=True))
     legend = axes.get_legend()
     taken += [legend.get_window_extent(renderer)] if legend else []
-    offsets = [(side, height) for height in (0, 9, -9, 18, -18, 27, -27, 36, -36, 45, -45) for side in (1, -1)]
-    for point in sorted(shown, key=lambda point: not point.ours):
-        best = None
-        for side, height in offsets:
-            text = axes.annotate(point.label, (point.macs, point.accuracy), (side * (8 if not height else 12), height),
-                                 textcoords="offset points", ha="left" if side > 0 else "right", va="center",
-                                 fontsize=8, color=OURS if point.ours else THEIRS,
-                                 arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "0.6",
-                                             "relpos": (0.0 if side > 0 else 1.0, 0.5)} if height else None)
+    for point, mark, dot in sorted(dots, key=lambda each: not each[0].ours):
+        others = [box for box in taken if box is not dot]
+        fitting: list[tuple[int, int, int, Bbox]] = []  # boxes crossed, the place's two numbers, the box
+        for side, height in _PLACES:
+            text = _write(axes, point, side, height)
             text.update_positions(renderer)
             box = Text.get_window_extent(text, renderer)  # of the words, without the line to the point
-            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-            if inside and not any(box.overlaps(other) for other in taken):
-                taken.append(box)
-                best = text
-                break
             text.remove()
-        if best is None:
-            axes.annotate(point.label, (point.macs, point.accuracy), (8, 0), textcoords="offset points", va="center",
-                          fontsize=8, color=OURS if point.ours else THEIRS)
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+            if inside and not any(map(box.overlaps, others)):
+                line = Line([mark, (box.x0 if side > 0 else box.x1, (box.y0 + box.y1) / 2)])
+                fitting.append((sum(line.intersects_bbox(other, filled=False) for other in others), side, height, box))
+        if fitting:
+            _, side, height, box = min(fitting, key=lambda place: place[0])
+            _write(axes, point, side, height)
+            taken.append(box)
+        else:
+            _write(axes, point, *_PLACES[0])
+
+
+def _write(axes: Axes, point: Point, side: int, height: int) -> Annotation:
+    """Write a label to the right (``side`` 1) or left (-1) of its point, so many font points above it."""
+    line = {"arrowstyle": "-", "lw": 0.5, "color": "0.6", "relpos": (0.0 if side > 0 else 1.0, 0.5)}
+    return axes.annotate(point.label, (point.macs, point.accuracy), (side * (12 if height else 8), height),
+                         textcoords="offset points", ha="left" if side > 0 else "right", va="center", fontsize=8,
+                         color=OURS if point.ours else THEIRS, arrowprops=line if height else None)
