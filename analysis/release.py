@@ -9,9 +9,7 @@ images that the file gets wrong), where there are several seeds ``seeds.csv``, a
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +33,7 @@ from configs.load import dump_config, load_config
 from datasets.dataset import ImageDataset
 from datasets.origin import origin
 from engine.data_record import check_classes
-from engine.files import write_json, write_text
+from engine.files import replaced_folder, write_json, write_text
 from engine.history import read_table
 from engine.predictor import load_model
 from engine.released import CONFIG, RESULTS, SUMS, WEIGHTS, file_sha256, read_json
@@ -83,7 +81,7 @@ def release(run: Path, into: Path, *, name: str = "", data: str = "", also: Sequ
         raise UserError(f"{target} is there already: replace it with --overwrite, or name another with --name")
     tables = seeds_csv(seed_rows([run, *seeds])) if seeds else ""
     config = load_config(run / CONFIG, [*([f"DATA.ROOT={data}"] if data else []), "RUNTIME.DEVICE=auto"])
-    with _replaced(target) as folder:
+    with replaced_folder(target) as folder:
         precision = _write_weights(run, folder / WEIGHTS, config)
         _copy_record(run, trained, folder, [data, *also])
         if tables:
@@ -218,23 +216,3 @@ def _results(run: Path, config: CfgNode, folder: Path, precision: str, also: Seq
 def _mistakes(found: Assessment, labels: np.ndarray) -> str:
     rows = [f"{index},{labels[index]},{found.predicted[index]}" for index in np.flatnonzero(found.predicted != labels)]
     return "\n".join(["index,label,predicted", *rows]) + "\n"
-
-
-@contextmanager
-def _replaced(target: Path) -> Iterator[Path]:
-    """Give a folder to fill that takes the place of ``target`` when the block ends without an error."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    aside = target.with_name(f".{target.name}.{os.getpid()}.old")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if target.exists():
-            target.rename(aside)
-        temporary.rename(target)
-    except OSError as error:
-        if aside.exists() and not target.exists():
-            aside.rename(target)
-        raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
-    finally:
-        for leftover in (temporary, aside):
-            shutil.rmtree(leftover, ignore_errors=True)

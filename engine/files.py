@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,26 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     finally:
         with suppress(OSError):  # it is there only where something failed, and may then be out of reach too
             temporary.unlink()
+
+
+@contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """Give a folder to fill that takes the place of ``target`` when the block ends without an error."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    aside = target.with_name(f".{target.name}.{os.getpid()}.old")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if target.exists():
+            target.rename(aside)
+        temporary.rename(target)
+    except OSError as error:
+        if aside.exists() and not target.exists():
+            aside.rename(target)
+        raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
+    finally:
+        for leftover in (temporary, aside):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def remove_temporaries(folder: Path) -> None:

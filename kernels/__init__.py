@@ -237,11 +237,11 @@ def attention(
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if _mode == "auto" and not dropout:
-        from kernels import softmax_attention
+        from kernels.softmax_attention import attended
 
-        if softmax_attention.applicable(query, key, value, bias) and key.shape == value.shape:
-            inputs = (query, key, value) if bias is None else (query, key, value, bias)
-            return softmax_attention.Attention.apply(*inputs, scale=scale)
+        y = attended(query, key, value, bias, scale)
+        if y is not None:
+            return y
     from paddle import matmul
     from paddle.nn import functional as F
 
@@ -266,9 +266,9 @@ def self_attention(
         ``[B, N, heads, d]``.
     """
     if _mode == "auto" and not dropout:
-        from kernels import softmax_attention
+        from kernels.softmax_attention import self_attended
 
-        if softmax_attention.applicable(qkv, bias):
-            scale = qkv.shape[-1] ** -0.5 if scale is None else scale
-            return softmax_attention.SelfAttention.apply(*((qkv,) if bias is None else (qkv, bias)), scale=scale)
+        y = self_attended(qkv, bias, scale)
+        if y is not None:
+            return y
     return attention(*qkv.unbind(2), bias, scale, dropout)

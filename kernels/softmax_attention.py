@@ -28,9 +28,20 @@ class Shape(ctypes.Structure):
     )
 
 
-def applicable(*tensors: paddle.Tensor | None) -> bool:
-    """Tell whether the compiled operator takes these inputs."""
-    return usable(*tensors) and products.available()
+def attended(query: paddle.Tensor, key: paddle.Tensor, value: paddle.Tensor, bias: paddle.Tensor | None,
+             scale: float) -> paddle.Tensor | None:
+    """Return what :func:`kernels.attention` does, None where the compiled operator does not take these inputs."""
+    if not (usable(query, key, value, bias) and products.available() and key.shape == value.shape):
+        return None
+    return Attention.apply(*((query, key, value) if bias is None else (query, key, value, bias)), scale=scale)
+
+
+def self_attended(qkv: paddle.Tensor, bias: paddle.Tensor | None, scale: float | None) -> paddle.Tensor | None:
+    """Return what :func:`kernels.self_attention` does, None where the compiled operator does not take these inputs."""
+    if not (usable(qkv, bias) and products.available()):
+        return None
+    scale = qkv.shape[-1] ** -0.5 if scale is None else scale
+    return SelfAttention.apply(*((qkv,) if bias is None else (qkv, bias)), scale=scale)
 
 
 class Attention(PyLayer):

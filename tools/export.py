@@ -1,0 +1,45 @@
+"""Write an inference model: python tools/export.py -w output/quickstart exported"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import cli
+
+from configs.load import load_config
+from engine import runtime
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Write the program, its weights and what goes in, and print how well the program agrees with the network."""
+    config = load_config(cli.config_of(arguments), [*arguments.override, "RUNTIME.DEVICE=cpu"])
+    runtime.prepare(config.RUNTIME.THREADS)
+
+    from datasets import class_names
+    from engine.data_record import trained_classes
+    from engine.export import export
+    from engine.predictor import find_weights, load_model
+
+    runtime.start(config)
+    weights = find_weights(arguments.weights)
+    classes = trained_classes(weights) or class_names(config.DATA.NAME, config.DATA.ROOT)
+    model, _ = load_model(config, weights)
+    folder = Path(arguments.out)
+    deviation = export(config, model, folder, classes, arguments.overwrite)
+    for path in sorted(folder.iterdir()):
+        print(f"wrote {path}: {path.stat().st_size:,} bytes")
+    print(f"Paddle's inference engine gives the network's logits to {deviation:.1e} of their standard deviation")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the arguments of this command."""
+    result = cli.argument_parser(__doc__)
+    cli.add_weights(result)
+    result.add_argument("out", metavar="OUT", help="the folder to write")
+    result.add_argument("--overwrite", action="store_true", help="replace an exported model there")
+    return result
+
+
+if __name__ == "__main__":
+    cli.run(main, parser())
