@@ -47,10 +47,10 @@ def replaced_folder(target: Path) -> Iterator[Path]:
             target.rename(aside)
         temporary.rename(target)
     except OSError as error:
-        if aside.exists() and not target.exists():
-            aside.rename(target)
         raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
+        if aside.exists() and not target.exists():  # stopped between the two renames
+            aside.rename(target)
         for leftover in (temporary, aside):
             shutil.rmtree(leftover, ignore_errors=True)
 

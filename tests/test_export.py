@@ -14,6 +14,7 @@ from datasets.digits import CLASSES, read_digits
 from datasets.transforms import build_eval_transforms
 from engine import export as exporting
 from engine.export import PREPROCESSING, export, run_exported
+from engine.files import replaced_folder
 from engine.predictor import load_model, predict
 from errors import UserError
 from models import create_model
@@ -86,3 +87,25 @@ def test_what_stands_in_the_way_stays(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(UserError, match="no finite numbers"):
         export(config, model, out, [])
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when Ctrl-C comes between the two renames."""
+    target = tmp_path / "exported"
+    target.mkdir()
+    (target / "old").touch()
+    rename = Path.rename
+
+    def interrupted(path: Path, to: Path) -> Path:
+        if path.suffix == ".tmp":
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", interrupted)
+        with replaced_folder(target) as made:
+            (made / "new").touch()
+    assert sorted(tmp_path.rglob("*")) == [target, target / "old"]
+    with replaced_folder(target) as made:
+        (made / "new").touch()
+    assert sorted(tmp_path.rglob("*")) == [target, target / "new"]
