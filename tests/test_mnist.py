@@ -50,7 +50,7 @@ def files(packed: bool = True, dotted: bool = False) -> dict[str, bytes]:
     contents = {name: idx(part) for split in NAMES for name, part in zip(NAMES[split], expected(split), strict=True)}
     if dotted:
         contents = {name.replace("-idx", ".idx"): content for name, content in contents.items()}
-    return {f"{name}.gz": gzip.compress(content) for name, content in contents.items()} if packed else contents
+    return {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in contents.items()} if packed else contents
 
 
 def write(folder: Path, contents: dict[str, bytes]) -> None:
