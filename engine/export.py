@@ -46,7 +46,7 @@ def export(config: CfgNode, model: nn.Layer, folder: Path, classes: Sequence[str
     if not np.isfinite(expected).all():
         raise UserError(f"{config.MODEL.NAME} gives logits that are no finite numbers with these weights")
     spec = paddle.static.InputSpec([None, 3, height, width], "float32", "image")
-    with replaced_folder(folder) as made:
+    with replaced_folder(folder.resolve()) as made:  # "." and ".." have no name
         paddle.jit.save(model, str(made / Path(PROGRAM).stem), input_spec=[spec])
         off = float(np.abs(run_exported(made, images) - expected).max())
         deviation = off / (float(expected.std()) or 1.0)  # a head of zeros gives equal logits

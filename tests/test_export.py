@@ -22,7 +22,7 @@ from processes import ROOT, tool
 
 
 def test_a_run_is_exported_with_all_that_its_program_needs(runs: list[Path], tmp_path: Path) -> None:
-    """The files alone, prepared as they say, label all test digits as the network does."""
+    """The program labels all test digits as the network does; the file beside it tells how they are prepared."""
     out = tmp_path / "deep" / "exported"
     done = tool("export", "-w", runs[0], out)
     assert done.returncode == 0, done.stderr
@@ -87,6 +87,17 @@ def test_what_stands_in_the_way_stays(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(UserError, match="no finite numbers"):
         export(config, model, out, [])
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_an_empty_folder_can_be_named_by_a_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(ROOT / "configs" / "convmixer_256_8_cifar10.yaml")
+    model = create_model("convmixer_256_8", num_classes=10, image_size=32, dim=8, depth=1)
+    model.eval()
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    export(config, model, Path("."), [])
+    assert (tmp_path / "here" / PREPROCESSING).is_file() and list(tmp_path.iterdir()) == [here]
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
