@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
+from paddle import nn
+from yacs.config import CfgNode
 
 from configs.load import load_config
 from datasets.digits import CLASSES, read_digits
@@ -67,10 +69,15 @@ def test_every_family_can_be_exported(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(run_exported(tmp_path / "exported", one), expected, atol=1e-5 * float(expected.std()))
 
 
-def test_what_stands_in_the_way_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load_config(ROOT / "configs" / "convmixer_256_8_cifar10.yaml")
+def small_network() -> tuple[CfgNode, nn.Layer]:
+    """Return a config and a ConvMixer of one block, 8 wide, quick to export."""
     model = create_model("convmixer_256_8", num_classes=10, image_size=32, dim=8, depth=1)
     model.eval()
+    return load_config(ROOT / "configs" / "convmixer_256_8_cifar10.yaml"), model
+
+
+def test_what_stands_in_the_way_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, model = small_network()
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("all of it")
@@ -90,14 +97,12 @@ def test_what_stands_in_the_way_stays(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_an_empty_folder_can_be_named_by_a_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load_config(ROOT / "configs" / "convmixer_256_8_cifar10.yaml")
-    model = create_model("convmixer_256_8", num_classes=10, image_size=32, dim=8, depth=1)
-    model.eval()
+    config, model = small_network()
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
     export(config, model, Path("."), [])
-    assert (tmp_path / "here" / PREPROCESSING).is_file() and list(tmp_path.iterdir()) == [here]
+    assert (here / PREPROCESSING).is_file() and list(tmp_path.iterdir()) == [here]
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
