@@ -21,6 +21,7 @@ from analysis.assessment import Assessment, assess
 from analysis.complexity import count
 from analysis.run_record import (
     Scrubber,
+    cost_before,
     machines,
     read_environment,
     read_results,
@@ -197,7 +198,7 @@ def _results(run: Path, config: CfgNode, folder: Path, precision: str, also: Seq
         elif len(labels) < len(of_first) and np.array_equal(labels, of_first[:len(labels)]):
             row["same_pictures_top1"] = float(right[:len(labels)].mean())
         tests.append(row)
-    ended, kind = read_results(run) or {}, _kind(run, config)
+    ended, kind, before = read_results(run) or {}, _kind(run, config), cost_before(environments)
     best = max(read_table(run / "history.csv"), key=lambda row: float(row["val_accuracy"] or -1))
     return {
         **ended,
@@ -208,7 +209,7 @@ def _results(run: Path, config: CfgNode, folder: Path, precision: str, also: Seq
         "training": {"command": training_command(load_config(run / CONFIG), environments), "data": origin(config.DATA),
                      "machines": machines(environments), "commit": environments[-1].get("commit"),
                      "precision": config.TRAIN.PRECISION, "epochs_planned": config.TRAIN.EPOCHS, **cost,
-                     "macs": 3 * complexity.macs * cost["images"]},
+                     "macs": 3 * complexity.macs * cost["images"], **({"before": before} if before else {})},
         "test": tests,
     }
 

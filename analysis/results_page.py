@@ -60,6 +60,21 @@ class Trained:
         """Return the figures on the data set that it was trained for."""
         return self.results["test"][0]
 
+    @property
+    def before(self) -> dict[str, Any]:
+        """Return what the checkpoint whose weights it started from had cost; empty where it started from none."""
+        return self.results["training"].get("before", {})
+
+    @property
+    def epochs(self) -> str:
+        """Return its epochs, behind those of the checkpoint that it started from: ``30 + 11``."""
+        own = str(self.results["training"]["epochs"])
+        return f"{self.before['epochs']} + {own}" if self.before else own
+
+    def spent(self, key: str) -> float:
+        """Return the ``seconds`` or ``macs`` of its training and of what it started from."""
+        return self.results["training"][key] + self.before.get(key, 0)
+
 
 def read_released(folder: Path, names: Iterable[str] | None = None) -> list[Trained]:
     """Return the checkpoints of a folder by name; UserError where one is not as it was released."""
@@ -108,11 +123,11 @@ def page(trained: Sequence[Trained], published: Sequence[Mapping[str, str]],
 def terminal_table(trained: Sequence[Trained]) -> list[str]:
     """Return a line for each checkpoint."""
     width = max([len(each.name) for each in trained] + [10])
-    lines = [f"{'checkpoint':<{width}} {'top-1':>8} {'params':>10} {'MACs':>7} {'epochs':>6} {'training':>9}  data"]
+    lines = [f"{'checkpoint':<{width}} {'top-1':>8} {'params':>10} {'MACs':>7} {'epochs':>7} {'training':>9}  data"]
     for each in trained:
-        results, training = each.results, each.results["training"]
+        results = each.results
         lines.append(f"{each.name:<{width}} {each.main['top1']:8.2%} {results['parameters']:10,} "
-                     f"{quantity(results['macs']):>7} {training['epochs']:6} {duration(training['seconds']):>9}  "
+                     f"{quantity(results['macs']):>7} {each.epochs:>7} {duration(each.spent('seconds')):>9}  "
                      f"{each.main['data']}")
     return lines
 
@@ -179,17 +194,21 @@ def _same_pictures(row: Mapping[str, Any]) -> str:
 
 
 def _costs(trained: Sequence[Trained]) -> str:
-    rows, commands = [], []
-    for each in sorted(trained, key=lambda each: each.results["training"]["macs"]):
+    rows, commands, told = [], [], []
+    for each in sorted(trained, key=lambda each: each.spent("macs")):
         training = each.results["training"]
         precision = "" if training["precision"] == "float32" else f", {training['precision']}"
         rate = _DASH if training["images_per_second"] is None else f"{training['images_per_second']:,.0f}"
-        rows.append([f"`{each.name}`", str(training["epochs"]), duration(training["seconds"]), rate,
-                     quantity(training["macs"]), "; then ".join(training["machines"]) + precision])
+        rows.append([f"`{each.name}`", each.epochs, duration(each.spent("seconds")), rate,
+                     quantity(each.spent("macs")), "; then ".join(training["machines"]) + precision])
         commands.append(f"# {each.name}\n{training['command']}")
+        if each.before:
+            told.append(f"- `{each.name}` starts from the weights of `{each.before['checkpoint']}`: its time and MACs "
+                        "are those of both trainings, images/s and machine its own.\n")
     headings = ("Checkpoint", "Epochs", "Training time", "Images/s", "MACs of the training", "Machine")
-    return "\n".join(["## What they cost\n", _table(headings, rows), "The commands, from the suite's folder:\n",
-                      "```", *commands, "```\n"])
+    notes = ["".join(told)] if told else []
+    return "\n".join(["## What they cost\n", _table(headings, rows), *notes,
+                      "The commands, from the suite's folder:\n", "```", *commands, "```\n"])
 
 
 def _beside(trained: Sequence[Trained], published: Sequence[Mapping[str, str]]) -> str:
@@ -200,7 +219,7 @@ def _beside(trained: Sequence[Trained], published: Sequence[Mapping[str, str]]) 
             results = each.results
             rows.append((100 * each.main["top1"], [
                 f"**`{each.name}`** ({results['family']})", f"**{share(each.main['top1'])}**",
-                str(results["training"]["epochs"]), quantity(results["parameters"]), quantity(results["macs"]),
+                each.epochs, quantity(results["parameters"]), quantity(results["macs"]),
                 each.main["data"], "here"]))
     for row in published:
         publisher = f"[{row['publisher']}]({row['url']})" if row["url"] else row["publisher"]

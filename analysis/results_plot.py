@@ -36,8 +36,7 @@ class Point:
 
 def points(trained: Sequence[Trained], published: Sequence[Mapping[str, str]]) -> list[Point]:
     """Return what is drawn: our checkpoints for CIFAR-10, and the published ones."""
-    found = [Point(each.results["training"]["macs"], 100 * each.main["top1"],
-                   f"{each.name}, {each.results['training']['epochs']} epochs", True)
+    found = [Point(each.spent("macs"), 100 * each.main["top1"], f"{each.name}, {each.epochs} epochs", True)
              for each in trained if each.main["data"].startswith("CIFAR-10")]
     for row in published:
         cost = BACKWARD * float(row["macs"]) * IMAGES_OF_AN_EPOCH * int(row["epochs"])

@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 
 from configs.load import flatten, load_config, to_plain
 from engine.history import read_table
-from engine.released import read_json
+from engine.released import RESULTS, WEIGHTS, check_released, file_sha256, find_released, read_json
 from errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,11 +125,37 @@ def training_command(config: CfgNode, environments: Sequence[dict[str, Any]], fo
         plain = to_plain(value)
         if key not in PLACES and (key not in before or before[key] != plain):
             words += ["-o", f"{key}={_flow(plain)}"]
-    for command in commands:
-        for flag, word in itertools.pairwise(command):
-            if flag == "--weights":
-                return shlex.join([*words, flag, Path(word).name])
+    start = first_weights(environments)
+    if start:
+        checkpoint = find_released(start)
+        words += ["--weights", checkpoint.name if checkpoint else Path(start).name]
     return shlex.join(words)
+
+
+def first_weights(environments: Sequence[dict[str, Any]]) -> str:
+    """Return what ``--weights`` named when a run was started, "" where it started from random weights."""
+    for each in environments:
+        for flag, word in itertools.pairwise(map(str, each.get("command") or ())):
+            if flag == "--weights":
+                return word
+    return ""
+
+
+def cost_before(environments: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return what the weights had cost that a run started from; None where they are of no released checkpoint.
+
+    That is ``checkpoint`` (its name), ``sha256`` of its weights, and ``epochs``, ``images``, ``seconds`` and ``macs``
+    in all, what stood before it included. Raises UserError where the checkpoint is not as it was released.
+    """
+    start = first_weights(environments)
+    checkpoint = find_released(start) if start else None
+    if checkpoint is None:
+        return None
+    check_released(checkpoint)
+    training = read_json(checkpoint / RESULTS)["training"]
+    earlier = training.get("before", {})
+    return {"checkpoint": checkpoint.name, "sha256": file_sha256(checkpoint / WEIGHTS),
+            **{key: training[key] + earlier.get(key, 0) for key in ("epochs", "images", "seconds", "macs")}}
 
 
 def training_cost(run: Path, config: CfgNode) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 from analysis import release
 from analysis.report import write_report
+from analysis.results_page import duration, page, read_released
 from analysis.run_record import Scrubber, seed_rows, training_command, training_cost
 from configs.load import flatten, load_config
 from datasets import build_dataset
@@ -26,7 +27,7 @@ from engine.predictor import find_weights, load_model, predict
 from engine.released import check_released, released_names
 from engine.weights import read_weights
 from errors import UserError
-from processes import ROOT, tool
+from processes import ROOT, TINY, tool
 
 NAMES = {"model.safetensors", "config.yaml", "history.csv", "timing.csv", "train.log", "environment.json",
          "dataset.json", "results.json", "mistakes.csv", "SHA256SUMS"}
@@ -94,6 +95,30 @@ def test_commands_of_several_processes_and_of_weights(tmp_path: Path) -> None:
         "-o TRAIN.EPOCHS=3 --weights w.pth")
     bare = shlex.split(training_command(config, [], tmp_path))
     assert load_config(None, bare[3::2]) == load_config("configs/quickstart.yaml", ["TRAIN.EPOCHS=3"])
+
+
+def test_what_starts_from_a_release_counts_its_cost(suite: Path, tmp_path: Path) -> None:
+    """A run from released weights and one from its own: each has the cost of all before it, its command their name."""
+    copy = shutil.copytree(suite, tmp_path / "copy")
+    for name, start in (("again", "toy"), ("thrice", "checkpoints/again/model.safetensors")):
+        overrides = [word for override in (*TINY, "TRAIN.EPOCHS=1", f"NAME={name}") for word in ("-o", override)]
+        done = run_in(copy, "train", "-c", "configs/quickstart.yaml", "--weights", start, *overrides)
+        assert done.returncode == 0, done.stderr
+        done = run_in(copy, "release", f"output/{name}")
+        assert done.returncode == 0, done.stderr
+    results = {name: json.loads((copy / "checkpoints" / name / "results.json").read_text())["training"]
+               for name in ("toy", "again", "thrice")}
+    for name, before in (("again", ["toy"]), ("thrice", ["toy", "again"])):
+        found = results[name]["before"]
+        assert found["checkpoint"] == before[-1] and results[name]["command"].endswith(f" --weights {before[-1]}")
+        assert found["sha256"] == released.file_sha256(copy / "checkpoints" / before[-1] / "model.safetensors")
+        for key in ("epochs", "images", "seconds", "macs"):
+            assert found[key] == sum(results[each][key] for each in before), key
+    thrice = next(each for each in read_released(copy / "checkpoints") if each.name == "thrice")
+    cost = page([thrice], [], {})
+    assert f"| `thrice` | 3 + 1 | {duration(sum(each['seconds'] for each in results.values()))} |" in cost
+    assert "- `thrice` starts from the weights of `again`: " in cost
+    assert "before" not in results["toy"]
 
 
 def test_seeds_are_rows_of_their_results(suite: Path, runs: list[Path], tmp_path: Path) -> None:
@@ -261,6 +286,9 @@ def test_a_released_checkpoint_says_what_its_record_says(name: str, cifar10_root
     for path in folder.iterdir():
         if path.suffix != ".safetensors":
             assert not re.search(r"(?<![\w./])/(?:home|root|tmp|work|opt|mnt|Users)/", path.read_text(encoding="utf-8"))
+    before = results["training"].get("before")
+    if before:
+        assert before["sha256"] == released.file_sha256(released.FOLDER / before["checkpoint"] / "model.safetensors")
     words = shlex.split(results["training"]["command"])
     configs = [word for word in words if word.startswith("configs/")]
     for path in configs:
