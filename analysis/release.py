@@ -1,9 +1,10 @@
 """From a run's folder to a released checkpoint: small weights, what they were made with, and the figures of the file.
 
-A checkpoint's folder holds ``model.safetensors`` (the selected weights; the final ones of a run that held no images
-out, since those were selected on the test set), ``config.yaml``, ``history.csv``,
-``timing.csv``, ``train.log``, ``environment.json``, ``dataset.json``, ``results.json``, ``mistakes.csv`` (the test
-images that the file gets wrong), where there are several seeds ``seeds.csv``, and ``SHA256SUMS`` of them all.
+A checkpoint's folder holds ``model.safetensors`` (the selected weights, or their mean with those that the run started
+from; the final ones of a run that held no images out, since those were selected on the test set), ``config.yaml``,
+``history.csv``, ``timing.csv``, ``train.log``, ``environment.json``, ``dataset.json``, ``results.json``,
+``mistakes.csv`` (the test images that the file gets wrong), where there are several seeds ``seeds.csv``, and
+``SHA256SUMS`` of them all.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from paddle import nn
 from yacs.config import CfgNode
 
 from analysis.assessment import Assessment, assess
@@ -22,6 +24,7 @@ from analysis.complexity import count
 from analysis.run_record import (
     Scrubber,
     cost_before,
+    first_weights,
     machines,
     read_environment,
     read_results,
@@ -31,13 +34,13 @@ from analysis.run_record import (
     training_cost,
 )
 from configs.load import dump_config, load_config
-from datasets.dataset import ImageDataset
+from datasets.loader import EvalLoader
 from datasets.origin import origin
 from engine.data_record import check_classes
 from engine.files import replaced_folder, write_json, write_text
 from engine.history import read_table
 from engine.predictor import load_model
-from engine.released import CONFIG, RESULTS, SUMS, WEIGHTS, file_sha256, read_json
+from engine.released import CONFIG, RESULTS, SUMS, WEIGHTS, file_sha256, find_released, read_json
 from engine.state import build_model
 from engine.trainer import build_eval_loader
 from engine.weights import convert_state, read_weights, save_weights
@@ -64,17 +67,21 @@ class Release:
 
 
 def release(run: Path, into: Path, *, name: str = "", data: str = "", also: Sequence[str] = (),
-            seeds: Sequence[Path] = (), unfinished: bool = False, overwrite: bool = False,
+            seeds: Sequence[Path] = (), average: bool = False, unfinished: bool = False, overwrite: bool = False,
             advance: Advance = lambda done, images: None) -> Release:
     """Make ``into/NAME`` from a run: whole, or not at all.
 
     ``data`` is where the data set stands now (default: the run's DATA.ROOT); ``also`` names further places of it, each
     evaluated too, such as an ``.npz`` of other pixels; ``seeds`` are runs of the same recipe with other seeds.
+    ``average`` takes the mean of the selected weights and of the released ones that the run started from, two ends of
+    a learning rate's cycle as in stochastic weight averaging (Izmailov et al., 2018, https://arxiv.org/abs/1803.05407).
+    Deviation: running means and variances are averaged too, there they are computed anew.
     ``advance`` is told images done and in all while evaluating. Raises UserError where the run is no run, or has not
-    ended and ``unfinished`` is not given, where the name is taken and ``overwrite`` is not given, and where a file or
-    all checkpoints together get too large.
+    ended and ``unfinished`` is not given, where the name is taken and ``overwrite`` is not given, where the mean is not
+    better than the selected weights on the held-out images, and where a file or all checkpoints together get too large.
     """
     trained = _read_run(run, unfinished)
+    start = _start(run, trained) if average else None
     target = into / (name or trained.NAME)
     if target.parent != into or not (name or trained.NAME).strip("."):
         raise UserError(f"--name is {name!r}, expected a name without slashes")
@@ -83,11 +90,14 @@ def release(run: Path, into: Path, *, name: str = "", data: str = "", also: Sequ
     tables = seeds_csv(seed_rows([run, *seeds])) if seeds else ""
     config = load_config(run / CONFIG, [*([f"DATA.ROOT={data}"] if data else []), "RUNTIME.DEVICE=auto"])
     with replaced_folder(target) as folder:
-        precision = _write_weights(run, folder / WEIGHTS, config)
+        precision = _write_weights(run, folder / WEIGHTS, config, start)
         _copy_record(run, trained, folder, [data, *also])
         if tables:
             write_text(folder / "seeds.csv", tables)
-        results = _results(run, config, folder, precision, also, advance)
+        model, _ = load_model(config, folder / WEIGHTS)
+        held_out = _held_out(run, config, model, advance) if start else {}
+        results = _results(run, config, folder, model, also, advance)
+        results["weights"].update(precision=precision, **held_out)
         write_json(folder / RESULTS, results)
         names = sorted(path.name for path in folder.iterdir())
         write_text(folder / SUMS, "".join(f"{file_sha256(folder / each)}  {each}\n" for each in names))
@@ -139,15 +149,54 @@ def _read_run(run: Path, unfinished: bool) -> CfgNode:
     return config
 
 
+def _start(run: Path, config: CfgNode) -> Path:
+    """Return the released checkpoint that a run started from, for the mean of both."""
+    named = first_weights(read_environment(run))
+    start = find_released(named) if named else None
+    if start is None:
+        raise UserError(f"{run}: --average is for a run started with --weights of a released checkpoint, this one "
+                        f"started from {named or 'random weights'}")
+    if config.DATA.HOLDOUT == 0:
+        raise UserError(f"{run}: DATA.HOLDOUT is 0: --average needs held-out images, which tell whether the mean is "
+                        "better")
+    return start
+
+
+def _held_out(run: Path, config: CfgNode, model: nn.Layer, advance: Advance) -> dict[str, Any]:
+    """Return the top-1 of the mean and of the selected weights on held-out images; UserError where it gains none."""
+    mean = _assess(config, model, build_eval_loader(config, "holdout"), advance).figures()["top1"]
+    selected = max(float(row["val_accuracy"] or -1) for row in read_table(run / "history.csv"))
+    if mean <= selected:
+        raise UserError(f"{run}: the mean is right for {mean:.2%} of the held-out images, the selected weights for "
+                        f"{selected:.2%}: release these, without --average")
+    return {"kind": "averaged", "holdout_top1": mean, "selected_holdout_top1": selected}
+
+
+def _assess(config: CfgNode, model: nn.Layer, loader: EvalLoader, advance: Advance) -> Assessment:
+    done = 0
+
+    def seen(images: int) -> None:
+        nonlocal done
+        done += images
+        advance(done, len(loader.dataset))
+
+    return assess(config, model, loader, seen)
+
+
 def _kind(run: Path, config: CfgNode) -> str:
     """Return which weights of a run are released: ``selected`` or ``final``."""
     return "final" if config.DATA.HOLDOUT == 0 and read_results(run) else "selected"
 
 
-def _write_weights(run: Path, path: Path, config: CfgNode) -> str:
+def _write_weights(run: Path, path: Path, config: CfgNode, start: Path | None) -> str:
+    """Write a run's weights, or where it has a ``start`` the mean of both; returns their precision."""
     model = build_model(config)
     name = {"selected": "best_model.pdparams", "final": "final_model.pdparams"}[_kind(run, config)]
-    arrays, precision = compact(convert_state(read_weights(run / name), model), LARGEST)
+    own = convert_state(read_weights(run / name), model)
+    if start:
+        before = convert_state(read_weights(start / WEIGHTS), model)
+        own = {key: (array + before[key]) / 2 if array.dtype.kind == "f" else array for key, array in own.items()}
+    arrays, precision = compact(own, LARGEST)
     save_weights(path, arrays)
     return precision
 
@@ -165,14 +214,13 @@ def _copy_record(run: Path, config: CfgNode, folder: Path, places: Sequence[str]
     write_json(folder / "environment.json", scrub.value(read_json(run / "environment.json")))
 
 
-def _results(run: Path, config: CfgNode, folder: Path, precision: str, also: Sequence[str],
+def _results(run: Path, config: CfgNode, folder: Path, model: nn.Layer, also: Sequence[str],
              advance: Advance) -> dict[str, Any]:
     """Evaluate the file as it stands in ``folder``; writes ``mistakes.csv`` for the first data set.
 
     Where another has other pixels of the first one's first pictures (their labels tell), its row has the top-1 accuracy
     on the first one's pixels of the same pictures too, ``same_pictures_top1``.
     """
-    model, _ = load_model(config, folder / WEIGHTS)
     complexity = count(model, config.DATA.IMAGE_SIZE)
     info, environments, cost = model_info(config.MODEL.NAME), read_environment(run), training_cost(run, config)
     tests = []
@@ -182,14 +230,7 @@ def _results(run: Path, config: CfgNode, folder: Path, precision: str, also: Seq
         chosen.DATA.ROOT = root
         loader = build_eval_loader(chosen, "test")
         check_classes(folder / WEIGHTS, loader.dataset)
-        done = 0
-
-        def seen(images: int, dataset: ImageDataset = loader.dataset) -> None:
-            nonlocal done
-            done += images
-            advance(done, len(dataset))
-
-        found = assess(chosen, model, loader, seen)
+        found = _assess(chosen, model, loader, advance)
         names, labels = loader.dataset.class_names, loader.dataset.labels
         row = {**found.figures(), "per_class": dict(zip(names, found.evaluation.per_class, strict=False))}
         if not tests:
@@ -204,8 +245,8 @@ def _results(run: Path, config: CfgNode, folder: Path, precision: str, also: Seq
         **ended,
         "name": config.NAME, "model": config.MODEL.NAME, "family": info.family, "paper": info.paper_url,
         "parameters": complexity.parameters, "macs": complexity.macs, "image_size": config.DATA.IMAGE_SIZE,
-        "weights": {"file": WEIGHTS, "bytes": (folder / WEIGHTS).stat().st_size, "precision": precision,
-                    "kind": kind, "epoch": ended[kind]["epoch"] if ended else int(best["epoch"])},
+        "weights": {"file": WEIGHTS, "bytes": (folder / WEIGHTS).stat().st_size, "kind": kind,
+                    "epoch": ended[kind]["epoch"] if ended else int(best["epoch"])},
         "training": {"command": training_command(load_config(run / CONFIG), environments), "data": origin(config.DATA),
                      "machines": machines(environments), "commit": environments[-1].get("commit"),
                      "precision": config.TRAIN.PRECISION, "epochs_planned": config.TRAIN.EPOCHS, **cost,

@@ -25,12 +25,13 @@ INTRODUCTION = """\
 Written by `python tools/results.py --write RESULTS.md`; do not edit by hand.
 
 **Selected** are the weights of the epoch that was best on held-out training images, of a run that held none out those
-of the last epoch; they are released, and their figures, top-5 and ECE too, are those of the file in `checkpoints/` as
-it is there. **Final** are the weights of the last epoch, with the figure of the run itself. **ECE** is the expected
-calibration error (15 bins). "CIFAR-10 (JPEG re-encoding)" is a copy of CIFAR-10 whose pixels went through JPEG; order,
-labels and split are the official ones. Behind figures on fewer than 10,000 images stands one standard error, and in
-brackets the figure on the re-encoded pixels of the same pictures. Shares are in %. Times and images/s are those of
-training alone, without evaluations; MACs are multiply-accumulates of one image, of a training 3 × MACs × images seen.
+of the last epoch; they, or a mean with them where that is told, are released, and their figures, top-5 and ECE too, are
+those of the file in `checkpoints/` as it is there. **Final** are the weights of the last epoch, with the figure of the
+run itself. **ECE** is the expected calibration error (15 bins). "CIFAR-10 (JPEG re-encoding)" is a copy of CIFAR-10
+whose pixels went through JPEG; order, labels and split are the official ones. Behind figures on fewer than 10,000
+images stands one standard error, and in brackets the figure on the re-encoded pixels of the same pictures. Shares are
+in %. Times and images/s are those of training alone, without evaluations; MACs are multiply-accumulates of one image,
+of a training 3 × MACs × images seen.
 """
 EVALUATING = """\
 ## Evaluating
@@ -170,12 +171,20 @@ def _accuracies(trained: Sequence[Trained]) -> list[str]:
         parts += [f"### {data}\n", _table(headings, (_accuracy_cells(each, others) for each in rows))]
         told = [f"`{each.name}` held no images out: its final weights are released, none were selected" for each in rows
                 if each.results["weights"]["kind"] == "final"]
+        told += [f"`{each.name}` is the mean of the run's selected weights and those of "
+                 f"`{each.before['checkpoint']}` that it started from: {_held_out(each.results['weights'])}"
+                 for each in rows if each.results["weights"]["kind"] == "averaged"]
         told += [f"`{each.name}` was selected on the test set" for each in rows
                  if each.results["weights"]["kind"] == "selected" and each.results.get("selected_on") == "test"]
         told += [f"`{each.name}` stands after {each.results['training']['epochs']} of "
                  f"{each.results['training']['epochs_planned']} epochs" for each in rows if "final" not in each.results]
         parts += ["".join(f"- {line}.\n" for line in told)]
     return [*parts, f"![Accuracy against training cost]({PLOT})\n"]
+
+
+def _held_out(weights: Mapping[str, Any]) -> str:
+    return (f"{share(weights['holdout_top1'])} % of the held-out images, the selected ones alone "
+            f"{share(weights['selected_holdout_top1'])} %")
 
 
 def _accuracy_cells(each: Trained, others: Sequence[str]) -> list[str]:
@@ -202,6 +211,8 @@ def _costs(trained: Sequence[Trained]) -> str:
         rows.append([f"`{each.name}`", each.epochs, duration(each.spent("seconds")), rate,
                      quantity(each.spent("macs")), "; then ".join(training["machines"]) + precision])
         commands.append(f"# {each.name}\n{training['command']}")
+        if each.results["weights"]["kind"] == "averaged":
+            commands.append(f"python tools/release.py output/{each.results['name']} --average")
         if each.before:
             told.append(f"- `{each.name}` starts from the weights of `{each.before['checkpoint']}`: its time and MACs "
                         "are those of both trainings, images/s and machine its own.\n")

@@ -121,6 +121,49 @@ def test_what_starts_from_a_release_counts_its_cost(suite: Path, tmp_path: Path)
     assert "before" not in results["toy"]
 
 
+def test_the_mean_with_what_a_run_started_from(suite: Path, tmp_path: Path) -> None:
+    """It is that of both files, told with what chose it; refused where the held-out images do not prefer it."""
+    copy = shutil.copytree(suite, tmp_path / "copy")
+    overrides = [word for override in (*TINY, "TRAIN.EPOCHS=1", "NAME=again", "OPTIMIZER.LR=1e-5")
+                 for word in ("-o", override)]
+    done = run_in(copy, "train", "-c", "configs/quickstart.yaml", "--weights", "toy", *overrides)
+    assert done.returncode == 0, done.stderr
+    run, made = copy / "output" / "again", copy / "checkpoints" / "again"
+    history = run / "history.csv"
+    truth = history.read_text()
+    heading, row = (line.split(",") for line in truth.splitlines())
+    column = heading.index("val_accuracy")
+
+    history.write_text(truth.replace(",".join(row), ",".join([*row[:column], "1.0", *row[column + 1:]])))
+    refused = run_in(copy, "release", "output/again", "--average")
+    assert refused.returncode == 2 and "the selected weights for 100.00%: release these, without" in refused.stderr
+    assert not made.exists()
+    history.write_text(truth.replace(",".join(row), ",".join([*row[:column], "0.0", *row[column + 1:]])))
+    done = run_in(copy, "release", "output/again", "--average")
+    assert done.returncode == 0, done.stderr
+    started, own = (read_weights(path).arrays for path in (copy / "checkpoints" / "toy" / "model.safetensors",
+                                                           run / "best_model.pdparams"))
+    mean = load_file(made / "model.safetensors")
+    assert mean.keys() == own.keys()
+    for name, array in mean.items():
+        np.testing.assert_allclose(array, (started[name].astype(float) + own[name]) / 2, rtol=1e-6, atol=1e-7)
+    assert any(np.abs(mean[name] - own[name]).max() > 1e-6 for name in own)
+    weights = json.loads((made / "results.json").read_text())["weights"]
+    assert weights["kind"] == "averaged" and weights["selected_holdout_top1"] == 0.0
+    config = load_config(made / "config.yaml")
+    held_out = build_dataset(config.DATA, "holdout")
+    predicted = predict(config, load_model(config, made)[0], list(held_out.images)).argmax(1)
+    assert weights["holdout_top1"] == pytest.approx((predicted == held_out.labels).mean())
+    text = page(read_released(copy / "checkpoints", ["again"]), [], {})
+    assert "- `again` is the mean of the run's selected weights and those of `toy` that it started from: " in text
+    assert "--weights toy\npython tools/release.py output/again --average\n" in text
+
+    config = run / "config.yaml"
+    config.write_text(re.sub(r"HOLDOUT: \d+", "HOLDOUT: 0", config.read_text()))
+    refused = run_in(copy, "release", "output/again", "--average", "--overwrite")
+    assert refused.returncode == 2 and "DATA.HOLDOUT is 0: --average needs held-out images" in refused.stderr
+
+
 def test_seeds_are_rows_of_their_results(suite: Path, runs: list[Path], tmp_path: Path) -> None:
     rows = (suite / "checkpoints" / "toy" / "seeds.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["seed", "42", "43"]
@@ -201,6 +244,8 @@ def test_what_cannot_be_released_is_told(runs: list[Path], suite: Path, tmp_path
     for name in ("a/b", "..", "/x"):
         with pytest.raises(UserError, match=r"--name is|is there already"):
             release.release(runs[0], tmp_path, name=name)
+    with pytest.raises(UserError, match=r"for a run started with --weights .*, this one started from random weights"):
+        release.release(runs[0], tmp_path, average=True)
     with pytest.raises(UserError, match=r"has no best_model\.pdparams and no environment\.json"):
         release.release(shutil.copytree(runs[0], tmp_path / "bare", ignore=lambda *found: {
             "best_model.pdparams", "environment.json"}), tmp_path / "none")

@@ -29,14 +29,17 @@ def main(arguments: argparse.Namespace) -> None:
             bar.update(done - bar.n)
 
         made = release(run, Path(arguments.into), name=arguments.name, data=arguments.data, also=arguments.also,
-                       seeds=[Path(each) for each in arguments.seeds], unfinished=arguments.unfinished,
-                       overwrite=arguments.overwrite, advance=advance)
+                       seeds=[Path(each) for each in arguments.seeds], average=arguments.average,
+                       unfinished=arguments.unfinished, overwrite=arguments.overwrite, advance=advance)
     weights = made.results["weights"]
     print(f"wrote {made.folder}: {weights['bytes']:,} bytes of weights, {weights['precision']}, epoch "
           f"{weights['epoch']}")
     for row in made.results["test"]:
         ece = f", ECE {row['ece']:.2%}" if "ece" in row else ""
         print(f"{row['data']}: top-1 {row['top1']:.4%} of {row['images']:,} images, loss {row['loss']:.6f}{ece}")
+    if "holdout_top1" in weights:
+        print(f"on the held-out images: top-1 {weights['holdout_top1']:.2%}, the selected weights alone "
+              f"{weights['selected_holdout_top1']:.2%}")
     own = made.results.get(weights["kind"])
     if own:
         print(f"the run's {weights['kind']} weights (float32): top-1 {own['test']['top1']:.4%}")
@@ -53,6 +56,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--also", action="append", default=[], metavar="ROOT",
                         help="evaluate on this too, such as an .npz of other pixels (repeatable)")
     result.add_argument("--seeds", nargs="+", default=[], metavar="RUN", help="runs of the recipe with other seeds")
+    result.add_argument("--average", action="store_true",
+                        help="release the mean of the weights and of those of the checkpoint that the run started from")
     result.add_argument("--unfinished", action="store_true", help="take a run that has not ended as it stands")
     result.add_argument("--overwrite", action="store_true", help="replace a checkpoint of that name")
     result.add_argument("--into", default=str(released.FOLDER), metavar="FOLDER", help="default: checkpoints/")
