@@ -352,7 +352,7 @@ def test_a_released_checkpoint_says_what_its_record_says(name: str, cifar10_root
         assert len(wrong) == round((1 - results["test"][0]["top1"]) * 10_000)
         for row in results["test"][1:]:
             images = row["images"]
-            assert row["same_pictures_top1"] == 1 - sum(index < images for index in wrong) / images
+            assert row["same_pictures_top1"] == (images - sum(index < images for index in wrong)) / images
         differing = [index for index, guess in zip(chosen, predicted, strict=True)
                      if (guess != test.labels[index]) != (index in wrong)]
         assert len(differing) <= 1, "other processors may round an image across the border"
