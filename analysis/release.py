@@ -28,6 +28,7 @@ from analysis.run_record import (
     machines,
     read_environment,
     read_results,
+    released_start,
     seed_rows,
     seeds_csv,
     training_command,
@@ -40,7 +41,7 @@ from engine.data_record import check_classes
 from engine.files import replaced_folder, write_json, write_text
 from engine.history import read_table
 from engine.predictor import load_model
-from engine.released import CONFIG, RESULTS, SUMS, WEIGHTS, file_sha256, find_released, read_json
+from engine.released import CONFIG, RESULTS, SUMS, WEIGHTS, file_sha256, read_json
 from engine.state import build_model
 from engine.trainer import build_eval_loader
 from engine.weights import convert_state, read_weights, save_weights
@@ -151,11 +152,11 @@ def _read_run(run: Path, unfinished: bool) -> CfgNode:
 
 def _start(run: Path, config: CfgNode) -> Path:
     """Return the released checkpoint that a run started from, for the mean of both."""
-    named = first_weights(read_environment(run))
-    start = find_released(named) if named else None
+    environments = read_environment(run)
+    start = released_start(environments)
     if start is None:
         raise UserError(f"{run}: --average is for a run started with --weights of a released checkpoint, this one "
-                        f"started from {named or 'random weights'}")
+                        f"started from {first_weights(environments) or 'random weights'}")
     if config.DATA.HOLDOUT == 0:
         raise UserError(f"{run}: DATA.HOLDOUT is 0: --average needs held-out images, which tell whether the mean is "
                         "better")

@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 
 from configs.load import flatten, load_config, to_plain
 from engine.history import read_table
-from engine.released import RESULTS, WEIGHTS, check_released, file_sha256, find_released, read_json
+from engine.released import RESULTS, SUMS, WEIGHTS, check_released, find_released, read_json, read_sums
 from errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,8 +127,7 @@ def training_command(config: CfgNode, environments: Sequence[dict[str, Any]], fo
             words += ["-o", f"{key}={_flow(plain)}"]
     start = first_weights(environments)
     if start:
-        checkpoint = find_released(start)
-        words += ["--weights", checkpoint.name if checkpoint else Path(start).name]
+        words += ["--weights", (released_start(environments) or Path(start)).name]
     return shlex.join(words)
 
 
@@ -141,20 +140,25 @@ def first_weights(environments: Sequence[dict[str, Any]]) -> str:
     return ""
 
 
+def released_start(environments: Sequence[dict[str, Any]]) -> Path | None:
+    """Return the folder of the released checkpoint that a run started from, None where it started from none."""
+    start = first_weights(environments)
+    return find_released(start) if start else None
+
+
 def cost_before(environments: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """Return what the weights had cost that a run started from; None where they are of no released checkpoint.
 
     That is ``checkpoint`` (its name), ``sha256`` of its weights, and ``epochs``, ``images``, ``seconds`` and ``macs``
     in all, what stood before it included. Raises UserError where the checkpoint is not as it was released.
     """
-    start = first_weights(environments)
-    checkpoint = find_released(start) if start else None
+    checkpoint = released_start(environments)
     if checkpoint is None:
         return None
     check_released(checkpoint)
     training = read_json(checkpoint / RESULTS)["training"]
     earlier = training.get("before", {})
-    return {"checkpoint": checkpoint.name, "sha256": file_sha256(checkpoint / WEIGHTS),
+    return {"checkpoint": checkpoint.name, "sha256": read_sums(checkpoint / SUMS)[WEIGHTS],
             **{key: training[key] + earlier.get(key, 0) for key in ("epochs", "images", "seconds", "macs")}}
 
 
