@@ -41,7 +41,7 @@ from engine.data_record import check_classes
 from engine.files import replaced_folder, write_json, write_text
 from engine.history import read_table
 from engine.predictor import load_model
-from engine.released import CONFIG, RESULTS, SUMS, WEIGHTS, file_sha256, read_json
+from engine.released import CONFIG, RESULTS, SUMS, WEIGHTS, check_released, file_sha256, read_json
 from engine.state import build_model
 from engine.trainer import build_eval_loader
 from engine.weights import convert_state, read_weights, save_weights
@@ -68,30 +68,32 @@ class Release:
 
 
 def release(run: Path, into: Path, *, name: str = "", data: str = "", also: Sequence[str] = (),
-            seeds: Sequence[Path] = (), average: bool = False, unfinished: bool = False, overwrite: bool = False,
-            advance: Advance = lambda done, images: None) -> Release:
-    """Make ``into/NAME`` from a run: whole, or not at all.
+            seeds: Sequence[Path] = (), average: bool = False, float16: bool = False, unfinished: bool = False,
+            overwrite: bool = False, advance: Advance = lambda done, images: None) -> Release:
+    """Make ``into/NAME`` from a run, or anew from a released checkpoint: whole, or not at all.
 
     ``data`` is where the data set stands now (default: the run's DATA.ROOT); ``also`` names further places of it, each
     evaluated too, such as an ``.npz`` of other pixels; ``seeds`` are runs of the same recipe with other seeds.
     ``average`` takes the mean of the selected weights and of the released ones that the run started from, two ends of
     a learning rate's cycle as in stochastic weight averaging (Izmailov et al., 2018, https://arxiv.org/abs/1803.05407).
-    Deviation: running means and variances are averaged too, there they are computed anew.
+    Deviation: running means and variances are averaged too, there they are computed anew. ``float16`` takes filters and
+    matrices in float16 even where float32 is small enough.
     ``advance`` is told images done and in all while evaluating. Raises UserError where the run is no run, or has not
     ended and ``unfinished`` is not given, where the name is taken and ``overwrite`` is not given, where the mean is not
     better than the selected weights on the held-out images, and where a file or all checkpoints together get too large.
     """
     trained = _read_run(run, unfinished)
     start = _start(run, trained) if average else None
-    target = into / (name or trained.NAME)
-    if target.parent != into or not (name or trained.NAME).strip("."):
+    name = name or (run.name if _is_released(run) else trained.NAME)
+    target = into / name
+    if target.parent != into or not name.strip("."):
         raise UserError(f"--name is {name!r}, expected a name without slashes")
     if target.exists() and not overwrite:
         raise UserError(f"{target} is there already: replace it with --overwrite, or name another with --name")
     tables = seeds_csv(seed_rows([run, *seeds])) if seeds else ""
     config = load_config(run / CONFIG, [*([f"DATA.ROOT={data}"] if data else []), "RUNTIME.DEVICE=auto"])
     with replaced_folder(target) as folder:
-        precision = _write_weights(run, folder / WEIGHTS, config, start)
+        precision = _write_weights(run, folder / WEIGHTS, config, start, float16)
         _copy_record(run, trained, folder, [data, *also])
         if tables:
             write_text(folder / "seeds.csv", tables)
@@ -108,15 +110,16 @@ def release(run: Path, into: Path, *, name: str = "", data: str = "", also: Sequ
     return Release(target, results)
 
 
-def compact(arrays: dict[str, np.ndarray], largest: int) -> tuple[dict[str, np.ndarray], str]:
-    """Return the arrays of a network in float32, or where these are too large, its filters and matrices in float16.
+def compact(arrays: dict[str, np.ndarray], largest: int, *, float16: bool = False) -> tuple[dict[str, np.ndarray], str]:
+    """Return the arrays of a network in float32, or with ``float16`` or where these are too large, its filters and
+    matrices in float16.
 
     What has one axis (norms, biases, running statistics) stays float32. Raises UserError where that is too large too,
     or a value does not fit.
     """
     floats = {name: array.astype(np.float32) if array.dtype.kind == "f" else array for name, array in arrays.items()}
     size = sum(array.nbytes for array in floats.values())
-    if size <= largest:
+    if size <= largest and not float16:
         return floats, FLOAT32
     with np.errstate(over="ignore"):
         half = {name: array.astype(np.float16) if array.dtype.kind == "f" and array.ndim > 1 else array
@@ -131,7 +134,10 @@ def compact(arrays: dict[str, np.ndarray], largest: int) -> tuple[dict[str, np.n
 
 
 def _read_run(run: Path, unfinished: bool) -> CfgNode:
-    """Return a run's config; raises UserError where it is no run, or has not ended."""
+    """Return the config of a run or a released checkpoint; raises UserError where it is neither, or has not ended."""
+    if _is_released(run):
+        check_released(run)
+        return load_config(run / CONFIG)
     missing = [name for name in (CONFIG, "best_model.pdparams", "history.csv", "environment.json")
                if not (run / name).is_file()]
     if missing:
@@ -150,8 +156,14 @@ def _read_run(run: Path, unfinished: bool) -> CfgNode:
     return config
 
 
+def _is_released(run: Path) -> bool:
+    return (run / SUMS).is_file()
+
+
 def _start(run: Path, config: CfgNode) -> Path:
     """Return the released checkpoint that a run started from, for the mean of both."""
+    if _is_released(run):
+        raise UserError(f"{run} is a released checkpoint: --average is for a run")
     environments = read_environment(run)
     start = released_start(environments)
     if start is None:
@@ -189,15 +201,18 @@ def _kind(run: Path, config: CfgNode) -> str:
     return "final" if config.DATA.HOLDOUT == 0 and read_results(run) else "selected"
 
 
-def _write_weights(run: Path, path: Path, config: CfgNode, start: Path | None) -> str:
+def _write_weights(run: Path, path: Path, config: CfgNode, start: Path | None, float16: bool) -> str:
     """Write a run's weights, or where it has a ``start`` the mean of both; returns their precision."""
     model = build_model(config)
-    name = {"selected": "best_model.pdparams", "final": "final_model.pdparams"}[_kind(run, config)]
+    if _is_released(run):
+        name = WEIGHTS
+    else:
+        name = {"selected": "best_model.pdparams", "final": "final_model.pdparams"}[_kind(run, config)]
     own = convert_state(read_weights(run / name), model)
     if start:
         before = convert_state(read_weights(start / WEIGHTS), model)
         own = {key: (array + before[key]) / 2 if array.dtype.kind == "f" else array for key, array in own.items()}
-    arrays, precision = compact(own, LARGEST)
+    arrays, precision = compact(own, LARGEST, float16=float16)
     save_weights(path, arrays)
     return precision
 
@@ -209,7 +224,7 @@ def _copy_record(run: Path, config: CfgNode, folder: Path, places: Sequence[str]
     shown.defrost()
     shown.OUTPUT, shown.DATA.ROOT, shown.DATA.DOWNLOAD, shown.RUNTIME.DEVICE = "output", "data", True, "auto"
     write_text(folder / CONFIG, dump_config(shown))
-    for name in ("history.csv", "timing.csv", "train.log", "dataset.json"):
+    for name in ("history.csv", "timing.csv", "train.log", "dataset.json", "seeds.csv"):
         if (run / name).is_file():
             write_text(folder / name, scrub.text((run / name).read_text(encoding="utf-8")))
     write_json(folder / "environment.json", scrub.value(read_json(run / "environment.json")))
@@ -240,20 +255,27 @@ def _results(run: Path, config: CfgNode, folder: Path, model: nn.Layer, also: Se
         elif len(labels) < len(of_first) and np.array_equal(labels, of_first[:len(labels)]):
             row["same_pictures_top1"] = float(right[:len(labels)].mean())
         tests.append(row)
-    ended, kind, before = read_results(run) or {}, _kind(run, config), cost_before(environments)
-    best = max(read_table(run / "history.csv"), key=lambda row: float(row["val_accuracy"] or -1))
+    ended = read_json(run / RESULTS) if _is_released(run) else read_results(run) or {}
+    before = cost_before(environments)
     return {
         **ended,
         "name": config.NAME, "model": config.MODEL.NAME, "family": info.family, "paper": info.paper_url,
         "parameters": complexity.parameters, "macs": complexity.macs, "image_size": config.DATA.IMAGE_SIZE,
-        "weights": {"file": WEIGHTS, "bytes": (folder / WEIGHTS).stat().st_size, "kind": kind,
-                    "epoch": ended[kind]["epoch"] if ended else int(best["epoch"])},
+        "weights": {**(ended["weights"] if _is_released(run) else _chosen(run, config, ended)), "file": WEIGHTS,
+                    "bytes": (folder / WEIGHTS).stat().st_size},
         "training": {"command": training_command(load_config(run / CONFIG), environments), "data": origin(config.DATA),
                      "machines": machines(environments), "commit": environments[-1].get("commit"),
                      "precision": config.TRAIN.PRECISION, "epochs_planned": config.TRAIN.EPOCHS, **cost,
                      "macs": 3 * complexity.macs * cost["images"], **({"before": before} if before else {})},
         "test": tests,
     }
+
+
+def _chosen(run: Path, config: CfgNode, ended: dict[str, Any]) -> dict[str, Any]:
+    """Return which of a run's weights are released, and of which epoch."""
+    kind = _kind(run, config)
+    best = max(read_table(run / "history.csv"), key=lambda row: float(row["val_accuracy"] or -1))
+    return {"kind": kind, "epoch": ended[kind]["epoch"] if ended else int(best["epoch"])}
 
 
 def _mistakes(found: Assessment, labels: np.ndarray) -> str:

@@ -164,6 +164,35 @@ def test_the_mean_with_what_a_run_started_from(suite: Path, tmp_path: Path) -> N
     assert refused.returncode == 2 and "DATA.HOLDOUT is 0: --average needs held-out images" in refused.stderr
 
 
+def test_a_release_is_made_anew_in_float16(suite: Path, tmp_path: Path) -> None:
+    """All but the weights' precision and the figures of the new file stays as it was."""
+    copy = shutil.copytree(suite, tmp_path / "copy")
+    toy = copy / "checkpoints" / "toy"
+    before, exact = json.loads((toy / "results.json").read_text()), load_file(toy / "model.safetensors")
+    kept = {name: (toy / name).read_text() for name in (*NAMES, "seeds.csv")
+            if name not in ("model.safetensors", "results.json", "mistakes.csv", "SHA256SUMS")}
+    refused = run_in(copy, "release", "toy", "--float16")
+    assert refused.returncode == 2 and "toy is there already: replace it with --overwrite" in refused.stderr
+    refused = run_in(copy, "release", "toy", "--overwrite", "--average")
+    assert refused.returncode == 2 and "toy is a released checkpoint: --average is for a run" in refused.stderr
+    done = run_in(copy, "release", "toy", "--float16", "--overwrite")
+    assert done.returncode == 0, done.stderr
+    assert {name: (toy / name).read_text() for name in kept} == kept
+    assert {path.name for path in toy.iterdir()} == {*NAMES, "seeds.csv"}
+    for name, array in load_file(toy / "model.safetensors").items():
+        assert array.dtype == (np.float16 if array.ndim > 1 else exact[name].dtype)
+        np.testing.assert_array_equal(array, exact[name].astype(array.dtype))
+    after = json.loads((toy / "results.json").read_text())
+    assert after["weights"]["bytes"] == (toy / "model.safetensors").stat().st_size < 0.7 * before["weights"]["bytes"]
+    assert after["weights"]["precision"].startswith("float16")
+    assert after["test"][0]["loss"] != before["test"][0]["loss"]
+    for results in (before, after):
+        del results["test"], results["weights"]["bytes"], results["weights"]["precision"]
+    assert after == before
+    evaluated = run_in(copy, "eval", "-w", "toy")
+    assert evaluated.returncode == 0 and "the same here" in evaluated.stdout, evaluated.stderr
+
+
 def test_seeds_are_rows_of_their_results(suite: Path, runs: list[Path], tmp_path: Path) -> None:
     rows = (suite / "checkpoints" / "toy" / "seeds.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["seed", "42", "43"]

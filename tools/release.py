@@ -13,7 +13,7 @@ from engine import released, runtime
 
 def main(arguments: argparse.Namespace) -> None:
     """Make the checkpoint's folder, and print its figures and the line for the config's head."""
-    run = Path(arguments.run)
+    run = released.find_released(arguments.run) or Path(arguments.run)
     config = load_config(cli.config_of(argparse.Namespace(config=None, weights=arguments.run)),
                          ["RUNTIME.DEVICE=auto"])
     runtime.prepare(config.RUNTIME.THREADS)
@@ -30,7 +30,8 @@ def main(arguments: argparse.Namespace) -> None:
 
         made = release(run, Path(arguments.into), name=arguments.name, data=arguments.data, also=arguments.also,
                        seeds=[Path(each) for each in arguments.seeds], average=arguments.average,
-                       unfinished=arguments.unfinished, overwrite=arguments.overwrite, advance=advance)
+                       float16=arguments.float16, unfinished=arguments.unfinished, overwrite=arguments.overwrite,
+                       advance=advance)
     weights = made.results["weights"]
     print(f"wrote {made.folder}: {weights['bytes']:,} bytes of weights, {weights['precision']}, epoch "
           f"{weights['epoch']}")
@@ -50,7 +51,8 @@ def main(arguments: argparse.Namespace) -> None:
 def parser() -> argparse.ArgumentParser:
     """Return the arguments of this command."""
     result = cli.argument_parser(__doc__, config=False)
-    result.add_argument("run", metavar="RUN", help="the folder of a run that has ended")
+    result.add_argument("run", metavar="RUN",
+                        help="the folder of a run that has ended, or a released checkpoint to be made anew")
     result.add_argument("--name", default="", metavar="N", help="of the checkpoint (default: the run's)")
     result.add_argument("--data", default="", metavar="ROOT", help="where the data set is (default: where it was)")
     result.add_argument("--also", action="append", default=[], metavar="ROOT",
@@ -58,6 +60,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--seeds", nargs="+", default=[], metavar="RUN", help="runs of the recipe with other seeds")
     result.add_argument("--average", action="store_true",
                         help="release the mean of the weights and of those of the checkpoint that the run started from")
+    result.add_argument("--float16", action="store_true",
+                        help="filters and matrices in float16 even where float32 has at most 10 MiB")
     result.add_argument("--unfinished", action="store_true", help="take a run that has not ended as it stands")
     result.add_argument("--overwrite", action="store_true", help="replace a checkpoint of that name")
     result.add_argument("--into", default=str(released.FOLDER), metavar="FOLDER", help="default: checkpoints/")
