@@ -91,9 +91,9 @@ def machines(environments: Sequence[dict[str, Any]]) -> list[str]:
     """Return the machines of a run, each once: processor or GPU, cores (those used of those there) and processes."""
     found = []
     for each in environments:
-        there = each.get("cores") or "?"
-        used = each.get("threads") or there
-        cores = f"{there} core{'s' * (there != 1)}" if used == there else f"{used} of {there} cores"
+        there = str(each.get("cores") or "?")
+        used = str(each.get("threads") or there)
+        cores = f"{there} core{'s' * (there != '1')}" if used == there else f"{used} of {there} cores"
         name = re.sub(r"^(?:AuthenticAMD|GenuineIntel)\s+", "", str(each.get("processor") or "processor unknown"))
         told = f"{each['gpu']}" if each.get("gpu") else f"{name}, {cores}"
         processes = each.get("processes") or 1
