@@ -63,6 +63,8 @@ def default_config() -> CfgNode:
 
     c.LOSS = CfgNode()
     c.LOSS.LABEL_SMOOTHING = 0.1  # share of the target spread over all classes; evaluation reports the same loss
+    c.LOSS.TEACHERS = []  # names in checkpoints/: networks whose mean prediction is learnt beside the labels
+    c.LOSS.TEACHER_SHARE = 0.7  # of the loss, against that prediction; the rest is against the labels
 
     c.OPTIMIZER = CfgNode()
     c.OPTIMIZER.NAME = "adam"  # adam (weight decay as L2 in the gradient); adamw, muon (decoupled); sgd (momentum, L2)
@@ -188,6 +190,9 @@ CHECKS: dict[str, Check] = {
     "AUGMENT.MEAN": _numbers(3, 0.0),
     "AUGMENT.STD": (lambda v: _numbers(3, 0.0)[0](v) and min(v) > 0, "3 numbers above 0"),
     "LOSS.LABEL_SMOOTHING": _between(0.0, 1.0, open_high=True),
+    "LOSS.TEACHERS": (lambda v: all(isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) for name in v),
+                      "a list of names in checkpoints/"),
+    "LOSS.TEACHER_SHARE": _SHARE,
     "OPTIMIZER.NAME": _one_of("adam", "adamw", "muon", "sgd"),
     "OPTIMIZER.LR": _NON_NEGATIVE,
     "OPTIMIZER.WEIGHT_DECAY": _NON_NEGATIVE,

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import paddle
@@ -28,6 +28,9 @@ from engine.weights import save_weights
 from errors import UserError
 from kernels import optimizer as compiled
 from models import create_model
+
+if TYPE_CHECKING:  # which loads networks as this module builds them
+    from engine.teachers import Teachers
 
 log = logging.getLogger("suite")
 
@@ -111,10 +114,11 @@ class Step(NamedTuple):
 
 
 class TrainingState:
-    """A network with its loss, optimizer, loss scaler and moving average."""
+    """A network with its loss, optimizer, loss scaler and moving average, and the teachers that it may have."""
 
-    def __init__(self, config: CfgNode) -> None:
+    def __init__(self, config: CfgNode, teachers: Teachers | None = None) -> None:
         self.config = config
+        self.teachers = teachers
         self.model = build_model(config)
         if config.TRAIN.SYNC_BATCH_NORM and distributed.size() > 1:
             synchronize(self.model)
@@ -154,9 +158,14 @@ class TrainingState:
             except BaseException:
                 self._undo(before)
                 raise
+            batch = paddle.to_tensor(images[part])
             with runtime.autocast(config.TRAIN.PRECISION, config.TRAIN.AMP_LEVEL):
-                output = self.model(paddle.to_tensor(images[part]))
-            share = self.loss(output, paddle.to_tensor(targets[part])) * (len(part) / whole)
+                output = self.model(batch)
+                taught = self.teachers.probabilities(batch) if self.teachers else None
+            share = self.loss(output, paddle.to_tensor(targets[part]))
+            if taught is not None:
+                share = self.teachers.loss(output, taught, share)
+            share = share * (len(part) / whole)
             self.scaler.scale(share).backward()
             loss += share.detach()
             correct += (output.detach().argmax(-1) == paddle.to_tensor(labels[part])).sum().astype("float32")

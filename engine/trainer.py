@@ -33,6 +33,7 @@ from engine.predictor import find_weights, load_model
 from engine.progress import Progress
 from engine.run import RunFolder
 from engine.state import Position, Step, TrainingState, build_model
+from engine.teachers import Teachers
 from engine.weights import load_weights
 from errors import UserError
 
@@ -78,7 +79,8 @@ class Trainer:
         self.selection_split = "holdout" if config.DATA.HOLDOUT else "test"
         self.selection = distributed.main_first(lambda: build_eval_loader(config, self.selection_split))
         distributed.on_main(lambda: record_data(run.path, self.loader.dataset, resume))
-        self.state = distributed.together(lambda: TrainingState(config))
+        teachers = distributed.together(lambda: Teachers(config, self.loader.dataset)) if config.LOSS.TEACHERS else None
+        self.state = distributed.together(lambda: TrainingState(config, teachers))
         if weights:
             distributed.on_main(lambda: self._load(weights))
         self.position = self.state.restore(run) if resume else Position()
