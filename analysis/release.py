@@ -1,4 +1,4 @@
-"""From a run's folder to a released checkpoint: small weights, what they were made with, and the figures of the file.
+"""From a run to a released checkpoint, or from one anew: small weights, their record, and the figures of the file.
 
 A checkpoint's folder holds ``model.safetensors`` (the selected weights, or their mean with those that the run started
 from; the final ones of a run that held no images out, since those were selected on the test set), ``config.yaml``,
@@ -261,8 +261,7 @@ def _results(run: Path, config: CfgNode, folder: Path, model: nn.Layer, also: Se
         **ended,
         "name": config.NAME, "model": config.MODEL.NAME, "family": info.family, "paper": info.paper_url,
         "parameters": complexity.parameters, "macs": complexity.macs, "image_size": config.DATA.IMAGE_SIZE,
-        "weights": {**(ended["weights"] if _is_released(run) else _chosen(run, config, ended)), "file": WEIGHTS,
-                    "bytes": (folder / WEIGHTS).stat().st_size},
+        "weights": {**_chosen(run, config, ended), "file": WEIGHTS, "bytes": (folder / WEIGHTS).stat().st_size},
         "training": {"command": training_command(load_config(run / CONFIG), environments), "data": origin(config.DATA),
                      "machines": machines(environments), "commit": environments[-1].get("commit"),
                      "precision": config.TRAIN.PRECISION, "epochs_planned": config.TRAIN.EPOCHS, **cost,
@@ -272,7 +271,9 @@ def _results(run: Path, config: CfgNode, folder: Path, model: nn.Layer, also: Se
 
 
 def _chosen(run: Path, config: CfgNode, ended: dict[str, Any]) -> dict[str, Any]:
-    """Return which of a run's weights are released, and of which epoch."""
+    """Return which of a run's weights are released, and of which epoch; of a released checkpoint what it tells."""
+    if _is_released(run):
+        return ended["weights"]
     kind = _kind(run, config)
     best = max(read_table(run / "history.csv"), key=lambda row: float(row["val_accuracy"] or -1))
     return {"kind": kind, "epoch": ended[kind]["epoch"] if ended else int(best["epoch"])}
