@@ -31,6 +31,7 @@ from analysis.run_record import (
     released_start,
     seed_rows,
     seeds_csv,
+    teaching_cost,
     training_command,
     training_cost,
 )
@@ -256,7 +257,7 @@ def _results(run: Path, config: CfgNode, folder: Path, model: nn.Layer, also: Se
             row["same_pictures_top1"] = float(right[:len(labels)].mean())
         tests.append(row)
     ended = read_json(run / RESULTS) if _is_released(run) else read_results(run) or {}
-    before = cost_before(environments)
+    before, teachers = cost_before(environments), teaching_cost(config)
     return {
         **ended,
         "name": config.NAME, "model": config.MODEL.NAME, "family": info.family, "paper": info.paper_url,
@@ -265,7 +266,8 @@ def _results(run: Path, config: CfgNode, folder: Path, model: nn.Layer, also: Se
         "training": {"command": training_command(load_config(run / CONFIG), environments), "data": origin(config.DATA),
                      "machines": machines(environments), "commit": environments[-1].get("commit"),
                      "precision": config.TRAIN.PRECISION, "epochs_planned": config.TRAIN.EPOCHS, **cost,
-                     "macs": 3 * complexity.macs * cost["images"], **({"before": before} if before else {})},
+                     "macs": (3 * complexity.macs + sum(teachers.values())) * cost["images"],
+                     **({"teachers": teachers} if teachers else {}), **({"before": before} if before else {})},
         "test": tests,
     }
 

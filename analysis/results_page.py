@@ -31,7 +31,7 @@ run itself. **ECE** is the expected calibration error (15 bins). "CIFAR-10 (JPEG
 whose pixels went through JPEG; order, labels and split are the official ones. Behind figures on fewer than 10,000
 images stands one standard error, and in brackets the figure on the re-encoded pixels of the same pictures. Shares are
 in %. Times and images/s are those of training alone, without evaluations; MACs are multiply-accumulates of one image,
-of a training 3 × MACs × images seen.
+of a training 3 × MACs × images seen, and those of one forward pass where it has teachers.
 """
 EVALUATING = """\
 ## Evaluating
@@ -65,6 +65,11 @@ class Trained:
     def before(self) -> dict[str, Any]:
         """Return what the checkpoint whose weights it started from had cost; empty where it started from none."""
         return self.results["training"].get("before", {})
+
+    @property
+    def teachers(self) -> list[str]:
+        """Return the names of the checkpoints whose predictions it learned from beside the labels."""
+        return list(self.results["training"].get("teachers", {}))
 
     @property
     def epochs(self) -> str:
@@ -216,6 +221,9 @@ def _costs(trained: Sequence[Trained]) -> str:
         if each.before:
             told.append(f"- `{each.name}` starts from the weights of `{each.before['checkpoint']}`: its time and MACs "
                         "are those of both trainings, images/s and machine its own.\n")
+        if each.teachers:
+            told.append(f"- `{each.name}` learns from {' and '.join(f'`{name}`' for name in each.teachers)} too: a "
+                        "forward pass of each for every image is in its MACs, their own trainings are not.\n")
     headings = ("Checkpoint", "Epochs", "Training time", "Images/s", "MACs of the training", "Machine")
     notes = ["".join(told)] if told else []
     return "\n".join(["## What they cost\n", _table(headings, rows), *notes,
@@ -227,11 +235,10 @@ def _beside(trained: Sequence[Trained], published: Sequence[Mapping[str, str]]) 
     rows: list[tuple[float, list[str]]] = []
     for each in trained:
         if each.main["data"].startswith("CIFAR-10"):
-            results = each.results
+            results, how = each.results, ", with teachers" if each.teachers else ""
             rows.append((100 * each.main["top1"], [
-                f"**`{each.name}`** ({results['family']})", f"**{share(each.main['top1'])}**",
-                each.epochs, quantity(results["parameters"]), quantity(results["macs"]),
-                each.main["data"], "here"]))
+                f"**`{each.name}`** ({results['family']}{how})", f"**{share(each.main['top1'])}**", each.epochs,
+                quantity(results["parameters"]), quantity(results["macs"]), each.main["data"], "here"]))
     for row in published:
         publisher = f"[{row['publisher']}]({row['url']})" if row["url"] else row["publisher"]
         before, behind = ("more than ", "") if row["note"] == "more than" else ("", row["note"])

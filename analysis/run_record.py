@@ -162,6 +162,17 @@ def cost_before(environments: Sequence[dict[str, Any]]) -> dict[str, Any] | None
             **{key: training[key] + earlier.get(key, 0) for key in ("epochs", "images", "seconds", "macs")}}
 
 
+def teaching_cost(config: CfgNode) -> dict[str, int]:
+    """Return the teachers of a run's config by name, each with the MACs of one image; UserError where one is gone."""
+    found = {}
+    for name in config.LOSS.TEACHERS:
+        folder = find_released(name)
+        if folder is None:
+            raise UserError(f"LOSS.TEACHERS: {name} is in checkpoints/ no more, expected it there for what it costs")
+        found[name] = int(read_json(folder / RESULTS)["macs"])
+    return found
+
+
 def training_cost(run: Path, config: CfgNode) -> dict[str, Any]:
     """Return how long a run trained: epochs, iterations, images, seconds and images/s of the training alone.
 

@@ -363,6 +363,9 @@ def test_a_released_checkpoint_says_what_its_record_says(name: str, cifar10_root
     before = results["training"].get("before")
     if before:
         assert before["sha256"] == released.file_sha256(released.FOLDER / before["checkpoint"] / "model.safetensors")
+    for teacher in results["training"].get("teachers", {}):
+        sha256 = released.file_sha256(released.FOLDER / teacher / "model.safetensors")
+        assert f"teacher {teacher}: sha256 {sha256}" in (folder / "train.log").read_text(encoding="utf-8")
     words = shlex.split(results["training"]["command"])
     configs = [word for word in words if word.startswith("configs/")]
     for path in configs:

@@ -12,11 +12,13 @@ import paddle
 import pytest
 from releasing import run_in
 
+from analysis.results_page import page, read_released
 from configs.load import load_config
 from datasets import build_dataset
 from datasets.transforms import build_eval_transforms
 from engine import released
 from engine.predictor import load_model, predict
+from engine.released import check_released
 from engine.state import TrainingState
 from engine.teachers import Teachers
 from engine.trainer import build_train_loader
@@ -104,6 +106,18 @@ def test_a_run_learns_from_a_release_and_resumes(suite: Path, tmp_path: Path) ->
     without = [pair for pair in pairs if "TEACHERS" not in pair]
     done = run_in(copy, "train", "-c", "configs/quickstart.yaml", *overrides(*without, "NAME=alone"))
     assert json.loads((copy / "output" / "alone" / "results.json").read_text())["final"] != whole["final"]
+
+    done = run_in(copy, "release", "output/whole")
+    assert done.returncode == 0, done.stderr
+    made = next(each for each in read_released(copy / "checkpoints") if each.name == "whole")
+    training, macs = made.results["training"], made.results["macs"]
+    assert training["teachers"] == {"toy": macs}, "the same network"
+    assert training["macs"] == (3 + 1) * macs * training["images"]
+    assert "- `whole` learns from `toy` too: a forward pass of each" in page([made], [], {})
+    shutil.rmtree(copy / "checkpoints" / "toy")
+    gone = run_in(copy, "release", "output/whole", "--overwrite")
+    assert gone.returncode == 2 and "LOSS.TEACHERS: toy is in checkpoints/ no more" in gone.stderr
+    check_released(copy / "checkpoints" / "whole")
 
 
 @pytest.mark.parametrize(("pairs", "words"), [
