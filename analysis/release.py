@@ -52,7 +52,21 @@ from models import model_info
 LARGEST = 10 << 20  # bytes of one file of weights
 LARGEST_TOGETHER = 60_000_000  # bytes of all released checkpoints
 FLOAT32, FLOAT16 = "float32", "float16 (filters and matrices; the rest float32)"
+_SELECTED = "best_model.pdparams"
 Advance = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a checkpoint is made from: a run, or for one anew a released checkpoint."""
+
+    folder: Path
+    config: CfgNode
+    name: str
+    weights: Path
+    chosen: dict[str, Any]  # which of a run's weights these are: kind and epoch
+    ended: dict[str, Any]  # results.json, as far as there is one
+    training: dict[str, Any] | None  # as recorded in a released checkpoint
 
 
 @dataclass(frozen=True)
@@ -78,14 +92,14 @@ def release(run: Path, into: Path, *, name: str = "", data: str = "", also: Sequ
     ``average`` takes the mean of the selected weights and of the released ones that the run started from, two ends of
     a learning rate's cycle as in stochastic weight averaging (Izmailov et al., 2018, https://arxiv.org/abs/1803.05407).
     Deviation: running means and variances are averaged too, there they are computed anew. ``float16`` takes filters and
-    matrices in float16 even where float32 is small enough.
+    matrices in float16 even where float32 is small enough; a released checkpoint of them keeps them.
     ``advance`` is told images done and in all while evaluating. Raises UserError where the run is no run, or has not
     ended and ``unfinished`` is not given, where the name is taken and ``overwrite`` is not given, where the mean is not
     better than the selected weights on the held-out images, and where a file or all checkpoints together get too large.
     """
-    trained = _read_run(run, unfinished)
-    start = _start(run, trained) if average else None
-    name = name or (run.name if _is_released(run) else trained.NAME)
+    source = _from_release(run) if (run / SUMS).is_file() else _from_run(run, unfinished)
+    start = _start(source) if average else None
+    name = name or source.name
     target = into / name
     if target.parent != into or not name.strip("."):
         raise UserError(f"--name is {name!r}, expected a name without slashes")
@@ -94,13 +108,13 @@ def release(run: Path, into: Path, *, name: str = "", data: str = "", also: Sequ
     tables = seeds_csv(seed_rows([run, *seeds])) if seeds else ""
     config = load_config(run / CONFIG, [*([f"DATA.ROOT={data}"] if data else []), "RUNTIME.DEVICE=auto"])
     with replaced_folder(target) as folder:
-        precision = _write_weights(run, folder / WEIGHTS, config, start, float16)
-        _copy_record(run, trained, folder, [data, *also])
+        precision = _write_weights(source, folder / WEIGHTS, start, float16)
+        _copy_record(source, folder, [data, *also])
         if tables:
             write_text(folder / "seeds.csv", tables)
         model, _ = load_model(config, folder / WEIGHTS)
         held_out = _held_out(run, config, model, advance) if start else {}
-        results = _results(run, config, folder, model, also, advance)
+        results = _results(source, config, folder, model, also, advance)
         results["weights"].update(precision=precision, **held_out)
         write_json(folder / RESULTS, results)
         names = sorted(path.name for path in folder.iterdir())
@@ -134,13 +148,17 @@ def compact(arrays: dict[str, np.ndarray], largest: int, *, float16: bool = Fals
     return half, FLOAT16
 
 
-def _read_run(run: Path, unfinished: bool) -> CfgNode:
-    """Return the config of a run or a released checkpoint; raises UserError where it is neither, or has not ended."""
-    if _is_released(run):
-        check_released(run)
-        return load_config(run / CONFIG)
-    missing = [name for name in (CONFIG, "best_model.pdparams", "history.csv", "environment.json")
-               if not (run / name).is_file()]
+def _from_release(folder: Path) -> _Source:
+    """Return what a released checkpoint tells; raises UserError where it is not as it was released."""
+    check_released(folder)
+    results = read_json(folder / RESULTS)
+    return _Source(folder, load_config(folder / CONFIG), folder.name, folder / WEIGHTS, results["weights"],
+                   results, results["training"])
+
+
+def _from_run(run: Path, unfinished: bool) -> _Source:
+    """Return what a run tells; raises UserError where the folder is no run, or it has not ended."""
+    missing = [name for name in (CONFIG, _SELECTED, "history.csv", "environment.json") if not (run / name).is_file()]
     if missing:
         raise UserError(f"{run} is no run with weights: it has no {' and no '.join(missing)}, as tools/train.py leaves "
                         "them")
@@ -154,23 +172,24 @@ def _read_run(run: Path, unfinished: bool) -> CfgNode:
         raise UserError(f"{run} has not ended: epoch {reached} of {config.TRAIN.EPOCHS}"
                         f"{'' if results else ', no results.json'}; continue it with --resume, or release it as it "
                         "stands with --unfinished")
-    return config
+    kind = "final" if config.DATA.HOLDOUT == 0 and results else "selected"
+    best = max(history, key=lambda row: float(row["val_accuracy"] or -1), default={"epoch": 0})
+    chosen = {"kind": kind, "epoch": results[kind]["epoch"] if results else int(best["epoch"])}
+    weights = run / {"selected": _SELECTED, "final": "final_model.pdparams"}[kind]
+    return _Source(run, config, config.NAME, weights, chosen, results or {}, None)
 
 
-def _is_released(run: Path) -> bool:
-    return (run / SUMS).is_file()
-
-
-def _start(run: Path, config: CfgNode) -> Path:
+def _start(source: _Source) -> Path:
     """Return the released checkpoint that a run started from, for the mean of both."""
-    if _is_released(run):
+    run = source.folder
+    if (run / SUMS).is_file():
         raise UserError(f"{run} is a released checkpoint: --average is for a run")
     environments = read_environment(run)
     start = released_start(environments)
     if start is None:
         raise UserError(f"{run}: --average is for a run started with --weights of a released checkpoint, this one "
                         f"started from {first_weights(environments) or 'random weights'}")
-    if config.DATA.HOLDOUT == 0:
+    if source.config.DATA.HOLDOUT == 0:
         raise UserError(f"{run}: DATA.HOLDOUT is 0: --average needs held-out images, which tell whether the mean is "
                         "better")
     return start
@@ -197,29 +216,21 @@ def _assess(config: CfgNode, model: nn.Layer, loader: EvalLoader, advance: Advan
     return assess(config, model, loader, seen)
 
 
-def _kind(run: Path, config: CfgNode) -> str:
-    """Return which weights of a run are released: ``selected`` or ``final``."""
-    return "final" if config.DATA.HOLDOUT == 0 and read_results(run) else "selected"
-
-
-def _write_weights(run: Path, path: Path, config: CfgNode, start: Path | None, float16: bool) -> str:
-    """Write a run's weights, or where it has a ``start`` the mean of both; returns their precision."""
-    model = build_model(config)
-    if _is_released(run):
-        name = WEIGHTS
-    else:
-        name = {"selected": "best_model.pdparams", "final": "final_model.pdparams"}[_kind(run, config)]
-    own = convert_state(read_weights(run / name), model)
+def _write_weights(source: _Source, path: Path, start: Path | None, float16: bool) -> str:
+    """Write the weights, or where there is a ``start`` the mean of both; returns their precision."""
+    model = build_model(source.config)
+    own = convert_state(read_weights(source.weights), model)
     if start:
         before = convert_state(read_weights(start / WEIGHTS), model)
         own = {key: (array + before[key]) / 2 if array.dtype.kind == "f" else array for key, array in own.items()}
-    arrays, precision = compact(own, LARGEST, float16=float16)
+    arrays, precision = compact(own, LARGEST, float16=float16 or source.chosen.get("precision") == FLOAT16)
     save_weights(path, arrays)
     return precision
 
 
-def _copy_record(run: Path, config: CfgNode, folder: Path, places: Sequence[str]) -> None:
+def _copy_record(source: _Source, folder: Path, places: Sequence[str]) -> None:
     """Copy what tells of the run, without the names of this machine's folders."""
+    run, config = source.folder, source.config
     scrub = Scrubber([run.absolute(), config.OUTPUT, *filter(os.path.isabs, [config.DATA.ROOT, *places])])
     shown = config.clone()
     shown.defrost()
@@ -231,7 +242,7 @@ def _copy_record(run: Path, config: CfgNode, folder: Path, places: Sequence[str]
     write_json(folder / "environment.json", scrub.value(read_json(run / "environment.json")))
 
 
-def _results(run: Path, config: CfgNode, folder: Path, model: nn.Layer, also: Sequence[str],
+def _results(source: _Source, config: CfgNode, folder: Path, model: nn.Layer, also: Sequence[str],
              advance: Advance) -> dict[str, Any]:
     """Evaluate the file as it stands in ``folder``; writes ``mistakes.csv`` for the first data set.
 
@@ -239,8 +250,7 @@ def _results(run: Path, config: CfgNode, folder: Path, model: nn.Layer, also: Se
     on the first one's pixels of the same pictures too, ``same_pictures_top1``.
     """
     complexity = count(model, config.DATA.IMAGE_SIZE)
-    info, environments, cost = model_info(config.MODEL.NAME), read_environment(run), training_cost(run, config)
-    tests = []
+    info, tests = model_info(config.MODEL.NAME), []
     for root in (config.DATA.ROOT, *also):
         chosen = config.clone()
         chosen.defrost()
@@ -256,29 +266,25 @@ def _results(run: Path, config: CfgNode, folder: Path, model: nn.Layer, also: Se
         elif len(labels) < len(of_first) and np.array_equal(labels, of_first[:len(labels)]):
             row["same_pictures_top1"] = float(right[:len(labels)].mean())
         tests.append(row)
-    ended = read_json(run / RESULTS) if _is_released(run) else read_results(run) or {}
-    before, teachers = cost_before(environments), teaching_cost(config)
     return {
-        **ended,
+        **source.ended,
         "name": config.NAME, "model": config.MODEL.NAME, "family": info.family, "paper": info.paper_url,
         "parameters": complexity.parameters, "macs": complexity.macs, "image_size": config.DATA.IMAGE_SIZE,
-        "weights": {**_chosen(run, config, ended), "file": WEIGHTS, "bytes": (folder / WEIGHTS).stat().st_size},
-        "training": {"command": training_command(load_config(run / CONFIG), environments), "data": origin(config.DATA),
-                     "machines": machines(environments), "commit": environments[-1].get("commit"),
-                     "precision": config.TRAIN.PRECISION, "epochs_planned": config.TRAIN.EPOCHS, **cost,
-                     "macs": (3 * complexity.macs + sum(teachers.values())) * cost["images"],
-                     **({"teachers": teachers} if teachers else {}), **({"before": before} if before else {})},
+        "weights": {**source.chosen, "file": WEIGHTS, "bytes": (folder / WEIGHTS).stat().st_size},
+        "training": source.training or _training(source.folder, config, complexity.macs),
         "test": tests,
     }
 
 
-def _chosen(run: Path, config: CfgNode, ended: dict[str, Any]) -> dict[str, Any]:
-    """Return which of a run's weights are released, and of which epoch; of a released checkpoint what it tells."""
-    if _is_released(run):
-        return ended["weights"]
-    kind = _kind(run, config)
-    best = max(read_table(run / "history.csv"), key=lambda row: float(row["val_accuracy"] or -1))
-    return {"kind": kind, "epoch": ended[kind]["epoch"] if ended else int(best["epoch"])}
+def _training(run: Path, config: CfgNode, macs: int) -> dict[str, Any]:
+    """Return by which command, on what, and at which cost a run was trained, whose network has ``macs`` an image."""
+    environments, cost = read_environment(run), training_cost(run, config)
+    before, teachers = cost_before(environments), teaching_cost(config)
+    return {"command": training_command(config, environments), "data": origin(config.DATA),
+            "machines": machines(environments), "commit": environments[-1].get("commit"),
+            "precision": config.TRAIN.PRECISION, "epochs_planned": config.TRAIN.EPOCHS, **cost,
+            "macs": (3 * macs + sum(teachers.values())) * cost["images"],
+            **({"teachers": teachers} if teachers else {}), **({"before": before} if before else {})}
 
 
 def _mistakes(found: Assessment, labels: np.ndarray) -> str:

@@ -177,6 +177,9 @@ def test_a_release_is_made_anew_in_float16(suite: Path, tmp_path: Path) -> None:
     assert refused.returncode == 2 and "toy is a released checkpoint: --average is for a run" in refused.stderr
     done = run_in(copy, "release", "toy", "--float16", "--overwrite")
     assert done.returncode == 0, done.stderr
+    half = (toy / "model.safetensors").read_bytes()
+    done = run_in(copy, "release", "toy", "--overwrite")
+    assert done.returncode == 0 and (toy / "model.safetensors").read_bytes() == half, "float16 stays"
     assert {name: (toy / name).read_text() for name in kept} == kept
     assert {path.name for path in toy.iterdir()} == {*NAMES, "seeds.csv"}
     for name, array in load_file(toy / "model.safetensors").items():
