@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.markdown import table
+from analysis.run_record import commands_of
 from engine.released import RESULTS, check_released, read_json, released_names
 from errors import UserError
 
@@ -45,6 +46,7 @@ The weights are checked against their SHA-256, the data set is looked for in `da
 it is missing), and the figures are printed beside those above.
 """
 _DASH = "–"
+_GONE = " (no longer in `checkpoints/`; made by the commands before its own)"
 _TEXT = "checkpoint", "family", "network", "machine", "command", "changed", "note", "data", "published by"
 
 
@@ -208,19 +210,19 @@ def _same_pictures(row: Mapping[str, Any]) -> str:
 
 
 def _costs(trained: Sequence[Trained]) -> str:
-    rows, commands, told = [], [], []
+    rows, commands, told, names = [], [], [], {each.name for each in trained}
     for each in sorted(trained, key=lambda each: each.spent("macs")):
         training = each.results["training"]
         precision = "" if training["precision"] == "float32" else f", {training['precision']}"
         rate = _DASH if training["images_per_second"] is None else f"{training['images_per_second']:,.0f}"
         rows.append([f"`{each.name}`", each.epochs, duration(each.spent("seconds")), rate,
                      quantity(each.spent("macs")), "; then ".join(training["machines"]) + precision])
-        commands.append(f"# {each.name}\n{training['command']}")
-        if each.results["weights"]["kind"] == "averaged":
-            commands.append(f"python tools/release.py output/{each.results['name']} --average")
-        if each.before:
-            told.append(f"- `{each.name}` starts from the weights of `{each.before['checkpoint']}`: its time and MACs "
-                        "are those of both trainings, images/s and machine its own.\n")
+        start = each.before.get("checkpoint")
+        gone = start is not None and start not in names
+        commands += [f"# {each.name}", *(each.before.get("commands", []) if gone else []), *commands_of(each.results)]
+        if start:
+            told.append(f"- `{each.name}` starts from the weights of `{start}`{_GONE if gone else ''}: its time and "
+                        "MACs are those of all its trainings, images/s and machine of the last.\n")
         if each.teachers:
             told.append(f"- `{each.name}` learns from {' and '.join(f'`{name}`' for name in each.teachers)} too: a "
                         "forward pass of each for every image is in its MACs, their own trainings are not.\n")

@@ -149,17 +149,26 @@ def released_start(environments: Sequence[dict[str, Any]]) -> Path | None:
 def cost_before(environments: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """Return what the weights had cost that a run started from; None where they are of no released checkpoint.
 
-    That is ``checkpoint`` (its name), ``sha256`` of its weights, and ``epochs``, ``images``, ``seconds`` and ``macs``
-    in all, what stood before it included. Raises UserError where the checkpoint is not as it was released.
+    That is ``checkpoint`` (its name), ``sha256`` of its weights, ``commands`` that made it, and ``epochs``, ``images``,
+    ``seconds`` and ``macs`` in all, what stood before it included. Raises UserError where the checkpoint is not as it
+    was released.
     """
     checkpoint = released_start(environments)
     if checkpoint is None:
         return None
     check_released(checkpoint)
-    training = read_json(checkpoint / RESULTS)["training"]
+    results = read_json(checkpoint / RESULTS)
+    training = results["training"]
     earlier = training.get("before", {})
     return {"checkpoint": checkpoint.name, "sha256": read_sums(checkpoint / SUMS)[WEIGHTS],
+            "commands": [*earlier.get("commands", []), *commands_of(results)],
             **{key: training[key] + earlier.get(key, 0) for key in ("epochs", "images", "seconds", "macs")}}
+
+
+def commands_of(results: dict[str, Any]) -> list[str]:
+    """Return the commands that made a released checkpoint, given its ``results.json`` and what it started from."""
+    averaged = [f"python tools/release.py output/{results['name']} --average"]
+    return [results["training"]["command"], *(averaged if results["weights"]["kind"] == "averaged" else [])]
 
 
 def teaching_cost(config: CfgNode) -> dict[str, int]:

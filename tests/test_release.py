@@ -117,7 +117,12 @@ def test_what_starts_from_a_release_counts_its_cost(suite: Path, tmp_path: Path)
     thrice = next(each for each in read_released(copy / "checkpoints") if each.name == "thrice")
     cost = page([thrice], [], {})
     assert f"| `thrice` | 3 + 1 | {duration(sum(each['seconds'] for each in results.values()))} |" in cost
-    assert "- `thrice` starts from the weights of `again`: " in cost
+    assert "- `thrice` starts from the weights of `again` (no longer in `checkpoints/`" in cost
+    commands = [results[name]["command"] for name in ("toy", "again", "thrice")]
+    assert results["thrice"]["before"]["commands"] == commands[:2]
+    assert "\n".join(["```", "# thrice", *commands, "```"]) in cost
+    cost = page(read_released(copy / "checkpoints"), [], {})
+    assert "- `thrice` starts from the weights of `again`: " in cost and f"# thrice\n{commands[2]}\n" in cost
     assert "before" not in results["toy"]
 
 
@@ -177,8 +182,12 @@ def test_a_release_is_made_anew_in_float16(suite: Path, tmp_path: Path) -> None:
     assert refused.returncode == 2 and "toy is a released checkpoint: --average is for a run" in refused.stderr
     done = run_in(copy, "release", "toy", "--float16", "--overwrite")
     assert done.returncode == 0, done.stderr
+    assert "bytes now" not in done.stdout
     half = (toy / "model.safetensors").read_bytes()
+    with (toy.parent / "large").open("wb") as file:
+        file.truncate(60_000_000)
     done = run_in(copy, "release", "toy", "--overwrite")
+    assert "bytes now: the suite's own repository keeps to 60,000,000" in done.stdout
     assert done.returncode == 0 and (toy / "model.safetensors").read_bytes() == half, "float16 stays"
     assert {name: (toy / name).read_text() for name in kept} == kept
     assert {path.name for path in toy.iterdir()} == {*NAMES, "seeds.csv"}
@@ -287,13 +296,14 @@ def test_what_cannot_be_released_is_told(runs: list[Path], suite: Path, tmp_path
     (stopped / "results.json").unlink()
     with pytest.raises(UserError, match=r"epoch 1 of 2, no results\.json; continue it with --resume"):
         release.release(stopped, tmp_path / "none")
-    monkeypatch.setattr(release, "LARGEST_TOGETHER", 1000)
-    with pytest.raises(UserError, match="expected at most 1,000 in all"):
+    monkeypatch.setattr(release, "LARGEST", 1000)
+    with pytest.raises(UserError, match="in float16, expected at most 1,000"):
         release.release(runs[0], tmp_path / "none")
     assert not (tmp_path / "none").exists() or not list((tmp_path / "none").iterdir())
     monkeypatch.undo()
     made = release.release(stopped, tmp_path / "some", unfinished=True)
     assert made.results["weights"]["epoch"] == 1 and "selected" not in made.results
+    assert made.together == sum(path.stat().st_size for path in made.folder.iterdir())
     check_released(made.folder)
 
 
@@ -364,7 +374,9 @@ def test_a_released_checkpoint_says_what_its_record_says(name: str, cifar10_root
         if path.suffix != ".safetensors":
             assert not re.search(r"(?<![\w./])/(?:home|root|tmp|work|opt|mnt|Users)/", path.read_text(encoding="utf-8"))
     before = results["training"].get("before")
-    if before:
+    if before and before["checkpoint"] not in released_names():
+        assert len(before["commands"]) > 0, "it can be made again"
+    elif before:
         assert before["sha256"] == released.file_sha256(released.FOLDER / before["checkpoint"] / "model.safetensors")
     for teacher in results["training"].get("teachers", {}):
         sha256 = released.file_sha256(released.FOLDER / teacher / "model.safetensors")

@@ -18,7 +18,7 @@ def main(arguments: argparse.Namespace) -> None:
                          ["RUNTIME.DEVICE=auto"])
     runtime.prepare(config.RUNTIME.THREADS)
 
-    from analysis.release import release
+    from analysis.release import LARGEST_TOGETHER, release
 
     runtime.start(config)
     with cli.batches("test images", 0, "image") as bar:
@@ -44,6 +44,9 @@ def main(arguments: argparse.Namespace) -> None:
     own = made.results.get(weights["kind"])
     if own:
         print(f"the run's {weights['kind']} weights (float32): top-1 {own['test']['top1']:.4%}")
+    if made.together > LARGEST_TOGETHER:
+        print(f"{arguments.into} has {made.together:,} bytes now: the suite's own repository keeps to "
+              f"{LARGEST_TOGETHER:,}")
     print(f"for the head of the config:\n{made.header()}")
     print("next: python tools/results.py --write RESULTS.md")
 
