@@ -177,7 +177,7 @@ def teaching_cost(config: CfgNode) -> dict[str, int]:
     for name in config.LOSS.TEACHERS:
         folder = find_released(name)
         if folder is None:
-            raise UserError(f"LOSS.TEACHERS: {name} is in checkpoints/ no more, expected it there for what it costs")
+            raise UserError(f"LOSS.TEACHERS names {name}, expected it in checkpoints/, since its cost is counted")
         found[name] = int(read_json(folder / RESULTS)["macs"])
     return found
 

@@ -116,7 +116,7 @@ def test_a_run_learns_from_a_release_and_resumes(suite: Path, tmp_path: Path) ->
     assert "- `whole` learns from `toy` too: a forward pass of each" in page([made], [], {})
     shutil.rmtree(copy / "checkpoints" / "toy")
     gone = run_in(copy, "release", "output/whole", "--overwrite")
-    assert gone.returncode == 2 and "LOSS.TEACHERS: toy is in checkpoints/ no more" in gone.stderr
+    assert gone.returncode == 2 and "LOSS.TEACHERS names toy, expected it in checkpoints/" in gone.stderr
     check_released(copy / "checkpoints" / "whole")
 
 
