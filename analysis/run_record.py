@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 
 from configs.load import flatten, load_config, to_plain
 from engine.history import read_table
-from engine.released import RESULTS, SUMS, WEIGHTS, check_released, find_released, read_json, read_sums
+from engine.released import RESULTS, SUMS, WEIGHTS, check_released, find_released, folder_of, read_json, read_sums
 from errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -175,7 +175,7 @@ def teaching_cost(config: CfgNode) -> dict[str, int]:
     """Return the teachers of a run's config by name, each with the MACs of one image; UserError where one is gone."""
     found = {}
     for name in config.LOSS.TEACHERS:
-        folder = find_released(name)
+        folder = folder_of(name)
         if folder is None:
             raise UserError(f"LOSS.TEACHERS names {name}, expected it in checkpoints/, since its cost is counted")
         found[name] = int(read_json(folder / RESULTS)["macs"])

@@ -33,7 +33,12 @@ def find_released(weights: str | Path) -> Path | None:
         return folder if (folder / SUMS).is_file() and (folder / WEIGHTS).is_file() else None
     if path.name and path.with_name(path.name + ".pdparams").exists():
         return None
-    return FOLDER / str(weights) if str(weights) in released_names() else None
+    return folder_of(str(weights))
+
+
+def folder_of(name: str) -> Path | None:
+    """Return the folder of the released checkpoint of a name, None where there is none; no other path is looked at."""
+    return FOLDER / name if name in released_names() else None
 
 
 def check_released(folder: Path) -> None:

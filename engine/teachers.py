@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import paddle
 import paddle.nn.functional as F
@@ -50,11 +49,10 @@ class Teachers:
 
 def _load(name: str, config: CfgNode, dataset: ImageDataset) -> nn.Layer:
     """Return the network of a released checkpoint in evaluation mode."""
-    names = released.released_names()
-    if name not in names:
+    folder = released.folder_of(name)
+    if folder is None:
         raise UserError(f"LOSS.TEACHERS names {name!r}, expected names of released checkpoints, which stand in "
-                        f"{released.FOLDER}{nearest(name, names)}")
-    folder: Path = released.FOLDER / name
+                        f"{released.FOLDER}{nearest(name, released.released_names())}")
     released.check_released(folder)
     own = load_config(folder / released.CONFIG)
     for key in _SHARED_KEYS:

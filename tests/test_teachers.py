@@ -118,6 +118,9 @@ def test_a_run_learns_from_a_release_and_resumes(suite: Path, tmp_path: Path) ->
     gone = run_in(copy, "release", "output/whole", "--overwrite")
     assert gone.returncode == 2 and "LOSS.TEACHERS names toy, expected it in checkpoints/" in gone.stderr
     check_released(copy / "checkpoints" / "whole")
+    anew = run_in(copy, "release", "whole", "--overwrite")
+    assert anew.returncode == 0, anew.stderr
+    assert json.loads((copy / "checkpoints" / "whole" / "results.json").read_text())["training"] == training
 
 
 @pytest.mark.parametrize(("pairs", "words"), [
