@@ -249,7 +249,8 @@ def _beside(trained: Sequence[Trained], published: Sequence[Mapping[str, str]]) 
             quantity(float(row["macs"])), "CIFAR-10" + (f", {behind}" if behind else ""), publisher]))
     headings = ("Network", "Top-1", "Epochs", "#Params", "MACs", "Data", "Published by")
     text = _table(headings, (row for _, row in sorted(rows, key=lambda row: -row[0])))
-    return f"## Beside published figures\n\nTrained from scratch on CIFAR-10, in % of the test images.\n\n{text}"
+    return ("## Beside published figures\n\nTrained from scratch on CIFAR-10, in % of the test images.\n"
+            f"[Where two cores end](docs/recipes/README.md#where-two-cores-end) tells why ours are lower.\n\n{text}")
 
 
 def _seeds(trained: Sequence[Trained]) -> str:

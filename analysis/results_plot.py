@@ -57,7 +57,7 @@ def draw_results(shown: Sequence[Point], path: Path) -> Path:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda macs, place: f"10{str(round(math.log10(macs))).translate(_RAISED)}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set(xlabel="cost of the training: multiply-accumulates (3 × network × images seen)",
+    axes.set(xlabel="cost of the training: multiply-accumulates, (3 × network + teachers) × images seen",
              ylabel="test accuracy in %")
     axes.margins(x=0.3, y=0.1)  # room for a label on either side
     axes.grid(alpha=0.3, which="both")
@@ -68,7 +68,7 @@ def draw_results(shown: Sequence[Point], path: Path) -> Path:
 
 
 def _label(figure: Figure, axes: Axes, shown: Sequence[Point]) -> None:
-    """Write each label where it covers neither a point nor a label before it.
+    """Write each label where it covers neither a point nor a label before it: ours first, the costliest before others.
 
     Of such places each takes that whose line to the point crosses the fewest of them, and of these the nearest.
     """
@@ -82,7 +82,7 @@ def _label(figure: Figure, axes: Axes, shown: Sequence[Point]) -> None:
     dots = list(zip(shown, marks, taken, strict=True))
     legend = axes.get_legend()
     taken += [legend.get_window_extent(renderer)] if legend else []
-    for point, mark, dot in sorted(dots, key=lambda each: not each[0].ours):
+    for point, mark, dot in sorted(dots, key=lambda each: (not each[0].ours, -each[0].macs)):
         others = [box for box in taken if box is not dot]
         fitting: list[tuple[int, int, int, Bbox]] = []  # boxes crossed, the place's two numbers, the box
         for side, height in _PLACES:

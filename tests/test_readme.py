@@ -33,7 +33,11 @@ def test_links_and_named_files_exist() -> None:
         names += re.findall(r"`((?:configs|kernels|docs)/[\w./]+\.\w+)`", text)
         assert names
         for name in names:
-            assert (ROOT / name).exists(), f"{path.name} names {name}"
+            file, _, heading = name.partition("#")
+            assert (ROOT / file).exists(), f"{path.name} names {name}"
+            if heading:
+                headings = re.findall(r"^#+ (.*)$", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+                assert heading in [re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings], name
         configs = set(re.findall(r"`(\w+\.yaml)`", text))
         assert configs - {"config.yaml"} <= {config.name for config in (ROOT / "configs").glob("*.yaml")}
 
