@@ -19,15 +19,16 @@ them out (4.39G for CoAtNet-0).
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import ClassVar
 
 import numpy as np
 import paddle
 from paddle import nn
 
 from errors import UserError
-from models.coatnet_blocks import MBConvBlock, TransformerBlock, init_conv
+from models.coatnet_blocks import MBConvBlock, PlainBlock, TransformerBlock, init_conv
 from models.layers import (
     GELU,
     BatchNorm2D,
@@ -49,9 +50,12 @@ from models.relative_position import resize_square_table
 class CoAtNetBase(Classifier):
     """What both forms share: a stem at 1/2 and four stages at 1/4 to 1/32 of the image, and tables of offsets.
 
-    ``strides`` are the stem's and the stages'; ``numbers`` are further arguments, which must be positive. A layer that
-    holds a table of offsets has the (height, width) of its map in ``size``.
+    ``kinds`` are those of blocks, by the letter that ``block_types`` has for each. ``strides`` are the stem's and the
+    stages'; ``numbers`` are further arguments, which must be positive. A layer that holds a table of offsets has the
+    (height, width) of its map in ``size``.
     """
+
+    kinds: ClassVar[Mapping[str, str]] = {"C": "convolution", "T": "Transformer"}
 
     def __init__(self, image_size: int | tuple[int, int], depths: Sequence[int], embed_dims: Sequence[int],
                  block_types: Sequence[str], strides: Sequence[int] = (2, 2, 2, 2, 2), **numbers: float) -> None:
@@ -59,9 +63,9 @@ class CoAtNetBase(Classifier):
         for key, value in (("depths", depths), ("embed_dims", embed_dims)):
             if not isinstance(value, (list, tuple)) or len(value) != 4 or min(value) < 1:
                 raise UserError(f"{key} of CoAtNet is {value}, expected four numbers of 1 or more, one for each stage")
-        if len(block_types) != 4 or set(block_types) - {"C", "T"}:
-            raise UserError(f"block_types of CoAtNet is {block_types}, expected four of C (convolution) and T "
-                            "(Transformer), such as CCTT")
+        if len(block_types) != 4 or set(block_types) - set(self.kinds):
+            kinds = ", ".join(f"{letter} ({kind})" for letter, kind in self.kinds.items())
+            raise UserError(f"block_types of CoAtNet is {block_types}, expected four of {kinds}, such as CCTT")
         check_strides("CoAtNet", strides, [(2, 1)] * 5)
         check_image_size("CoAtNet", image_size, 1)
         for key, value in numbers.items():
@@ -98,19 +102,23 @@ class CoAtNet(CoAtNetBase):
     """The paper's CoAtNet (table 3): a stem of width ``stem_dim`` and four stages.
 
     ``block_types`` gives each stage MBConv (C) or Transformer (T) blocks; ``expand_ratio`` widens inside both,
-    ``se_ratio`` times a block's width is that of the squeeze. ``strides`` are the stem's and the stages' (2 or 1: ones
-    keep small images large). Any image size, and any other at inference. Raises
-    UserError for an impossible architecture, such as a Transformer stage whose width ``head_dim`` does not divide.
+    ``se_ratio`` times a block's width is that of the squeeze. A third kind (P) is not the paper's: plain 3×3
+    convolutions, which learn small images in fewer epochs (``models.coatnet_blocks.PlainBlock``). ``pre_logits`` is the
+    hidden layer of the reference's head, which the paper does not tell of. ``strides`` are the stem's and the stages'
+    (2 or 1: ones keep small images large). Any image size, and any other at inference. Raises UserError for an
+    impossible architecture, such as a Transformer stage whose width ``head_dim`` does not divide.
     """
 
     block_pattern = r"stages\.\d\.blocks\.\d+"
 
     head_name = "head.fc"
 
+    kinds: ClassVar[Mapping[str, str]] = CoAtNetBase.kinds | {"P": "plain 3×3 convolutions"}
+
     def __init__(self, num_classes: int, image_size: int | tuple[int, int], in_chans: int, drop_path_rate: float,
                  depths: Sequence[int], embed_dims: Sequence[int], stem_dim: int = 64,
                  block_types: Sequence[str] = "CCTT", expand_ratio: float = 4.0, se_ratio: float = 0.25,
-                 head_dim: int = 32, strides: Sequence[int] = (2, 2, 2, 2, 2)) -> None:
+                 head_dim: int = 32, strides: Sequence[int] = (2, 2, 2, 2, 2), pre_logits: bool = True) -> None:
         super().__init__(image_size, depths, embed_dims, block_types, strides, stem_dim=stem_dim,
                          expand_ratio=expand_ratio, se_ratio=se_ratio, head_dim=head_dim)
         self.stem = Stem(in_chans, stem_dim, strides[0])
@@ -123,15 +131,21 @@ class CoAtNet(CoAtNetBase):
             blocks = []
             for rate in rates:
                 stride = 1 if blocks else first
-                blocks.append(MBConvBlock(dim, out_dim, stride, rate, expand_ratio, se_ratio) if kind == "C" else
-                              TransformerBlock(dim, out_dim, stride, rate, expand_ratio, head_dim, size))
+                if kind == "P":
+                    blocks.append(PlainBlock(dim, out_dim, stride))
+                elif kind == "C":
+                    blocks.append(MBConvBlock(dim, out_dim, stride, rate, expand_ratio, se_ratio))
+                else:
+                    blocks.append(TransformerBlock(dim, out_dim, stride, rate, expand_ratio, head_dim, size))
                 dim = out_dim
             stages.append(nn.Sequential(("blocks", nn.Sequential(*blocks))))
         self.stages = nn.Sequential(*stages)
         self.head = nn.Layer()
         self.head.norm = LayerNorm(dim, epsilon=1e-6)
-        self.head.pre_logits = nn.Sequential(("fc", Linear(dim, dim)), ("act", nn.Tanh()))
-        pytorch_default_(self.head.pre_logits.fc)
+        self.head.pre_logits = nn.Identity()
+        if pre_logits:
+            self.head.pre_logits = nn.Sequential(("fc", Linear(dim, dim)), ("act", nn.Tanh()))
+            pytorch_default_(self.head.pre_logits.fc)
         self.reset_classifier(num_classes)
 
     def build_head(self, num_classes: int) -> nn.Layer:
@@ -154,6 +168,9 @@ ARCHITECTURES = {
 }
 # For 32 pixels: maps of 16 (C), 8 (C), 8 (T) and 4 (T) a side.
 _CIFAR = {"depths": [2, 2, 2, 1], "embed_dims": [64, 128, 192, 256], "stem_dim": 32, "strides": [2, 1, 2, 1, 2]}
+# For 32 pixels, and plain convolutions in place of MBConv: maps of 16, 8 and 4 (P) and 4 (T) a side.
+_PLAIN = {"depths": [1, 1, 1, 2], "embed_dims": [64, 192, 256, 256], "stem_dim": 24, "strides": [1, 2, 2, 2, 1],
+          "block_types": "PPPT", "pre_logits": False}
 _NOTE = ("the paper's figures are with an MBConv's stride in the expansion, which we count as 4.14G, 8.24G, 15.50G and "
          "34.37G; with it in the depthwise convolution, as in the reference and here, the paper's table 9 has 4.6G, "
          "8.8G and 16.6G, and 82.0, 83.5 and 84.1 %, for CoAtNet-0 to 2")
@@ -169,6 +186,9 @@ register_family(
         "coatnet_4": Variant(ARCHITECTURES["4"], 275_425_288, 62_316_840_960, "275M"),
         "coatnet_cifar": Variant(_CIFAR, 2_405_564, 113_149_952, image_size=32,
                                  note="for CIFAR-10; 2,151,134 parameters with 10 classes"),
+        "coatnet_plain_cifar": Variant(_PLAIN, 3_370_992, 142_542_848, image_size=32,
+                                       note="for CIFAR-10; 3,116,562 parameters with 10 classes; plain convolutions in "
+                                            "place of the paper's MBConv"),
     },
     paper="CoAtNet: Marrying Convolution and Attention for All Data Sizes, NeurIPS 2021",
     paper_url="https://arxiv.org/abs/2106.04803",
