@@ -146,8 +146,8 @@ class PlainBlock(nn.Layer):
     """Two 3×3 convolutions with norms and GELU: ``[B, C, H, W]`` to ``[B, C', ⌈H/2⌉, ⌈W/2⌉]`` for stride 2.
 
     Not CoAtNet's: a group of layers of Jordan's network for CIFAR-10 ("94% on CIFAR-10 in 3.29 Seconds on a Single
-    GPU", 2024, https://arxiv.org/abs/2404.00498, section 3). There is no shortcut, stride 2
-    is max-pooling after the first convolution, and the first filters begin as the identity. Where we are not that paper: the norms have scales.
+    GPU", 2024, https://arxiv.org/abs/2404.00498, section 3). There is no shortcut, stride 2 is max-pooling after the
+    first convolution, and the first filters begin as the identity. Where we are not that paper: the norms have scales.
     """
 
     def __init__(self, dim: int, out_dim: int, stride: int) -> None:
