@@ -103,7 +103,7 @@ class CoAtNet(CoAtNetBase):
 
     ``block_types`` gives each stage MBConv (C) or Transformer (T) blocks; ``expand_ratio`` widens inside both,
     ``se_ratio`` times a block's width is that of the squeeze. A third kind (P) is not the paper's: plain 3×3
-    convolutions, which learn small images in fewer epochs and have no branch to drop
+    convolutions, which learn more in the first epochs (docs/recipes) and have no branch to drop
     (``models.coatnet_blocks.PlainBlock``). ``pre_logits`` is the hidden layer of the reference's head. ``strides`` are
     the stem's and the stages' (2 or 1: ones keep small images large). Any image size, and any other at inference.
     Raises UserError for an impossible architecture, such as a Transformer stage whose width ``head_dim`` does not

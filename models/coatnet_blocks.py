@@ -1,4 +1,4 @@
-"""CoAtNet's two kinds of blocks (section 2 and appendix A.1), and a third of our own, see ``models/coatnet.py``."""
+"""CoAtNet's two kinds of blocks (section 2 and appendix A.1), and one of another paper; see ``models/coatnet.py``."""
 
 from __future__ import annotations
 
@@ -145,9 +145,10 @@ class MBConvBlock(nn.Layer):
 class PlainBlock(nn.Layer):
     """Two 3×3 convolutions with norms and GELU: ``[B, C, H, W]`` to ``[B, C', ⌈H/2⌉, ⌈W/2⌉]`` for stride 2.
 
-    Not CoAtNet's: a group of layers of Jordan's network for CIFAR-10 ("94% on CIFAR-10 in 3.29 Seconds on a Single
-    GPU", 2024, https://arxiv.org/abs/2404.00498, section 3). There is no shortcut, stride 2 is max-pooling after the
-    first convolution, and the first filters begin as the identity. Where we are not that paper: the norms have scales.
+    Not CoAtNet's: ``ConvGroup`` of KellerJordan/cifar10-airbench at f1c599c (``airbench94_muon.py``; Jordan, "94% on
+    CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, https://arxiv.org/abs/2404.00498). There is no shortcut, stride 2
+    is max-pooling after the first convolution, and the first filters begin as the identity. Where we are not that code:
+    the norms learn scales, and their momentum is Paddle's 0.9, not 0.6.
     """
 
     def __init__(self, dim: int, out_dim: int, stride: int) -> None:

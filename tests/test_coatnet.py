@@ -103,7 +103,7 @@ def test_impossible_architectures_are_refused(name: str, arguments: dict, messag
 
 
 def test_plain_convolutions_begin_as_the_identity() -> None:
-    """What goes in comes out through as many filters, here in the interior of a map, and the norms see it unchanged."""
+    """What goes in comes out through as many filters, and reaches the first norm max-pooled."""
     block = PlainBlock(8, 24, 2)
     x = images(9, 7, channels=8)
     np.testing.assert_array_equal(block.conv1(x)[:, :8].numpy(), x.numpy())
