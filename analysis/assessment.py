@@ -1,4 +1,4 @@
-"""All figures of a network on a split in one pass: accuracy and loss as `engine/evaluator.py` has them, calibration."""
+"""All figures of a network on a split in one pass: accuracy and loss as `engine/evaluate.py` has them, calibration."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import paddle.nn.functional as F
 from paddle import nn
 from yacs.config import CfgNode
 
-from analysis.errors import calibration_of
+from analysis.error_analysis import calibration_of
 from datasets.loader import EvalLoader
 from datasets.origin import origin, pixels_sha256
-from engine.evaluator import Evaluation, evaluate
+from engine.evaluate import Evaluation, evaluate
 from engine.losses import LabelSmoothingCrossEntropy
 
 
@@ -23,7 +23,7 @@ from engine.losses import LabelSmoothingCrossEntropy
 class Assessment:
     """What a network does on a split.
 
-    ``calibration`` is that of ``analysis.errors.calibration``, None where a probability is no number. ``data`` says
+    ``calibration`` is that of `error_analysis.calibration`, None where a probability is no number. ``data`` says
     what the images are, ``pixels`` which (see ``datasets/origin.py``). ``predicted`` int64 ``[N]``.
     """
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from engine.files import write_atomically
+from utils.fileio import write_atomically
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 130) -> Path:

@@ -13,7 +13,7 @@ from analysis.figures import save_figure
 from datasets import build_dataset
 from datasets.dataset import ImageDataset
 from datasets.transforms import build_train_transforms
-from engine.predictor import load_model, predict
+from engine.model import load_model, predict
 
 RIGHT, WRONG, UNKNOWN = "#1a7f37", "#c62828", "#333333"
 

@@ -38,11 +38,11 @@ def measure(way: str, config_path: str, weights: str, overrides: list[str], inde
 
     if way != "notebook":
         runtime.prepare(config.RUNTIME.THREADS)
-    from analysis.interpretdl_adapter import FromImageNet, lime_interpreter
-    from analysis.lime import explain_lime, superpixels
-    from analysis.subject import Subject
+    from analysis.explain.interpretdl import FromImageNet, lime_interpreter
+    from analysis.explain.lime import explain_lime, superpixels
+    from analysis.explain.subject import Subject
     from datasets import build_dataset
-    from engine.predictor import load_model
+    from engine.model import load_model
 
     runtime.start(config)
     subject = Subject(config, load_model(config, weights)[0])

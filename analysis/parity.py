@@ -1,6 +1,6 @@
 """Hold a network against the numbers of its reference implementation.
 
-A fixture (``<name>.json`` and ``.npz``; see ``tests/reference``) holds what the reference computes when each of
+A fixture (``<name>.json`` and ``.npz``; see ``references``) holds what the reference computes when each of
 its tensors is filled by a fixed rule. Here our network is filled by the same rule, and what it computes is
 compared: logits in float32 and float64, and the loss, gradients and running statistics of one training step in
 float64 (in float32 a unit near the kink of a ReLU may fall on the other side and change a gradient by a percent).
@@ -8,11 +8,9 @@ float64 (in float32 a unit near the kink of a ReLU may fall on the other side an
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,10 +19,12 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from models import create_model, list_models
+from references import fill
+from utils.paths import ROOT
 
 Fixture = dict[str, Any]
 
-REFERENCE = Path(__file__).resolve().parent.parent / "tests" / "reference"
+REFERENCE = ROOT / "references"
 
 # Fixtures whose reference was built with other arguments than the variant of that name.
 ARGUMENTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -101,7 +101,6 @@ def reference_name(name: str) -> str:
 
 def compare(name: str, folder: Path) -> Parity:
     """Measure one fixture of ``folder``; nothing is judged here."""
-    fill = _load_fill()
     fixture = fill.load(str(folder / name))
     arrays = {key: value.astype(np.float64) for key, value in fixture["arrays"].items()}
     state = fill.state(fixture)
@@ -121,12 +120,11 @@ def compare(name: str, folder: Path) -> Parity:
     errors = {"logits_float32": logits_error("float32"), "logits_float64": logits_error("float64")}
     if fixture.get("train"):
         set_state(model, state)
-        errors |= _training_errors(model, fixture["train"], arrays, fill)
+        errors |= _training_errors(model, fixture["train"], arrays)
     return Parity(name, trainable, fixture["trainable_parameters"], **errors)
 
 
-def _training_errors(model: nn.Layer, train: dict[str, Any], arrays: dict[str, np.ndarray],
-                     fill: ModuleType) -> dict[str, float]:
+def _training_errors(model: nn.Layer, train: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, float]:
     before = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     model.train()
     logits = model(paddle.to_tensor(fill.inputs(train).astype("float64")))
@@ -168,11 +166,3 @@ def _as_pytorch(name: str, old: np.ndarray, new: np.ndarray, train: dict[str, An
 
 def _relative(value: np.ndarray, reference: np.ndarray) -> float:
     return float(np.abs(value - reference).max() / np.abs(reference).max())
-
-
-def _load_fill() -> ModuleType:
-    """Import the rule of the fill from the suite's own fixtures: nothing of another folder is executed."""
-    spec = importlib.util.spec_from_file_location("parity_fill", REFERENCE / "fill.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

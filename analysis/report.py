@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from analysis.confusion import draw_confusion
 from analysis.curves import draw_curves
-from analysis.errors import (
+from analysis.error_analysis import (
     Advance,
     calibration,
     class_table,
@@ -24,10 +24,10 @@ from analysis.errors import (
 from analysis.grids import draw_predictions
 from configs.load import dump_config, flatten, load_config, to_plain
 from configs.schema import default_config
-from engine.files import write_json, write_text
 from engine.history import read_table
-from engine.released import find_released
+from engine.weights.released import find_released
 from errors import UserError
+from utils.fileio import write_json, write_text
 
 TEMPLATE = "report.html"
 LARGEST_PICTURE = 4_000_000  # bytes; a page should open on a phone

@@ -29,8 +29,8 @@ from yacs.config import CfgNode
 from analysis.features import find_blocks, watching
 from analysis.figures import save_figure
 from datasets.transforms import build_eval_transforms
-from engine.files import write_json
 from errors import UserError
+from utils.fileio import write_json
 
 EPSILON = 1e-6
 

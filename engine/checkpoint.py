@@ -20,8 +20,8 @@ from paddle import nn
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from engine.files import write_atomically
 from errors import UserError, printable
+from utils.fileio import write_atomically
 
 Arrays = dict[str, np.ndarray]
 T = TypeVar("T")

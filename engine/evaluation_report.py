@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.files import write_text
+from utils.fileio import write_text
 
 
 @dataclass(frozen=True)

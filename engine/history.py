@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from engine.files import write_text
 from errors import UserError
+from utils.fileio import write_text
 
 STEP_COLUMNS = ("iteration", "epoch", "lr", "train_loss", "train_accuracy")
 EPOCH_COLUMNS = ("epoch", "iteration", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy",

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from configs.load import dump_config, flatten, load_config, to_plain
-from engine.files import remove_temporaries, write_json, write_text
 from errors import UserError
+from utils.fileio import remove_temporaries, write_json, write_text
 
 log = logging.getLogger("suite")
 

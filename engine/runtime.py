@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import allocation
 from errors import UserError
+from utils.paths import ROOT
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
@@ -153,7 +154,7 @@ def environment(device: str, settings: list[str]) -> dict[str, Any]:
 
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "commit": _git_commit(Path(__file__).resolve().parent.parent),
+        "commit": _git_commit(ROOT),
         "python": platform.python_version(),
         "paddle": paddle.__version__,
         "numpy": np.__version__,

@@ -11,23 +11,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import paddle
-from paddle import nn
 from yacs.config import CfgNode
 
-from configs.load import to_plain
 from datasets.loader import EvalLoader
 from datasets.mix import BatchMix, mix_images, mix_labels
 from engine import checkpoint, distributed, runtime
 from engine.batch_norm import synchronize
-from engine.evaluator import Evaluation, evaluate
-from engine.files import write_atomically
+from engine.evaluate import Evaluation, evaluate
 from engine.losses import LabelSmoothingCrossEntropy
+from engine.model import build_model
 from engine.optim import WeightAverage, build_optimizer
 from engine.run import RunFolder
-from engine.weights import save_weights
+from engine.weights.load import save_weights
 from errors import UserError
 from kernels import optimizer as compiled
-from models import create_model
+from utils.fileio import write_atomically
 
 if TYPE_CHECKING:  # which loads networks as this module builds them
     from engine.teachers import Teachers
@@ -35,36 +33,6 @@ if TYPE_CHECKING:  # which loads networks as this module builds them
 log = logging.getLogger("suite")
 
 CPU_PART_PIXELS = 16 * 224 * 224  # 16 images of 224×224; a batch of 784 at 32×32
-
-# Constructor arguments that do not stand under MODEL.ARGS.
-_OWN_KEYS = {"num_classes": "the key is MODEL.NUM_CLASSES", "image_size": "the key is DATA.IMAGE_SIZE",
-             "drop_path_rate": "the key is MODEL.DROP_PATH", "in_chans": "images have three channels"}
-
-
-def build_model(config: CfgNode) -> nn.Layer:
-    """Return the network of a config, freshly initialised from its seed.
-
-    Raises UserError for MODEL.ARGS that the network cannot be built with: whatever its constructor says of values
-    that are the user's own is told as a mistake in them.
-    """
-    model, size, arguments = config.MODEL, config.DATA.IMAGE_SIZE, to_plain(config.MODEL.ARGS)
-    for name, value in arguments.items():
-        if name in _OWN_KEYS:
-            raise UserError(f"MODEL.ARGS.{name} is not taken: {_OWN_KEYS[name]}")
-        if name.endswith("drop_rate") and not (type(value) in (int, float) and 0 <= value < 1):
-            raise UserError(f"MODEL.ARGS.{name} is {value!r}, expected 0 <= value < 1")  # or Paddle fails later
-    runtime.seed_everything(config.RUNTIME.SEED)
-    try:
-        return create_model(model.NAME, model.NUM_CLASSES, tuple(size) if isinstance(size, list) else size,
-                            drop_path_rate=model.DROP_PATH, **arguments)
-    except UserError:
-        raise
-    except Exception as error:
-        if not arguments:
-            raise
-        told = str(error).strip().split("\n")[0]
-        raise UserError(f"MODEL.ARGS {arguments} build no {model.NAME}: {type(error).__name__}: {told}") from error
-
 
 def parts_of_batch(config: CfgNode, device: str) -> int:
     """Return the parts that a batch is split into: TRAIN.ACCUMULATE, or where that is 0 as few as fit.

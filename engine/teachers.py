@@ -11,10 +11,10 @@ from yacs.config import CfgNode
 
 from configs.load import load_config
 from datasets.dataset import ImageDataset
-from engine import released
-from engine.data_record import check_classes
+from engine.data import check_classes
 from engine.losses import LabelSmoothingCrossEntropy
-from engine.predictor import load_model
+from engine.model import load_model
+from engine.weights import released
 from errors import UserError, nearest
 
 log = logging.getLogger("suite")

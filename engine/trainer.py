@@ -17,57 +17,26 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from datasets import build_dataset
-from datasets.batch import BatchPipeline, faster
-from datasets.loader import EvalLoader, TrainLoader
-from datasets.transforms import Pipeline, build_eval_transforms, build_train_transforms
+from datasets.loader import EvalLoader
 from engine import distributed
-from engine.data_record import record_data
-from engine.evaluator import Evaluation, evaluate
-from engine.files import write_json
+from engine.data import build_eval_loader, build_train_loader, record_data
+from engine.evaluate import Evaluation, evaluate
 from engine.history import History
 from engine.interrupts import Interrupted, StopRequest
 from engine.metrics import RunningMean
+from engine.model import build_model, find_weights, load_model
 from engine.optim import learning_rate
-from engine.predictor import find_weights, load_model
-from engine.progress import Progress
 from engine.run import RunFolder
-from engine.state import Position, Step, TrainingState, build_model
+from engine.state import Position, Step, TrainingState
 from engine.teachers import Teachers
-from engine.weights import load_weights
+from engine.weights.load import load_weights
 from errors import UserError
+from utils.fileio import write_json
+from utils.progress import Progress
 
 log = logging.getLogger("suite")
 
 MOST_SKIPPED_IN_A_ROW = 50  # steps that TRAIN.ON_NAN skips before the run is given up
-
-
-def build_train_loader(config: CfgNode) -> TrainLoader:
-    """Return the shuffled, augmented batches of the training split."""
-    transform = _by_batch(config, build_train_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE))
-    return TrainLoader(build_dataset(config.DATA, "train"), transform, config.DATA.BATCH_SIZE, config.RUNTIME.SEED,
-                       config.DATA.WORKERS, rows=distributed.rows(config.DATA.BATCH_SIZE))
-
-
-def build_eval_loader(config: CfgNode, split: str) -> EvalLoader:
-    """Return the batches of a split, transformed for evaluation; raises UserError where the head is too small."""
-    dataset = build_dataset(config.DATA, split)
-    if len(dataset.class_names) > config.MODEL.NUM_CLASSES:
-        raise UserError(f"MODEL.NUM_CLASSES is {config.MODEL.NUM_CLASSES}, expected at least the "
-                        f"{len(dataset.class_names)} classes of {dataset.name}")
-    transform = _by_batch(config, build_eval_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE))
-    return EvalLoader(dataset, transform, config.DATA.EVAL_BATCH_SIZE, config.DATA.WORKERS, distributed.rank(),
-                      distributed.size())
-
-
-def _by_batch(config: CfgNode, transform: Pipeline) -> Pipeline | BatchPipeline:
-    """Return what computes the same pixels faster, where DATA.PIPELINE allows it and there is such."""
-    if config.DATA.PIPELINE == "reference":
-        return transform
-    pipeline, reason = faster(transform)
-    if reason:
-        log.info("images are transformed one by one, as with DATA.PIPELINE reference: %s", reason)
-    return pipeline
 
 
 class Trainer:

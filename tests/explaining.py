@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from analysis.subject import Subject
+from analysis.explain.subject import Subject
 from configs.load import load_config
 from processes import ROOT, TINY
 

@@ -61,7 +61,7 @@ def prepare(folder: Path) -> None:
 def all_cases(folder: Path, seed: int, rounds: int) -> list[Case]:
     """Return the cases of all kinds; ``rounds`` times as many random ones."""
     from engine.checkpoint import _digest
-    from engine.weight_files import read_weights
+    from engine.weights.read import read_weights
 
     state = read_weights(folder / "run" / "final_model.pdparams").arrays
     newest = max((folder / "run" / "checkpoints").iterdir())
@@ -190,7 +190,7 @@ def _compare(case: Case, place: Path) -> str:
 
     from configs.load import flatten, load_config
     from datasets.files import read_image
-    from engine.weight_files import read_weights
+    from engine.weights.read import read_weights
 
     first = place / next(iter(case.files))
     whole = place / case.whole if case.whole else None

@@ -23,7 +23,7 @@ import numpy as np
 from safetensors import safe_open
 
 from engine.history import read_table
-from engine.weight_files import read_weights
+from engine.weights.read import read_weights
 from processes import overrides, start_tool, tool
 
 EPOCHS, STEPS = 2, 19

@@ -31,7 +31,7 @@ from datasets.transforms import (
     build_eval_transforms,
     build_train_transforms,
 )
-from engine.trainer import build_eval_loader, build_train_loader
+from engine.data import build_eval_loader, build_train_loader
 from errors import UserError
 from processes import ROOT
 

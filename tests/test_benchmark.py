@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis.benchmark import FAMILIES, compare, describe, with_utilisation
-from analysis.benchmark_page import Table, tables, write_page
-from analysis.benchmark_process import Arm, WorkerFailed, WorkerProcess, other_arm, stock_arm, suite_arm
-from analysis.ceilings import bandwidth
+from analysis.benchmark.ceilings import bandwidth
+from analysis.benchmark.measure import FAMILIES, compare, describe, with_utilisation
+from analysis.benchmark.process import Arm, WorkerFailed, WorkerProcess, other_arm, stock_arm, suite_arm
+from analysis.benchmark.tables import Table, tables, write_page
 from analysis.operator_groups import GROUPS
 from engine import runtime
 from errors import UserError
@@ -226,8 +226,8 @@ def stock_again() -> Iterator[None]:
 @pytest.mark.parametrize("model", ["iformer_small", "poolformer_s12", "coatnet_0"])
 def test_loss_curve_on_cifar10_is_that_of_stock_operators(model: str, cifar10_root: str, stock_again: None) -> None:
     from configs.load import load_config
+    from engine.data import build_train_loader
     from engine.state import TrainingState
-    from engine.trainer import build_train_loader
 
     curves = []
     for mode in ("stock", "auto"):

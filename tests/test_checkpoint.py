@@ -11,10 +11,10 @@ from paddle import nn
 
 from configs.load import load_config
 from engine import checkpoint
-from engine.files import write_atomically, write_text
 from engine.history import EPOCH_COLUMNS, STEP_COLUMNS, History, read_table
 from engine.run import RunFolder, log
 from errors import UserError
+from utils.fileio import write_atomically, write_text
 
 PARTS = {"model": {"a.weight": np.arange(6, dtype="float32").reshape(2, 3), "n": np.array(3)},
          "optimizer": {"a.weight/moment1_0": np.ones(4)}}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from pathlib import Path
 
 import paddle
 import paddle.nn.functional as F
@@ -15,8 +14,9 @@ import kernels
 from analysis.complexity import Complexity, count
 from analysis.parity import build_for, fixture_names
 from models.layers import DepthwiseConv2D
+from utils.paths import ROOT
 
-REFERENCE = Path(__file__).parent / "reference"
+REFERENCE = ROOT / "references"
 
 # timm computes CoAtNet's attention in one fused operator, whose two products the fixture's count leaves out, though
 # those of all other fixtures are counted: 2 N^2 C in each of 5 blocks of 384 channels and 2 blocks of 768.

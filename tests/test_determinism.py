@@ -24,8 +24,8 @@ def weights_after(name: str, kernels: str, workers: int) -> str:
     """Return the SHA-256 of a network's state after a few steps with everything that draws random numbers."""
     from configs.load import load_config
     from engine import runtime
+    from engine.data import build_train_loader
     from engine.state import TrainingState
-    from engine.trainer import build_train_loader
 
     config = load_config(None, [
         f"MODEL.NAME={name}", f"MODEL.DROP_PATH={0.0 if name.startswith('paddle/') else 0.3}", "DATA.NAME=digits",

@@ -15,8 +15,8 @@ import paddle.nn.functional as F
 import pytest
 
 from engine import evaluation_report
+from engine.evaluate import evaluate
 from engine.evaluation_report import EvaluationReport
-from engine.evaluator import evaluate
 from engine.losses import LabelSmoothingCrossEntropy
 from processes import tool
 

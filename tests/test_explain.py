@@ -10,11 +10,11 @@ import paddle
 import pytest
 from explaining import Convolutions, Linear, OnePatch, picture, subject_of
 
-from analysis import attributions
-from analysis.explain import METHODS, explain, method_names
-from analysis.explain_curves import GRID, Curves, measure_curves, summarise
-from analysis.explanation import Explanation
-from analysis.interpretdl_adapter import IMAGENET_MEAN, IMAGENET_STD, FromImageNet, load_interpretdl
+from analysis.explain import attributions
+from analysis.explain.explanation import Explanation
+from analysis.explain.faithfulness import GRID, Curves, measure_curves, summarise
+from analysis.explain.interpretdl import IMAGENET_MEAN, IMAGENET_STD, FromImageNet, load_interpretdl
+from analysis.explain.methods import METHODS, explain, method_names
 from errors import UserError
 from models import create_model
 

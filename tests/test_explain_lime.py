@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from explaining import Convolutions, picture, subject_of
 
-from analysis.interpretdl_adapter import FromImageNet, NormalizedRidge, lime_interpreter, load_interpretdl
-from analysis.lime import explain_lime, mean_colours, superpixels
-from analysis.subject import Regions
+from analysis.explain.interpretdl import FromImageNet, NormalizedRidge, lime_interpreter, load_interpretdl
+from analysis.explain.lime import explain_lime, mean_colours, superpixels
+from analysis.explain.subject import Regions
 from datasets.digits import read_digits
 from errors import UserError
 from processes import ROOT
@@ -150,7 +150,7 @@ def test_display_is_lent_for_the_import_alone(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "IPython.core.display", old)
     monkeypatch.delitem(sys.modules, "interpretdl")
     seen = []
-    monkeypatch.setattr("analysis.interpretdl_adapter.importlib.import_module",
+    monkeypatch.setattr("analysis.explain.interpretdl.importlib.import_module",
                         lambda name: old if name == old.__name__ else seen.append(callable(old.display)))
     load_interpretdl()
     assert seen == [True]
@@ -159,8 +159,8 @@ def test_display_is_lent_for_the_import_alone(monkeypatch: pytest.MonkeyPatch) -
 
 def test_nothing_needs_interpretdl_until_it_is_used() -> None:
     program = ("import sys\nfor name in ('interpretdl', 'skimage', 'IPython'): sys.modules[name] = None\n"
-               "import analysis.explain, analysis.explain_gallery\n"
-               "from analysis.interpretdl_adapter import load_interpretdl\n"
+               "import analysis.explain.methods, analysis.explain_gallery\n"
+               "from analysis.explain.interpretdl import load_interpretdl\n"
                "from errors import UserError\n"
                "try: load_interpretdl()\nexcept UserError as error: print(error)\n")
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

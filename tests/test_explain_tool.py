@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from configs.load import load_config
-from engine.state import build_model
-from engine.weights import save_weights
+from engine.model import build_model
+from engine.weights.load import save_weights
 from processes import ROOT, TINY, overrides, start_tool, tool
 
 if find_spec("interpretdl") is None:

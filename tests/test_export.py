@@ -14,13 +14,13 @@ from yacs.config import CfgNode
 from configs.load import load_config
 from datasets.digits import CLASSES, read_digits
 from datasets.transforms import build_eval_transforms
-from engine import export as exporting
-from engine.export import PREPROCESSING, export, run_exported
-from engine.files import replaced_folder
-from engine.predictor import load_model, predict
+from deploy import export as exporting
+from deploy.export import PREPROCESSING, export, run_exported
+from engine.model import load_model, predict
 from errors import UserError
 from models import create_model
 from processes import ROOT, tool
+from utils.fileio import replaced_folder
 
 
 def test_a_run_is_exported_with_all_that_its_program_needs(runs: list[Path], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from datasets.dataset import stratified_holdout
 from datasets.imagefolder import FolderImages, read_imagefolder
 from datasets.loader import EvalLoader, TrainLoader
 from datasets.transforms import ResizeCenterCrop, build_eval_transforms, build_train_transforms
-from engine.data_record import check_classes, record_data, trained_classes
+from engine.data import check_classes, record_data, trained_classes
 from errors import UserError
 from processes import tiny_run, tool
 

@@ -11,10 +11,10 @@ from killing import NETWORKS, Moment
 
 from configs.load import load_config
 from engine.checkpoint import load_checkpoint
-from engine.files import write_json
 from engine.run import RunFolder
 from errors import UserError
 from processes import overrides, tool
+from utils.fileio import write_json
 
 
 @pytest.fixture(scope="module", autouse=True)

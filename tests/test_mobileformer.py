@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,7 @@ from configs.load import load_config, to_plain
 from errors import UserError
 from models import create_model, model_info
 from models.mobileformer_blocks import greater
-
-sys.path.append(str(Path(__file__).parent / "reference"))
-
-import fill
+from references import fill
 
 PVIT = "mobileformer_26m_pvit"
 BOTH_FORMS = pytest.mark.parametrize("name", ["mobileformer_26m", PVIT])

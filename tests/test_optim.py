@@ -12,8 +12,8 @@ from yacs.config import CfgNode
 from configs.load import load_config
 from engine.losses import LabelSmoothingCrossEntropy
 from engine.metrics import RunningMean
+from engine.model import build_model
 from engine.optim import WeightAverage, build_optimizer, learning_rate
-from engine.state import build_model
 from errors import UserError
 
 RNG = np.random.default_rng(0)

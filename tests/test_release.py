@@ -16,16 +16,16 @@ import pytest
 from releasing import run_in
 from safetensors.numpy import load_file
 
-from analysis import release
 from analysis.report import write_report
-from analysis.results_page import duration, page, read_released
-from analysis.run_record import Scrubber, seed_rows, training_command, training_cost
+from analysis.results import release
+from analysis.results.page import duration, page, read_released
+from analysis.results.run_record import Scrubber, seed_rows, training_command, training_cost
 from configs.load import flatten, load_config
 from datasets import build_dataset
-from engine import released
-from engine.predictor import find_weights, load_model, predict
-from engine.released import check_released, released_names
-from engine.weights import read_weights
+from engine.model import find_weights, load_model, predict
+from engine.weights import released
+from engine.weights.load import read_weights
+from engine.weights.released import check_released, released_names
 from errors import UserError
 from processes import ROOT, TINY, tool
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.errors import Predictions, calibration, class_table, draw_mistakes, draw_reliability
+from analysis.error_analysis import Predictions, calibration, class_table, draw_mistakes, draw_reliability
 from datasets.dataset import ImageDataset
 from processes import tiny_run, tool
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from releasing import run_in
 
-from analysis import results_plot
 from analysis.markdown import table
-from analysis.results_page import PLOT, Trained, duration, page, quantity, read_released, read_rows
-from analysis.results_plot import Point, draw_results, points
-from analysis.run_record import machines
-from engine.released import FOLDER, released_names
+from analysis.results import plot as results_plot
+from analysis.results.page import PLOT, Trained, duration, page, quantity, read_released, read_rows
+from analysis.results.plot import Point, draw_results, points
+from analysis.results.run_record import machines
+from engine.weights.released import FOLDER, released_names
 from errors import UserError
 from processes import ROOT, tool
 

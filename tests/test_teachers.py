@@ -12,16 +12,16 @@ import paddle
 import pytest
 from releasing import run_in
 
-from analysis.results_page import page, read_released
+from analysis.results.page import page, read_released
 from configs.load import load_config
 from datasets import build_dataset
 from datasets.transforms import build_eval_transforms
-from engine import released
-from engine.predictor import load_model, predict
-from engine.released import check_released
+from engine.data import build_train_loader
+from engine.model import load_model, predict
 from engine.state import TrainingState
 from engine.teachers import Teachers
-from engine.trainer import build_train_loader
+from engine.weights import released
+from engine.weights.released import check_released
 from errors import UserError
 from processes import TINY, overrides
 

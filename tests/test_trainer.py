@@ -22,11 +22,11 @@ from engine import state
 from engine.checkpoint import list_checkpoints, load_checkpoint
 from engine.history import read_table
 from engine.interrupts import Interrupted, StopRequest
-from engine.progress import Progress
 from engine.trainer import Trainer
-from engine.weights import read_weights
+from engine.weights.load import read_weights
 from errors import UserError
 from processes import TINY
+from utils.progress import Progress
 
 
 def _stop_during(trainer: Trainer, title: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,9 +210,9 @@ def test_launchers_repeated_signal_is_no_second_one(monkeypatch: pytest.MonkeyPa
 
 def test_time_left_includes_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("engine.progress.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("utils.progress.time.perf_counter", lambda: now[0])
     shown = []
-    monkeypatch.setattr("engine.progress.log.info", lambda text, *values: shown.append(text % values))
+    monkeypatch.setattr("utils.progress.log.info", lambda text, *values: shown.append(text % values))
     progress = Progress(total=1000, done=0, evaluations=5, images=300)
     progress.start("epoch 1/1", 10, 0)
     now[0] = 10.0

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from engine.history import read_table
-from engine.weights import read_weights
+from engine.weights.load import read_weights
 from processes import overrides, start_tool, tiny_run, tool, wait_for
 
 # Everything that draws random numbers: dropout, drop path, mixup, cutmix, augmentation; and what must be carried
@@ -218,8 +218,8 @@ def test_compiled_operators_train_as_stock_ones() -> None:
     """Ten steps on real digits: the losses of both agree to float tolerance, grown by ten updates."""
     import kernels
     from configs.load import load_config
+    from engine.data import build_train_loader
     from engine.state import TrainingState
-    from engine.trainer import build_train_loader
 
     config = load_config("configs/quickstart.yaml", ["OPTIMIZER.NAME=sgd"])
     losses = {}

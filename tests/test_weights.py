@@ -10,7 +10,7 @@ import paddle
 import pytest
 from paddle import nn
 
-from engine.weights import convert_state, load_weights, read_weights, save_weights
+from engine.weights.load import convert_state, load_weights, read_weights, save_weights
 from errors import UserError
 
 DATA = Path(__file__).parent / "data" / "weights"

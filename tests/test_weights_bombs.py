@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from pickled import LEGACY_KEYS, as_legacy, as_paddle, as_zip, name, sized, text
 
-from engine.weight_files import read_weights
+from engine.weights.read import read_weights
 from errors import UserError
 
 TENSOR = name("torch._utils", "_rebuild_tensor_v2")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from paddle import nn
 
-from engine.weights import load_weights, read_weights
+from engine.weights.load import load_weights, read_weights
 from errors import UserError
 
 DATA = Path(__file__).parent / "data" / "weights"
@@ -65,7 +65,7 @@ def test_big_endian_and_torchscript(tmp_path: Path) -> None:
 
 def test_reading_needs_neither_torch_nor_paddle() -> None:
     """In a process of its own, because the tests import Paddle."""
-    code = ("import sys; from engine.weight_files import read_weights; read_weights(sys.argv[1]); "
+    code = ("import sys; from engine.weights.read import read_weights; read_weights(sys.argv[1]); "
             "assert not {'paddle', 'torch'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code, str(DATA / "timm_zip.pth.tar")], check=True,
                    cwd=Path(__file__).parent.parent)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from pickled import as_legacy, as_legacy_keys, as_legacy_system, as_legacy_version, as_paddle, as_zip, name, text
 
-from engine.weights import read_weights
+from engine.weights.load import read_weights
 from errors import UserError
 
 DATA = Path(__file__).parent / "data" / "weights"
@@ -169,7 +169,7 @@ def test_the_budget_of_bytes_leaves_real_files_alone(tmp_path: Path) -> None:
 
 def test_opcodes_are_those_of_the_picklers() -> None:
     """The machine knows no opcode that Python does not, and none that torch.save and paddle.save do not need."""
-    from engine.pickles import _OPERATIONS
+    from utils.pickles import _OPERATIONS
 
     known = {pickletools.code2op[chr(code)].name for code in _OPERATIONS}
     assert not known & {"INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID", "DUP", "NEXT_BUFFER", "LONG4"}

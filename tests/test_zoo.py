@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import zoo
 from analysis.parity import fixture_names, model_for
-from analysis.zoo_page import MODEL_HEADINGS, PARITY_HEADINGS, page
+from analysis.results import zoo
+from analysis.results.zoo_page import MODEL_HEADINGS, PARITY_HEADINGS, page
 from errors import UserError
 from models import list_models, model_info
 
 ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = ROOT / "tests" / "reference"
+REFERENCE = ROOT / "references"
 MEASURED = {MODEL_HEADINGS: ("#Params", "FLOPs"), PARITY_HEADINGS: PARITY_HEADINGS[1:]}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cli
 
-from analysis.benchmark import SECTIONS, Plan, count_cells, measure
+from analysis.benchmark.measure import SECTIONS, Plan, count_cells, measure
 from errors import UserError, nearest
 
 EPILOG = """All take turns, round by round, in processes of their own; docs/PERFORMANCE.md tells how to read the
@@ -41,13 +41,13 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> None:
     """Measure, print the tables, and write what is asked for; also what stands when Ctrl-C comes."""
     if arguments.worker:
-        from analysis.benchmark_worker import serve
+        from analysis.benchmark.worker import serve
 
         serve(arguments.worker)
         return
-    from analysis.benchmark_page import check_page, write_page
-    from analysis.benchmark_plot import draw
-    from engine.files import write_json
+    from analysis.benchmark.charts import draw
+    from analysis.benchmark.tables import check_page, write_page
+    from utils.fileio import write_json
 
     plan = plan_of(arguments)
     if arguments.write:
@@ -113,7 +113,7 @@ def _print(results: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from analysis.benchmark_page import tables
+    from analysis.benchmark.tables import tables
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     for found in tables(results).values():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine import released
+from engine.weights import released
 from errors import UserError
 
 # What no code of ours can mend: permissions, full disks, names that the file system does not take.

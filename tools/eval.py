@@ -8,7 +8,8 @@ from pathlib import Path
 import cli
 
 from configs.load import load_config
-from engine import released, runtime
+from engine import runtime
+from engine.weights import released
 from errors import UserError
 
 
@@ -21,11 +22,10 @@ def main(arguments: argparse.Namespace) -> None:
 
     from analysis.assessment import assess, beside_recorded
     from analysis.confusion import confusion_table, draw_confusion
-    from engine.data_record import check_classes
+    from engine.data import build_eval_loader, check_classes
     from engine.evaluation_report import EvaluationReport
-    from engine.files import write_json
-    from engine.predictor import load_model
-    from engine.trainer import build_eval_loader
+    from engine.model import load_model
+    from utils.fileio import read_json, write_json
 
     checkpoint = released.find_released(arguments.weights)
     device = runtime.start(config)
@@ -54,7 +54,7 @@ def main(arguments: argparse.Namespace) -> None:
     if assessment.calibration:
         print(f"ECE    {assessment.calibration['ece']:8.4%} (calibration error, 15 bins)")
     if checkpoint and arguments.split == "test":
-        print(beside_recorded(assessment, released.read_json(checkpoint / released.RESULTS)["test"]))
+        print(beside_recorded(assessment, read_json(checkpoint / released.RESULTS)["test"]))
     for name, share in figures["per_class"].items():
         print(f"  {name:<12} {'no images' if share is None else f'{share:7.2%}'}")
     if len(outputs) <= 20:

@@ -18,14 +18,14 @@ def main(arguments: argparse.Namespace) -> None:
     config = load_config(cli.config_of(arguments), arguments.override)
     runtime.prepare(config.RUNTIME.THREADS)
 
-    from analysis.explain import method_names
-    from analysis.explain_curves import curves_text
-    from analysis.explain_gallery import Picture, Settings, explain_pictures
-    from analysis.interpretdl_adapter import load_interpretdl
-    from analysis.subject import Subject
+    from analysis.explain.faithfulness import curves_text
+    from analysis.explain.gallery import Picture, Settings, explain_pictures
+    from analysis.explain.interpretdl import load_interpretdl
+    from analysis.explain.methods import method_names
+    from analysis.explain.subject import Subject
     from datasets import build_dataset
     from datasets.files import read_image
-    from engine.predictor import load_model
+    from engine.model import load_model
 
     methods = method_names(arguments.method)
     if "lime" in methods or arguments.curves:

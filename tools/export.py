@@ -17,9 +17,9 @@ def main(arguments: argparse.Namespace) -> None:
     runtime.prepare(config.RUNTIME.THREADS)
 
     from datasets import class_names
-    from engine.data_record import trained_classes
-    from engine.export import export
-    from engine.predictor import find_weights, load_model
+    from deploy.export import export
+    from engine.data import trained_classes
+    from engine.model import find_weights, load_model
 
     runtime.start(config)
     weights = find_weights(arguments.weights)

@@ -10,6 +10,7 @@ from pathlib import Path
 import cli
 
 from errors import UserError, nearest
+from utils.paths import ROOT
 
 EPILOG = """Errors of logits are relative to their standard deviation over classes, all others to the reference's
 value; a dash stands where the fixture holds no such numbers. Ends with exit code 1 where a network is not equal to
@@ -24,8 +25,8 @@ def parser() -> argparse.ArgumentParser:
     result.epilog = EPILOG
     result.add_argument("names", metavar="NAME", nargs="*", help="a fixture (default: all)")
     result.add_argument("--fixtures", metavar="FOLDER", type=Path,
-                        default=Path(__file__).resolve().parent.parent / "tests" / "reference",
-                        help="folder of fixtures (default: tests/reference)")
+                        default=ROOT / "references",
+                        help="folder of fixtures (default: references)")
     result.add_argument("--json", metavar="FILE", type=Path, help="also write the errors as JSON")
     return result
 
@@ -36,7 +37,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     prepare()
     from analysis.parity import compare, fixture_names
-    from engine.files import write_json
+    from utils.fileio import write_json
 
     known = fixture_names(arguments.fixtures)
     for name in arguments.names:

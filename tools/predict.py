@@ -22,8 +22,8 @@ def main(arguments: argparse.Namespace) -> None:
     from analysis.grids import RIGHT, UNKNOWN, WRONG, class_name, draw_grid
     from datasets import build_dataset, class_names
     from datasets.files import read_image
-    from engine.data_record import check_classes, trained_classes
-    from engine.predictor import find_weights, load_model, predict
+    from engine.data import check_classes, trained_classes
+    from engine.model import find_weights, load_model, predict
 
     runtime.start(config)
     images = [read_image(Path(path)) for path in arguments.images]

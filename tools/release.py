@@ -8,7 +8,8 @@ from pathlib import Path
 import cli
 
 from configs.load import load_config
-from engine import released, runtime
+from engine import runtime
+from engine.weights import released
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -18,7 +19,7 @@ def main(arguments: argparse.Namespace) -> None:
                          ["RUNTIME.DEVICE=auto"])
     runtime.prepare(config.RUNTIME.THREADS)
 
-    from analysis.release import LARGEST_TOGETHER, release
+    from analysis.results.release import LARGEST_TOGETHER, release
 
     runtime.start(config)
     with cli.batches("test images", 0, "image") as bar:

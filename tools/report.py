@@ -9,7 +9,7 @@ import cli
 
 from configs.load import load_config
 from engine import runtime
-from engine.released import find_released
+from engine.weights.released import find_released
 
 
 def main(arguments: argparse.Namespace) -> None:

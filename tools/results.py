@@ -7,15 +7,14 @@ from pathlib import Path
 
 import cli
 
-from engine import released
-
-ROOT = Path(__file__).resolve().parent.parent
+from engine.weights import released
+from utils.paths import ROOT
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Print a line for each released checkpoint, or write the page and its picture."""
-    from analysis.results_page import page, read_released, read_rows, terminal_table
-    from engine.files import write_text
+    from analysis.results.page import page, read_released, read_rows, terminal_table
+    from utils.fileio import write_text
 
     trained = read_released(Path(arguments.checkpoints))
     if not arguments.write:
@@ -27,8 +26,8 @@ def main(arguments: argparse.Namespace) -> None:
     write_text(out, page(trained, published, recipes))
     print(f"wrote {out}: {len(trained)} released checkpoints, {len(recipes)} tables of what was tried")
     if trained:
-        from analysis.results_page import PLOT
-        from analysis.results_plot import draw_results, points
+        from analysis.results.page import PLOT
+        from analysis.results.plot import draw_results, points
 
         print(f"wrote {draw_results(points(trained, published), out.parent / PLOT)}")
 

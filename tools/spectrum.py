@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 
 from configs.load import load_config
 from engine import runtime
-from engine.released import find_released
+from engine.weights.released import find_released
 from errors import UserError
 
 
@@ -27,7 +27,7 @@ def main(arguments: argparse.Namespace) -> None:
 
     from analysis.spectrum import analyse, draw_spectra, save_spectra
     from datasets import build_dataset
-    from engine.predictor import load_model
+    from engine.model import load_model
 
     spectra = []
     for weights, config in runs:

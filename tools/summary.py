@@ -8,6 +8,7 @@ from pathlib import Path
 import cli
 
 from errors import UserError
+from utils.paths import ROOT
 
 EPILOG = """Counted are convolutions, fully connected layers and matrix products, one MAC a multiply-accumulate;
 "=" means that our figure rounds to the paper's."""
@@ -33,8 +34,8 @@ def main(arguments: argparse.Namespace) -> None:
 
     prepare()
     image_size = cli.image_size(arguments.image_size)
-    from analysis import zoo
-    from engine.files import write_json
+    from analysis.results import zoo
+    from utils.fileio import write_json
 
     if arguments.write:
         if arguments.names or arguments.image_size or arguments.num_classes != 1000:
@@ -56,12 +57,12 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _write_page(path: Path) -> None:
-    from analysis import zoo
     from analysis.parity import compare, fixture_names
-    from analysis.zoo_page import page
-    from engine.files import write_text
+    from analysis.results import zoo
+    from analysis.results.zoo_page import page
+    from utils.fileio import write_text
 
-    references = Path(__file__).resolve().parent.parent / "tests" / "reference"
+    references = ROOT / "references"
     names, fixtures = zoo.select([]), fixture_names(references)
     rows, parities = {}, {}
     for name in names:

@@ -1,0 +1,187 @@
+"""Where a network errs: class by class, how sure it was, and the mistakes it was surest of."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from matplotlib.figure import Figure
+from yacs.config import CfgNode
+
+from analysis.figures import save_figure
+from analysis.grids import WRONG, class_name, draw_grid
+from datasets.dataset import ImageDataset
+from engine.data import build_eval_loader
+from engine.model import load_model
+from utils.fileio import write_text
+
+BINS = 15  # of the reliability diagram, as Guo et al. take
+Advance = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network says of every image of a split: probabilities float64 ``[N, num_classes]``, in their order."""
+
+    probabilities: np.ndarray
+    dataset: ImageDataset
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Return the true classes, int64 ``[N]``."""
+        return self.dataset.labels
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """Return the likeliest classes, int64 ``[N]``."""
+        return self.probabilities.argmax(1)
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """Return the probability of the likeliest class, ``[N]``."""
+        return self.probabilities.max(1)
+
+    @property
+    def names(self) -> list[str]:
+        """Return a name for each output of the network."""
+        return [class_name(self.dataset.class_names, index) for index in range(self.probabilities.shape[1])]
+
+    def confusion(self) -> np.ndarray:
+        """Return how many images of each true class (row) were taken for each class (column)."""
+        counts = np.zeros(2 * [self.probabilities.shape[1]], np.int64)
+        np.add.at(counts, (self.labels, self.predicted), 1)
+        return counts
+
+    def mistakes(self) -> np.ndarray:
+        """Return the indices of the wrong images, the most confident first."""
+        wrong = np.flatnonzero(self.predicted != self.labels)
+        return wrong[np.argsort(-self.confidence[wrong], kind="stable")]
+
+
+@paddle.no_grad()
+def predict_split(config: CfgNode, weights: str | Path, split: str = "test",
+                  advance: Advance = lambda done, images: None) -> Predictions:
+    """Return what the weights of a file or run folder say of a split; ``advance``: images done, of how many."""
+    loader = build_eval_loader(config, split)
+    model, _ = load_model(config, weights)
+    batches, done = [], 0
+    for images, labels in loader:
+        logits = model(paddle.to_tensor(images))
+        batches.append(F.softmax(logits.astype("float64"), axis=-1).numpy())
+        done += len(labels)
+        advance(done, len(loader.dataset))
+    return Predictions(np.concatenate(batches), loader.dataset)
+
+
+def class_table(predictions: Predictions) -> list[dict[str, Any]]:
+    """Return a row for each class that has images: recall, precision, F1 (shares of 1), and what it is taken for."""
+    confusion, names = predictions.confusion(), predictions.names
+    rows = []
+    for index in np.flatnonzero(confusion.sum(1)):
+        hits, images, guesses = confusion[index, index], confusion[index].sum(), confusion[:, index].sum()
+        others = confusion[index].copy()
+        others[index] = 0
+        rows.append({"class": names[index], "images": int(images), "recall": float(hits / images),
+                     "precision": float(hits / guesses) if guesses else None,
+                     "f1": float(2 * hits / (images + guesses)),
+                     "most_taken_for": names[others.argmax()] if others.any() else "",
+                     "most_taken_for_images": int(others.max(initial=0))})
+    return rows
+
+
+def calibration(predictions: Predictions, bins: int = BINS) -> dict[str, Any]:
+    """Return how far confidence and accuracy agree: ECE, MCE, Brier score, negative log likelihood, and the bins.
+
+    Bins of equal width over the confidence of the predicted class, each open below and closed above; ECE is the mean
+    over images, MCE the largest, of |accuracy - confidence| of a bin (Guo et al., "On Calibration of Modern Neural
+    Networks", ICML 2017, equations 3 and 5). The Brier score sums squared errors over classes; both it and the
+    negative log likelihood (natural logarithm) are means over images.
+    """
+    count = len(predictions.labels)
+    own = predictions.probabilities[np.arange(count), predictions.labels]
+    return calibration_of(predictions.confidence, predictions.predicted == predictions.labels, own,
+                          (predictions.probabilities**2).sum(1), bins)
+
+
+def calibration_of(confidence: np.ndarray, right: np.ndarray, own: np.ndarray, squares: np.ndarray,
+                   bins: int = BINS) -> dict[str, Any]:
+    """Return ``calibration`` from four numbers of each image, ``[N]`` each.
+
+    They are the probability of the likeliest class, whether that is the true one, the probability of the true class,
+    and the sum of all probabilities' squares.
+    """
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    rows = []
+    for index in range(bins):
+        inside = place == index
+        rows.append({"low": index / bins, "high": (index + 1) / bins, "images": int(inside.sum()),
+                     "confidence": float(confidence[inside].mean()) if inside.any() else None,
+                     "accuracy": float(right[inside].mean()) if inside.any() else None})
+    gaps = {index: abs(row["accuracy"] - row["confidence"]) for index, row in enumerate(rows) if row["images"]}
+    count = len(confidence)
+    return {"ece": float(sum(gap * rows[index]["images"] for index, gap in gaps.items()) / count),
+            "mce": float(max(gaps.values())), "brier": float((squares - 2 * own + 1).mean()),
+            "negative_log_likelihood": float(-np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean()),
+            "mean_confidence": float(confidence.mean()), "accuracy": float(right.mean()), "bins": rows}
+
+
+def draw_reliability(figures: dict[str, Any], path: Path, title: str = "") -> Path:
+    """Write the reliability diagram of ``calibration``: accuracy against confidence, above the share of images."""
+    rows = [row for row in figures["bins"] if row["images"]]
+    lows = [100 * row["low"] for row in rows]
+    width = 100 / len(figures["bins"])
+    figure = Figure(figsize=(4.6, 5.4), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    accuracies = [100 * row["accuracy"] for row in rows]
+    upper.bar(lows, accuracies, width, align="edge", color="tab:blue", edgecolor="white", label="accuracy")
+    for low, row, accuracy in zip(lows, rows, accuracies, strict=True):
+        upper.plot([low, low + width], 2 * [100 * row["confidence"]], color="tab:red", linewidth=1.6,
+                   label="mean confidence" if row is rows[0] else None)
+        upper.plot(2 * [low + width / 2], [accuracy, 100 * row["confidence"]], color="tab:red", linewidth=0.8)
+    upper.plot([0, 100], [0, 100], color="0.4", linestyle="--", linewidth=0.8, label="perfectly calibrated")
+    upper.set(xlim=(0, 100), ylim=(0, 100), ylabel="accuracy in %", title=title)
+    upper.text(0.97, 0.05, f"ECE {100 * figures['ece']:.2f} %", transform=upper.transAxes, ha="right",
+               bbox={"facecolor": "white", "edgecolor": "0.7"})
+    upper.legend(loc="upper left", fontsize=8)
+    images = sum(row["images"] for row in rows)
+    lower.bar(lows, [100 * row["images"] / images for row in rows], width, align="edge", color="0.6",
+              edgecolor="white")
+    lower.set(xlabel="confidence in %", ylabel="images in %")
+    for axes in (upper, lower):
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    return save_figure(figure, path)
+
+
+def draw_mistakes(predictions: Predictions, path: Path, count: int = 18, title: str = "") -> Path | None:
+    """Write a grid of the most confident mistakes in their true colours; None where there is no mistake."""
+    chosen = predictions.mistakes()[:count]
+    if not len(chosen):
+        return None
+    names = predictions.names
+    captions = [f"{names[predictions.predicted[index]]} {predictions.confidence[index]:.0%}\n"
+                f"true: {names[predictions.labels[index]]}" for index in chosen]
+    images = [predictions.dataset.images[int(index)] for index in chosen]
+    return draw_grid(images, captions, len(chosen) * [WRONG], path, title=title)
+
+
+def write_mistakes(predictions: Predictions, path: Path) -> Path:
+    """Write every mistake as a row of a CSV file: index in the split, true and predicted class, confidence."""
+    names, text = predictions.names, io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("index", "true", "predicted", "confidence"))
+    writer.writerows(_mistake_rows(predictions, names))
+    write_text(path, text.getvalue())
+    return path
+
+
+def _mistake_rows(predictions: Predictions, names: Sequence[str]) -> list[tuple[int, str, str, float]]:
+    return [(int(index), names[predictions.labels[index]], names[predictions.predicted[index]],
+             round(float(predictions.confidence[index]), 6)) for index in predictions.mistakes()]

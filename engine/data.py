@@ -1,0 +1,114 @@
+"""The images of a run: loaders for its splits, and the record of what it was trained on (``dataset.json``).
+
+Folders of images can change under a run, and the order of the classes is that of their names. With another folder a
+network would go on with other labels, or its accuracy be counted against the wrong ones, and nothing would report it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from yacs.config import CfgNode
+
+from datasets import build_dataset
+from datasets.batch import BatchPipeline, faster
+from datasets.dataset import ImageDataset
+from datasets.loader import EvalLoader, TrainLoader
+from datasets.transforms import Pipeline, build_eval_transforms, build_train_transforms
+from engine import distributed
+from errors import UserError
+from utils.fileio import write_json
+
+log = logging.getLogger("suite")
+
+NAME = "dataset.json"
+
+
+def build_train_loader(config: CfgNode) -> TrainLoader:
+    """Return the shuffled, augmented batches of the training split."""
+    transform = _by_batch(config, build_train_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE))
+    return TrainLoader(build_dataset(config.DATA, "train"), transform, config.DATA.BATCH_SIZE, config.RUNTIME.SEED,
+                       config.DATA.WORKERS, rows=distributed.rows(config.DATA.BATCH_SIZE))
+
+
+def build_eval_loader(config: CfgNode, split: str) -> EvalLoader:
+    """Return the batches of a split, transformed for evaluation; raises UserError where the head is too small."""
+    dataset = build_dataset(config.DATA, split)
+    if len(dataset.class_names) > config.MODEL.NUM_CLASSES:
+        raise UserError(f"MODEL.NUM_CLASSES is {config.MODEL.NUM_CLASSES}, expected at least the "
+                        f"{len(dataset.class_names)} classes of {dataset.name}")
+    transform = _by_batch(config, build_eval_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE))
+    return EvalLoader(dataset, transform, config.DATA.EVAL_BATCH_SIZE, config.DATA.WORKERS, distributed.rank(),
+                      distributed.size())
+
+
+def _by_batch(config: CfgNode, transform: Pipeline) -> Pipeline | BatchPipeline:
+    """Return what computes the same pixels faster, where DATA.PIPELINE allows it and there is such."""
+    if config.DATA.PIPELINE == "reference":
+        return transform
+    pipeline, reason = faster(transform)
+    if reason:
+        log.info("images are transformed one by one, as with DATA.PIPELINE reference: %s", reason)
+    return pipeline
+
+
+def record_data(run: Path, dataset: ImageDataset, resume: bool) -> None:
+    """Write what a run trains on; raises UserError where it is resumed with other classes or other images."""
+    now = {"name": dataset.name, "training_images": len(dataset), "checksum": _checksum(dataset),
+           "classes": list(dataset.class_names)}
+    before = _read(run / NAME) if resume else None
+    if before is None:
+        write_json(run / NAME, now)
+        return
+    _compare(run / NAME, before["classes"], dataset)
+    for key, what in (("training_images", "training images"), ("checksum", "as checksum of names and labels")):
+        if before.get(key) != now[key]:
+            raise UserError(f"{run / NAME}: --resume continues a run as it was, with {before.get(key)} {what}, but "
+                            f"{dataset.name} now has {now[key]} (DATA.ROOT)")
+
+
+def check_classes(weights: Path, dataset: ImageDataset) -> None:
+    """Raise UserError where the run folder that ``weights`` stand in says that they know other classes."""
+    before = _read(weights.parent / NAME)
+    if before is not None:
+        _compare(weights.parent / NAME, before["classes"], dataset)
+
+
+def trained_classes(weights: Path) -> tuple[str, ...] | None:
+    """Return the classes that the run folder of ``weights`` names, None outside of one."""
+    before = _read(weights.parent / NAME)
+    return None if before is None else tuple(before["classes"])
+
+
+def _compare(path: Path, before: list[str], dataset: ImageDataset) -> None:
+    now = list(dataset.class_names)
+    if before == now:
+        return
+    place = next((index for index, (old, new) in enumerate(zip(before, now, strict=False)) if old != new), None)
+    differing = (f"{len(before)} classes, not {len(now)}" if place is None
+                 else f"{before[place]!r} as class {place}, not {now[place]!r}")
+    raise UserError(f"{path}: the weights were trained on {differing} as {dataset.name} has now (DATA.NAME, DATA.ROOT)")
+
+
+def _checksum(dataset: ImageDataset) -> int:
+    """Return a number that changes with the labels, their order, and where images are files with their names."""
+    start = 0 if isinstance(dataset.images, np.ndarray) else dataset.images.checksum()
+    return zlib.crc32(dataset.labels.astype("<i8").tobytes(), start)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    classes = content.get("classes") if isinstance(content, dict) else None
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise UserError(f"{path}: not the record of a run's data, expected a list of classes")
+    return content
