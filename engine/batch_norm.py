@@ -19,7 +19,7 @@ class _Normalize(paddle.autograd.PyLayer):
         count = float(x.size // x.shape[1])
         mean = x.mean(axes)
         spread = (x - mean.reshape(shape)).square().sum(axes)
-        rows = paddle.zeros([distributed.size(), 2 * x.shape[1] + 1])
+        rows = paddle.zeros([distributed.world_size(), 2 * x.shape[1] + 1])
         rows[distributed.rank()] = paddle.concat([mean, spread, paddle.full([1], count)])
         distributed.collective(paddle.distributed.all_reduce, rows)
         counts, means, spreads = rows[:, -1:], rows[:, : x.shape[1]], rows[:, x.shape[1] : -1]

@@ -33,7 +33,7 @@ def build_train_loader(config: CfgNode) -> TrainLoader:
     """Return the shuffled, augmented batches of the training split."""
     transform = _by_batch(config, build_train_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE))
     return TrainLoader(build_dataset(config.DATA, "train"), transform, config.DATA.BATCH_SIZE, config.RUNTIME.SEED,
-                       config.DATA.WORKERS, rows=distributed.rows(config.DATA.BATCH_SIZE))
+                       config.DATA.WORKERS, rows=distributed.shard_indices(config.DATA.BATCH_SIZE))
 
 
 def build_eval_loader(config: CfgNode, split: str) -> EvalLoader:
@@ -44,7 +44,7 @@ def build_eval_loader(config: CfgNode, split: str) -> EvalLoader:
                         f"{len(dataset.class_names)} classes of {dataset.name}")
     transform = _by_batch(config, build_eval_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE))
     return EvalLoader(dataset, transform, config.DATA.EVAL_BATCH_SIZE, config.DATA.WORKERS, distributed.rank(),
-                      distributed.size())
+                      distributed.world_size())
 
 
 def _by_batch(config: CfgNode, transform: Pipeline) -> Pipeline | BatchPipeline:

@@ -36,7 +36,7 @@ def rank() -> int:
     return _line.rank if _line else 0
 
 
-def size() -> int:
+def world_size() -> int:
     """Return the number of processes of this run."""
     return _size
 
@@ -47,7 +47,7 @@ def is_main() -> bool:
 
 
 @contextmanager
-def joined(config: CfgNode) -> Iterator[None]:
+def process_group(config: CfgNode) -> Iterator[None]:
     """Make this process one of those that a launcher started together, for the length of a ``with`` block.
 
     An error in one process ends all of them: it is told once, by process 0. Raises UserError where they differ in
@@ -85,12 +85,12 @@ def joined(config: CfgNode) -> Iterator[None]:
         _line, _size = None, 1
 
 
-def exchange(value: Any) -> list[Any]:
+def all_gather_object(value: Any) -> list[Any]:
     """Wait for all processes and return the value (anything JSON takes) of each, by rank."""
     return _line.exchange(value) if _line else [value]
 
 
-def together(action: Callable[[], Result]) -> Result:
+def on_all_processes(action: Callable[[], Result]) -> Result:
     """Do something in every process; a UserError in any of them is raised in all. No collectives inside."""
     result, failure = None, None
     try:
@@ -99,38 +99,38 @@ def together(action: Callable[[], Result]) -> Result:
         if not _line:
             raise
         failure = str(error)
-    for number, text in enumerate(exchange(failure)):
+    for number, text in enumerate(all_gather_object(failure)):
         if text is not None:
             raise UserError(f"process {number}: {text}" if number else text)
     return result
 
 
-def on_main(action: Callable[[], Result]) -> Result | None:
+def on_main_process(action: Callable[[], Result]) -> Result | None:
     """Do something in process 0 while the others wait, and raise in all the UserError that it raises there."""
-    return together(lambda: action() if is_main() else None)
+    return on_all_processes(lambda: action() if is_main() else None)
 
 
-def main_first(action: Callable[[], Result]) -> Result:
+def main_process_first(action: Callable[[], Result]) -> Result:
     """Do something in process 0, then in all others: what is downloaded is there when they look for it."""
-    result = on_main(action)
-    return together(lambda: result if is_main() else action())
+    result = on_main_process(action)
+    return on_all_processes(lambda: result if is_main() else action())
 
 
-def rows(batch: int) -> np.ndarray | None:
+def shard_indices(batch: int) -> np.ndarray | None:
     """Return which images of a batch this process takes, ascending; None for all.
 
     Image i and its mirror ``batch - 1 - i``, which mixup and cutmix pair, stay together and stay mirrors. Raises
     UserError for a batch too small for every process to have two.
     """
-    return _rows(batch, rank(), size()) if size() > 1 else None
+    return _shard(batch, rank(), world_size()) if world_size() > 1 else None
 
 
-def shares(batch: int) -> list[int]:
+def shard_sizes(batch: int) -> list[int]:
     """Return how many images of a batch each process takes."""
-    return [len(_rows(batch, number, size())) for number in range(size())] if size() > 1 else [batch]
+    return [len(_shard(batch, number, world_size())) for number in range(world_size())] if world_size() > 1 else [batch]
 
 
-def _rows(batch: int, rank: int, size: int) -> np.ndarray:
+def _shard(batch: int, rank: int, size: int) -> np.ndarray:
     if batch < 2 * size:
         raise UserError(f"DATA.BATCH_SIZE is {batch}, expected at least two images for each of {size} processes")
     pairs = (batch + 1) // 2
@@ -138,20 +138,20 @@ def _rows(batch: int, rank: int, size: int) -> np.ndarray:
     return np.unique(np.concatenate([first, batch - 1 - first]))
 
 
-def add_up(tensor: paddle.Tensor) -> None:
+def all_reduce(tensor: paddle.Tensor) -> None:
     """Replace a tensor by its sum over the processes, the same in all of them."""
     if _line:
-        exchange(None)  # Gloo waits for half a minute only
+        all_gather_object(None)  # Gloo waits for half a minute only
         collective(paddle.distributed.all_reduce, tensor)
 
 
 @paddle.no_grad()
-def add_up_all(tensors: Sequence[paddle.Tensor]) -> None:
+def all_reduce_coalesced(tensors: Sequence[paddle.Tensor]) -> None:
     """Replace float32 tensors by their sums over the processes, in one message."""
     if not _line:
         return
     flat = paddle.concat([tensor.flatten() for tensor in tensors])
-    add_up(flat)
+    all_reduce(flat)
     for tensor, piece in zip(tensors, paddle.split(flat, [tensor.size for tensor in tensors]), strict=True):
         tensor.copy_(piece.reshape(tensor.shape), False)
 
@@ -165,7 +165,7 @@ def collective(operation: Callable[..., Any], *arguments: Any) -> None:
         raise
 
 
-def assemble(parts: np.ndarray, positions: np.ndarray, count: int) -> np.ndarray:
+def gather(parts: np.ndarray, positions: np.ndarray, count: int) -> np.ndarray:
     """Return float64 ``[K, count]`` from what each process has of it: ``[K, len(positions)]``.
 
     Every column comes from one process and is added to zeros: nothing is rounded, counted twice, or left out.
@@ -175,26 +175,26 @@ def assemble(parts: np.ndarray, positions: np.ndarray, count: int) -> np.ndarray
     whole = np.zeros((len(parts), count))
     whole[:, positions] = parts
     tensor = paddle.to_tensor(whole)
-    add_up(tensor)
+    all_reduce(tensor)
     return tensor.numpy()
 
 
-def share(tensors: Iterable[paddle.Tensor]) -> None:
+def broadcast(tensors: Iterable[paddle.Tensor]) -> None:
     """Give all processes the tensors of process 0."""
     if _line:
-        exchange(None)
+        all_gather_object(None)
         for tensor in tensors:
             collective(paddle.distributed.broadcast, tensor, 0)
 
 
-def share_checkpoint(saved: Checkpoint | None) -> Checkpoint | None:
+def broadcast_checkpoint(saved: Checkpoint | None) -> Checkpoint | None:
     """Give all processes the checkpoint that process 0 has read, or its None."""
     if not _line:
         return saved
     header = saved and [str(saved.path), saved.position, [
         [part, name, str(array.dtype), array.shape] for part, arrays in saved.parts.items()
         for name, array in arrays.items()]]
-    header = exchange(header)[0]
+    header = all_gather_object(header)[0]
     if header is None:
         return None
     path, position, entries = header
@@ -238,7 +238,7 @@ def _connections(rank: int, size: int) -> dict[int, Any]:
 def _compare(config: CfgNode) -> None:
     """Raise UserError where the processes were started with different configs, but for their folders."""
     own = {key: repr(value) for key, value in flatten(config) if key not in ("OUTPUT", "DATA.ROOT")}
-    for number, other in enumerate(exchange(own)):
+    for number, other in enumerate(all_gather_object(own)):
         differing = [key for key in own if other.get(key) != own[key]]
         if differing:
             raise UserError(f"processes {rank()} and {number} were started with different configs: "

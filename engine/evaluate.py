@@ -71,11 +71,11 @@ def evaluate(
         observe(losses, scores.argmax(1) == labels, before < 5 if classes >= 5 else None)
         advance(len(labels))
     figures = np.concatenate(found, axis=1)
-    if distributed.size() > 1:
+    if distributed.world_size() > 1:
         if len(found) <= len(batches):
             advance(0)
-        classes = max(distributed.exchange(classes))
-        figures = distributed.assemble(figures, batches.positions(), len(batches.dataset))
+        classes = max(distributed.all_gather_object(classes))
+        figures = distributed.gather(figures, batches.positions(), len(batches.dataset))
     losses, (labels, predictions, before) = figures[0], figures[1:].astype(np.int64)
     confusion = np.zeros((classes, classes), np.int64)
     np.add.at(confusion, (labels, predictions), 1)

@@ -50,7 +50,7 @@ class StopRequest:
         """Raise Interrupted if a signal has come to any process of the run: in all, at the same place."""
         if self._launcher not in (None, os.getppid()):
             self._remember(signal.SIGHUP)
-        for signum in distributed.exchange(self.signum):
+        for signum in distributed.all_gather_object(self.signum):
             if signum is not None:
                 self._remember(signum)
                 raise Interrupted(signum)

@@ -45,7 +45,7 @@ def parts_of_batch(config: CfgNode, device: str) -> int:
         return config.TRAIN.ACCUMULATE or 1
     size = config.DATA.IMAGE_SIZE
     pixels = size[0] * size[1] if isinstance(size, list) else size * size
-    images = max(distributed.shares(config.DATA.BATCH_SIZE))
+    images = max(distributed.shard_sizes(config.DATA.BATCH_SIZE))
     parts = min(-(-images * pixels // CPU_PART_PIXELS), images)
     if parts > 1:
         log.info("batches of %d images in %d parts of up to %d, for a CPU's memory; batch norms see one part "
@@ -88,7 +88,7 @@ class TrainingState:
         self.config = config
         self.teachers = teachers
         self.model = build_model(config)
-        if config.TRAIN.SYNC_BATCH_NORM and distributed.size() > 1:
+        if config.TRAIN.SYNC_BATCH_NORM and distributed.world_size() > 1:
             synchronize(self.model)
         self.loss = LabelSmoothingCrossEntropy(config.LOSS.LABEL_SMOOTHING)
         self.optimizer = build_optimizer(self.model, config.OPTIMIZER, config.TRAIN.GRAD_CLIP)
@@ -100,7 +100,8 @@ class TrainingState:
 
     def share(self) -> None:
         """Let all processes start from the weights of process 0."""
-        distributed.share([*self.model.state_dict().values(), *(self.average.state.values() if self.average else ())])
+        average = self.average.state.values() if self.average else ()
+        distributed.broadcast([*self.model.state_dict().values(), *average])
 
     def step(self, images: np.ndarray, labels: np.ndarray, iteration: int, lr: float,
              between_parts: Callable[[], None] = lambda: None) -> Step:
@@ -111,16 +112,16 @@ class TrainingState:
         images: those are the only numbers that depend on how many processes there are.
         """
         config = self.config
-        whole = len(labels) if distributed.size() == 1 else config.DATA.BATCH_SIZE
+        whole = len(labels) if distributed.world_size() == 1 else config.DATA.BATCH_SIZE
         skip = config.TRAIN.ON_NAN == "skip"
         before = [(tensor, tensor.clone()) for tensor in self._statistics()] if self.parts > 1 or skip else []
         mix = self.mix.draw(config.RUNTIME.SEED, iteration, *images.shape[2:])
         images = mix_images(images, mix)
         targets = labels if mix.ratio == 1.0 else mix_labels(labels, config.MODEL.NUM_CLASSES, mix)
-        runtime.seed_everything(config.RUNTIME.SEED, iteration, *[distributed.rank()] * (distributed.size() > 1))
+        runtime.seed_everything(config.RUNTIME.SEED, iteration, *[distributed.rank()] * (distributed.world_size() > 1))
         self.optimizer.set_lr(lr)
         loss, correct = paddle.zeros([]), paddle.zeros([])
-        for part in np.array_split(np.arange(len(labels)), min(self.parts, *distributed.shares(whole))):
+        for part in np.array_split(np.arange(len(labels)), min(self.parts, *distributed.shard_sizes(whole))):
             try:
                 between_parts()
             except BaseException:
@@ -150,13 +151,13 @@ class TrainingState:
 
     def _unite(self, figures: list[paddle.Tensor], share: float) -> None:
         """Add up gradients and figures of all processes, and take the mean of their batch statistics."""
-        if distributed.size() == 1:
+        if distributed.world_size() == 1:
             return
         statistics = self._statistics()
         with paddle.no_grad():
             for tensor in statistics:
                 tensor.scale_(share)
-        distributed.add_up_all([*self._gradients(), *statistics, *figures])
+        distributed.all_reduce_coalesced([*self._gradients(), *statistics, *figures])
 
     def _gradients(self) -> list[paddle.Tensor]:
         return [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
@@ -212,8 +213,8 @@ class TrainingState:
 
     def restore(self, run: RunFolder) -> Position:
         """Continue from the newest whole checkpoint of a run, which process 0 reads; from the start without one."""
-        saved = distributed.on_main(lambda: checkpoint.load_newest(run.checkpoints, log.warning))
-        saved = distributed.share_checkpoint(saved)
+        saved = distributed.on_main_process(lambda: checkpoint.load_newest(run.checkpoints, log.warning))
+        saved = distributed.broadcast_checkpoint(saved)
         if saved is None:
             log.warning("%s holds no whole checkpoint: starting from the beginning", run.checkpoints)
             return Position()

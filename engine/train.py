@@ -29,15 +29,15 @@ def train(config: CfgNode, *, resume: bool = False, overwrite: bool = False, wei
     run = RunFolder(folder) if folder else run_folder(config)
     results: dict[str, Any] = {}
     stopped: Interrupted | None = None
-    with distributed.joined(config):
-        device = distributed.together(lambda: _start(config))
-        distributed.on_main(lambda: run.open(config, resume=resume, overwrite=overwrite))
+    with distributed.process_group(config):
+        device = distributed.on_all_processes(lambda: _start(config))
+        distributed.on_main_process(lambda: run.open(config, resume=resume, overwrite=overwrite))
         try:
             if distributed.is_main():
                 run.record_environment({**runtime.environment(device, list(settings)),
-                                        "processes": distributed.size()}, resume=resume)
+                                        "processes": distributed.world_size()}, resume=resume)
             log.info("device %s; set in the environment: %s; processes: %d", device, ", ".join(settings) or "nothing",
-                     distributed.size())
+                     distributed.world_size())
             results = Trainer(config, run, resume=resume, weights=weights).fit(after_epoch)
             if distributed.is_main():
                 at_end(run.path)

@@ -44,14 +44,16 @@ class Trainer:
 
     def __init__(self, config: CfgNode, run: RunFolder, *, resume: bool = False, weights: str = "") -> None:
         self.config, self.run, self.main = config, run, distributed.is_main()
-        self.loader = distributed.main_first(lambda: build_train_loader(config))
+        self.loader = distributed.main_process_first(lambda: build_train_loader(config))
         self.selection_split = "holdout" if config.DATA.HOLDOUT else "test"
-        self.selection = distributed.main_first(lambda: build_eval_loader(config, self.selection_split))
-        distributed.on_main(lambda: record_data(run.path, self.loader.dataset, resume))
-        teachers = distributed.together(lambda: Teachers(config, self.loader.dataset)) if config.LOSS.TEACHERS else None
-        self.state = distributed.together(lambda: TrainingState(config, teachers))
+        self.selection = distributed.main_process_first(lambda: build_eval_loader(config, self.selection_split))
+        distributed.on_main_process(lambda: record_data(run.path, self.loader.dataset, resume))
+        teachers = None
+        if config.LOSS.TEACHERS:
+            teachers = distributed.on_all_processes(lambda: Teachers(config, self.loader.dataset))
+        self.state = distributed.on_all_processes(lambda: TrainingState(config, teachers))
         if weights:
-            distributed.on_main(lambda: self._load(weights))
+            distributed.on_main_process(lambda: self._load(weights))
         self.position = self.state.restore(run) if resume else Position()
         self.state.share()
         if weights and self.main:  # a run that is ended before its next checkpoint starts from them again
@@ -99,7 +101,7 @@ class Trainer:
                     self.state.save_weights(self.run, "final")
                 return self._report()
         except Interrupted as interrupted:
-            log.info("%s: saved %s; continue with --resume", interrupted, distributed.on_main(self._save))
+            log.info("%s: saved %s; continue with --resume", interrupted, distributed.on_main_process(self._save))
             raise
         finally:
             self.progress.finish()
@@ -161,9 +163,9 @@ class Trainer:
             self.progress.start(title, len(loader), 0)
             if weights is None:
                 return self.state.evaluate(loader, advance)
-            loaded = distributed.on_main(lambda: load_model(self.config, weights)[0])
+            loaded = distributed.on_main_process(lambda: load_model(self.config, weights)[0])
             model = loaded if self.main else build_model(self.config)
-            distributed.share(model.state_dict().values())
+            distributed.broadcast(model.state_dict().values())
             return evaluate(model, loader, self.state.loss, advance)
 
     def _taken(self, step: Step) -> bool:

@@ -164,13 +164,13 @@ def test_commands_for_one_process_refuse_a_launcher() -> None:
 
 @pytest.mark.parametrize(("batch", "size"), [(8, 2), (63, 2), (63, 4), (64, 3), (10, 5), (129, 7)])
 def test_shares_are_of_one_batch_and_keep_mirrors_together(batch: int, size: int) -> None:
-    parts = [distributed._rows(batch, rank, size) for rank in range(size)]
+    parts = [distributed._shard(batch, rank, size) for rank in range(size)]
     assert sorted(np.concatenate(parts)) == list(range(batch))
     for part in parts:
         np.testing.assert_array_equal(part[::-1], batch - 1 - part)
         assert len(part) >= 2 or batch == 2 * size - 1
     with pytest.raises(UserError, match="at least two images"):
-        distributed._rows(2 * size - 1, 0, size)
+        distributed._shard(2 * size - 1, 0, size)
 
 
 def test_synchronised_batch_norm_of_one_process_is_paddles(monkeypatch: pytest.MonkeyPatch) -> None:
