@@ -63,8 +63,6 @@ def default_config() -> CfgNode:
 
     c.LOSS = CfgNode()
     c.LOSS.LABEL_SMOOTHING = 0.1  # share of the target spread over all classes; evaluation reports the same loss
-    c.LOSS.TEACHERS = []  # names in checkpoints/: networks whose mean prediction is learnt beside the labels
-    c.LOSS.TEACHER_SHARE = 0.7  # of the loss, against that prediction; the rest is against the labels
 
     c.OPTIMIZER = CfgNode()
     c.OPTIMIZER.NAME = "adam"  # adam (weight decay as L2 in the gradient); adamw, muon (decoupled); sgd (momentum, L2)
@@ -85,13 +83,13 @@ def default_config() -> CfgNode:
     c.TRAIN = CfgNode()
     c.TRAIN.EPOCHS = 100
     c.TRAIN.MAX_STEPS = 0  # for trials: end after so many iterations of the same schedule; 0 is off
-    c.TRAIN.PRECISION = "float32"  # of training: float32, or mixed bfloat16 or (on a GPU, with loss scaling) float16
+    c.TRAIN.PRECISION = "float32"  # or mixed: bfloat16, float16 (GPU, loss scaling); auto: bfloat16 where it is fast
     c.TRAIN.AMP_LEVEL = "O1"  # of mixed precision on a GPU: O1, chosen operators; O2, all but those that must not
-    c.TRAIN.EMA_DECAY = 0.0  # moving average of the weights, evaluated and saved in their place; 0 is off
+    c.TRAIN.EMA_DECAY = 0.0  # EMA of the weights, evaluated and saved in their place; 0 is off
     c.TRAIN.GRAD_CLIP = 0.0  # largest global norm of the gradient; 0 is off
-    c.TRAIN.ACCUMULATE = 0  # parts of a batch, one after another, for less memory; 0: one, on a CPU as many as it needs
-    c.TRAIN.SYNC_BATCH_NORM = False  # several processes: batch norms see the whole batch, not their process's share
-    c.TRAIN.ON_NAN = "stop"  # at a loss that is no number: stop; skip (the step, also for such a gradient)
+    c.TRAIN.ACCUMULATE = 0  # micro-batches of a batch (gradient accumulation); 0: one, on a CPU as many as memory needs
+    c.TRAIN.SYNC_BATCH_NORM = False  # several processes: batch norms see the whole batch, not their shard
+    c.TRAIN.ON_NAN = "stop"  # at a non-finite loss: stop; skip (the step, for a non-finite gradient too)
     c.TRAIN.LOG_EVERY = 10  # iterations between rows of steps.csv
     c.TRAIN.EVAL_EVERY = 1  # epochs between evaluations
     c.TRAIN.CHECKPOINT_MINUTES = 10.0  # minutes between checkpoints inside an epoch; each epoch ends with one
@@ -190,9 +188,6 @@ CHECKS: dict[str, Check] = {
     "AUGMENT.MEAN": _numbers(3, 0.0),
     "AUGMENT.STD": (lambda v: _numbers(3, 0.0)[0](v) and min(v) > 0, "3 numbers above 0"),
     "LOSS.LABEL_SMOOTHING": _between(0.0, 1.0, open_high=True),
-    "LOSS.TEACHERS": (lambda v: all(isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) for name in v),
-                      "a list of names in checkpoints/"),
-    "LOSS.TEACHER_SHARE": _SHARE,
     "OPTIMIZER.NAME": _one_of("adam", "adamw", "muon", "sgd"),
     "OPTIMIZER.LR": _NON_NEGATIVE,
     "OPTIMIZER.WEIGHT_DECAY": _NON_NEGATIVE,
@@ -206,7 +201,7 @@ CHECKS: dict[str, Check] = {
     "SCHEDULE.POINTS": (_is_path, "[share of training, share of LR] pairs, the first share 0, the last 1, ascending"),
     "TRAIN.EPOCHS": _between(1, 1_000_000),
     "TRAIN.MAX_STEPS": _NON_NEGATIVE,
-    "TRAIN.PRECISION": _one_of("float32", "bfloat16", "float16"),
+    "TRAIN.PRECISION": _one_of("float32", "bfloat16", "float16", "auto"),
     "TRAIN.AMP_LEVEL": _one_of("O1", "O2"),
     "TRAIN.EMA_DECAY": _between(0.0, 1.0, open_high=True),
     "TRAIN.GRAD_CLIP": _NON_NEGATIVE,

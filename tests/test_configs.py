@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -26,12 +27,17 @@ def _distinct(paths: list[Path]) -> list[Path]:
     return list(found.values())
 
 
+def _is_large(path: Path) -> bool:
+    return load_config(path).DATA.IMAGE_SIZE > 64
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_config_loads_and_says_its_command(path: Path) -> None:
     config = load_config(path)
     assert path.stem == config.NAME
-    header = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-    assert any("Command:" in line for line in header)
+    command = re.search(r"^# Command: (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert command and (path.name in command[1] or command[1] == "make train")
+    assert "PRECISION" not in command[1] and "THREADS" not in command[1]
 
 
 def test_iformer_cifar10_is_the_recipe_of_its_source() -> None:
@@ -209,7 +215,8 @@ def test_shipped_config_prepares_its_data(path: Path) -> None:
         assert np.isfinite(batch).all() and 0.1 < batch.std() < 4
 
 
-@pytest.mark.parametrize("path", _distinct(SHIPPED), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [pytest.param(path, marks=[pytest.mark.slow] if _is_large(path) else [], id=path.stem)
+                                  for path in _distinct(SHIPPED)])
 def test_shipped_config_builds_and_trains(path: Path) -> None:
     """A config takes an optimizer step on two images of its size; the loss is near that of chance."""
     import math

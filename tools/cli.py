@@ -16,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.weights import released
 from errors import UserError
+from utils.progress import batches  # noqa: F401 (the progress bar of all commands)
 
 # What no code of ours can mend: permissions, full disks, names that the file system does not take.
 _OF_THE_MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG,
                    errno.ENAMETOOLONG, errno.ELOOP}
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
     from yacs.config import CfgNode
 
 
@@ -96,13 +96,6 @@ def work_folder(weights: str, config: CfgNode) -> Path:
     path = Path(weights)
     run = path if path.is_dir() else path.parent
     return run if (run / "config.yaml").is_file() else Path(config.OUTPUT) / config.NAME
-
-
-def batches(title: str, count: int, unit: str = "batch") -> tqdm:
-    """Return a progress bar over ``count`` batches (or other units), shown where somebody watches."""
-    from tqdm import tqdm
-
-    return tqdm(total=count, desc=title, unit=unit, leave=False, disable=not sys.stderr.isatty())
 
 
 def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser,
