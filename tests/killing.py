@@ -29,11 +29,10 @@ from processes import start_tool, tiny_run, tool
 EPOCHS, STEPS = 2, 19
 COMMON = ("TRAIN.EPOCHS=2", "TRAIN.LOG_EVERY=1", "TRAIN.CHECKPOINT_MINUTES=0.002", "TRAIN.GRAD_CLIP=1.0",
           "DATA.WORKERS=1", "DATA.EVAL_BATCH_SIZE=64")
-NETWORKS = {  # a plain one, and one with everything that draws random numbers or must be carried along
-    "iformer": COMMON,
-    "poolformer": (*COMMON, "MODEL.NAME=poolformer_s12", "MODEL.ARGS={depths: [1, 2], embed_dims: [16, 32]}",
-                   "MODEL.ARGS.drop_rate=0.1", "MODEL.DROP_PATH=0.3", "AUGMENT.ERASING=0.25", "AUGMENT.MIXUP=0.8",
-                   "AUGMENT.CUTMIX=1.0", "OPTIMIZER.NAME=muon", "OPTIMIZER.MOMENTUM=0.95", "TRAIN.EMA_DECAY=0.9"),
+RUNS = {  # a plain one, and one with everything that draws random numbers or must be carried along
+    "plain": COMMON,
+    "random": (*COMMON, "MODEL.ARGS.drop_rate=0.1", "MODEL.DROP_PATH=0.3", "AUGMENT.ERASING=0.25", "AUGMENT.MIXUP=0.8",
+               "AUGMENT.CUTMIX=1.0", "OPTIMIZER.NAME=muon", "OPTIMIZER.MOMENTUM=0.95", "TRAIN.EMA_DECAY=0.9"),
 }
 PHASES = ("any", "start", "step", "evaluation", "checkpoint")
 
@@ -62,7 +61,7 @@ def moments(seed: int, count: int, seconds: float) -> list[Moment]:
 
 
 def run_whole(kind: str, output: Path) -> Path:
-    """Train a network of NETWORKS without an interruption; return the run's folder."""
+    """Train one of RUNS without an interruption; return the run's folder."""
     return resume(kind, output, overwrite=True)
 
 
@@ -136,7 +135,7 @@ def assert_curves_are_whole(run: Path) -> None:
 
 
 def _arguments(kind: str, output: Path) -> list[str]:
-    return tiny_run(output, *NETWORKS[kind])
+    return tiny_run(output, *RUNS[kind])
 
 
 def _reached(run: Path, moment: Moment, begin: float, seen: set[str]) -> bool:
@@ -176,12 +175,12 @@ def _arrays_differ(name: str, one: dict[str, np.ndarray], two: dict[str, np.ndar
 def main() -> int:
     """Kill and resume; print a line for each kill, and the counts."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("networks", nargs="*", default=list(NETWORKS), help=f"default: {' '.join(NETWORKS)}")
+    parser.add_argument("runs", nargs="*", default=list(RUNS), help=f"default: {' '.join(RUNS)}")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=5)
     arguments = parser.parse_args()
     failed = 0
-    for kind in arguments.networks:
+    for kind in arguments.runs:
         with tempfile.TemporaryDirectory(prefix="kills-") as folder:
             begin = time.monotonic()
             whole = run_whole(kind, Path(folder, "whole"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import killing
 import pytest
-from killing import NETWORKS, Moment
+from killing import RUNS, Moment
 
 pytestmark = pytest.mark.slow
 MOMENTS = [Moment("start", 2.0), Moment("step", 0.02, 8), Moment("checkpoint", 0.001, 2),
@@ -16,7 +16,7 @@ MOMENTS = [Moment("start", 2.0), Moment("step", 0.02, 8), Moment("checkpoint", 0
 
 def test_killed_five_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but the first kill meet a run that was resumed, and continues what the one before it left."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the two networks run side by side
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the two run side by side
 
     def finish(kind: str) -> tuple[Path, list[str]]:
         whole = killing.run_whole(kind, tmp_path / f"{kind}-whole")
@@ -31,6 +31,6 @@ def test_killed_five_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         return whole, killing.differences(whole, run)
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        (one, found), (other, others) = pool.map(finish, NETWORKS)
+        (one, found), (other, others) = pool.map(finish, RUNS)
     assert found == others == []
     assert killing.differences(one, other), "the comparison sees differences"
