@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,17 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 from matplotlib.figure import Figure
+from paddle import nn
 from yacs.config import CfgNode
 
 from analysis.figures import save_figure
 from analysis.grids import WRONG, class_name, draw_grid
 from datasets.dataset import ImageDataset
+from datasets.loader import EvalLoader
+from datasets.origin import origin, pixels_sha256
 from engine.data import build_eval_loader
+from engine.evaluate import Evaluation, evaluate
+from engine.losses import LabelSmoothingCrossEntropy
 from engine.model import load_model
 from utils.fileio import write_text
 
@@ -28,15 +34,21 @@ Advance = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network says of every image of a split: probabilities float64 ``[N, num_classes]``, in their order."""
+    """A network's evaluation on a split, with the data set that names its classes."""
 
-    probabilities: np.ndarray
+    evaluation: Evaluation
     dataset: ImageDataset
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """Return class probabilities, float64 ``[N, num_classes]``."""
+        logits = paddle.to_tensor(self.evaluation.logits.astype("float64"))
+        return F.softmax(logits, axis=-1).numpy()
 
     @property
     def labels(self) -> np.ndarray:
         """Return the true classes, int64 ``[N]``."""
-        return self.dataset.labels
+        return self.evaluation.labels
 
     @property
     def predicted(self) -> np.ndarray:
@@ -55,9 +67,7 @@ class Predictions:
 
     def confusion(self) -> np.ndarray:
         """Return how many images of each true class (row) were taken for each class (column)."""
-        counts = np.zeros(2 * [self.probabilities.shape[1]], np.int64)
-        np.add.at(counts, (self.labels, self.predicted), 1)
-        return counts
+        return self.evaluation.confusion
 
     def mistakes(self) -> np.ndarray:
         """Return the indices of the wrong images, the most confident first."""
@@ -65,19 +75,34 @@ class Predictions:
         return wrong[np.argsort(-self.confidence[wrong], kind="stable")]
 
 
-@paddle.no_grad()
+def predict_loader(config: CfgNode, model: nn.Layer, loader: EvalLoader,
+                   advance: Advance = lambda done, images: None) -> Predictions:
+    """Return a network's predictions for the images of a loader; ``advance``: images done, of how many."""
+    done = 0
+
+    def count(images: int) -> None:
+        nonlocal done
+        done += images
+        advance(done, len(loader.dataset))
+
+    loss = LabelSmoothingCrossEntropy(config.LOSS.LABEL_SMOOTHING)
+    return Predictions(evaluate(model, loader, loss, count), loader.dataset)
+
+
 def predict_split(config: CfgNode, weights: str | Path, split: str = "test",
                   advance: Advance = lambda done, images: None) -> Predictions:
-    """Return what the weights of a file or run folder say of a split; ``advance``: images done, of how many."""
+    """Return the predictions of the weights of a file or run folder for a split."""
     loader = build_eval_loader(config, split)
-    model, _ = load_model(config, weights)
-    batches, done = [], 0
-    for images, labels in loader:
-        logits = model(paddle.to_tensor(images))
-        batches.append(F.softmax(logits.astype("float64"), axis=-1).numpy())
-        done += len(labels)
-        advance(done, len(loader.dataset))
-    return Predictions(np.concatenate(batches), loader.dataset)
+    return predict_loader(config, load_model(config, weights)[0], loader, advance)
+
+
+def metrics_of(config: CfgNode, found: Predictions) -> dict[str, Any]:
+    """Return what a file of results keeps: data, loss, accuracies, and calibration unless a logit is not finite."""
+    metrics = {"data": origin(config.DATA), "pixels_sha256": pixels_sha256(found.dataset), **found.evaluation.figures()}
+    if np.isfinite(found.evaluation.logits).all():
+        measured = calibration(found)
+        metrics |= {key: measured[key] for key in ("ece", "mce", "brier", "negative_log_likelihood")}
+    return metrics
 
 
 def class_table(predictions: Predictions) -> list[dict[str, Any]]:
@@ -104,19 +129,9 @@ def calibration(predictions: Predictions, bins: int = BINS) -> dict[str, Any]:
     Networks", ICML 2017, equations 3 and 5). The Brier score sums squared errors over classes; both it and the
     negative log likelihood (natural logarithm) are means over images.
     """
-    count = len(predictions.labels)
-    own = predictions.probabilities[np.arange(count), predictions.labels]
-    return calibration_of(predictions.confidence, predictions.predicted == predictions.labels, own,
-                          (predictions.probabilities**2).sum(1), bins)
-
-
-def calibration_of(confidence: np.ndarray, right: np.ndarray, own: np.ndarray, squares: np.ndarray,
-                   bins: int = BINS) -> dict[str, Any]:
-    """Return ``calibration`` from four numbers of each image, ``[N]`` each.
-
-    They are the probability of the likeliest class, whether that is the true one, the probability of the true class,
-    and the sum of all probabilities' squares.
-    """
+    probabilities, confidence = predictions.probabilities, predictions.confidence
+    count, right = len(confidence), predictions.predicted == predictions.labels
+    own, squares = probabilities[np.arange(count), predictions.labels], (probabilities**2).sum(1)
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     rows = []
     for index in range(bins):
@@ -125,7 +140,6 @@ def calibration_of(confidence: np.ndarray, right: np.ndarray, own: np.ndarray, s
                      "confidence": float(confidence[inside].mean()) if inside.any() else None,
                      "accuracy": float(right[inside].mean()) if inside.any() else None})
     gaps = {index: abs(row["accuracy"] - row["confidence"]) for index, row in enumerate(rows) if row["images"]}
-    count = len(confidence)
     return {"ece": float(sum(gap * rows[index]["images"] for index, gap in gaps.items()) / count),
             "mce": float(max(gaps.values())), "brier": float((squares - 2 * own + 1).mean()),
             "negative_log_likelihood": float(-np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean()),

@@ -1,4 +1,4 @@
-"""Read a config: YAML files with ``_BASE_`` inheritance and ``-o`` overrides, held against the schema."""
+"""Read a config: YAML files with ``_BASE_`` inheritance and ``-o`` overrides, checked against the schema."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from configs.schema import CHECKS, TYPES, default_config
+from configs.schema import KEYS, TYPES, default_config
 from errors import UserError, nearest, printable
 
 MAX_BYTES = 256 << 10  # of one file
@@ -64,10 +64,7 @@ def dump_config(config: CfgNode) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe subset, in which a key that stands twice is a mistake and ``1e-3`` a number.
-
-    Tags (``!!name``) and aliases (``*name``) are refused as they are read, before anything is made of them.
-    """
+    """YAML's safe subset without duplicate keys, tags (``!!name``) and aliases (``*name``); ``1e-3`` is a number."""
 
     nodes = 0
 
@@ -79,7 +76,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, str):
                 problem = f"found the key {_describe(key)}, expected a text"
             elif key in seen:
-                problem = f"the key {_describe(key)} stands twice"
+                problem = f"the key {_describe(key)} is there twice"
             if problem:
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key)
@@ -100,7 +97,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes a text such that ``_Loader`` reads a text."""
+    """Writes texts that ``_Loader`` reads as texts."""
 
 
 # A date is a text, such as the name of a run.
@@ -198,17 +195,16 @@ def _merge(node: CfgNode, tree: Mapping[str, Any], where: str, prefix: str = "")
 
 def _nearest_keys(dotted: str, prefix: str, node: CfgNode) -> str:
     """Return the tail of a message: the keys whose last part is that of ``dotted``, else the nearest ones."""
-    keys = [key for key, _ in flatten(default_config())]
-    same = [key for key in keys if key.split(".")[-1].lower() == dotted.split(".")[-1].lower()]
-    if dotted in keys:
-        return f"; in a file it stands as {dotted.replace('.', ': {')}: ...}}"
+    same = [key for key in KEYS if key.split(".")[-1].lower() == dotted.split(".")[-1].lower()]
+    if dotted in KEYS:
+        return f"; in a file it is written {dotted.replace('.', ': {')}: ...}}"
     if same:
         return f" (nearest: {', '.join(same)})"
-    return nearest(dotted, dict.fromkeys([*(f"{prefix}{name}" for name in node), *keys]))
+    return nearest(dotted, dict.fromkeys([*(f"{prefix}{name}" for name in node), *KEYS]))
 
 
 def _merge_arguments(node: CfgNode, value: Any, where: str) -> None:
-    """Merge constructor arguments: whatever they are, the network's constructor judges them."""
+    """Merge constructor arguments, which the network's constructor checks."""
     if not isinstance(value, Mapping):
         raise UserError(f"{where}: MODEL.ARGS takes constructor arguments by name, found {_describe(value)}")
     for key, argument in value.items():
@@ -230,7 +226,7 @@ def _checked(dotted: str, default: Any, value: Any, where: str) -> Any:
         raise UserError(f"{where}: {dotted} takes {expected}, found {_describe(value)}")
     if isinstance(value, float) and math.isnan(value):
         raise UserError(f"{where}: {dotted} takes a number, found nan")
-    holds, expected = CHECKS.get(dotted, (lambda _: True, ""))
+    holds, expected = KEYS[dotted][1]
     if not holds(value):
         choices = expected.removeprefix("one of ").split(", ") if expected.startswith("one of ") else []
         hint = nearest(value, choices) if isinstance(value, str) else ""

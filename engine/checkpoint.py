@@ -1,7 +1,7 @@
-"""Checkpoints: all that resuming needs, in one safetensors file that is whole or not there.
+"""Checkpoints: everything that resuming needs in one safetensors file, written atomically.
 
-A checkpoint holds tensors under ``model.``, ``optimizer.`` and ``average.``, and in its header a JSON text: the
-position of the run, and a SHA-256 of both. Nothing in such a file can be executed.
+Tensors are named ``model.*``, ``optimizer.*`` and ``ema.*``. The header holds the training progress as JSON and the
+SHA-256 of both. Reading such a file cannot execute code.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,24 +30,21 @@ _SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds: named arrays by part (``model``, ``optimizer``, ``average``) and the run's position."""
+    """The contents of a file: named arrays by part (``model``, ``optimizer``, ``ema``), and the training progress."""
 
     path: Path
     parts: Mapping[str, Arrays]
-    position: dict[str, Any]
+    progress: dict[str, Any]
 
 
-def save_checkpoint(folder: Path, iteration: int, parts: Mapping[str, Arrays], position: Mapping[str, Any],
+def save_checkpoint(folder: Path, global_step: int, parts: Mapping[str, Arrays], progress: Mapping[str, Any],
                     keep: int) -> Path:
-    """Write the checkpoint of an iteration atomically and delete all but the ``keep`` newest.
-
-    Raises UserError where it cannot be written; the ones before it are then untouched.
-    """
+    """Write a checkpoint atomically, then delete all but the ``keep`` newest; UserError where it cannot be written."""
     arrays = {f"{part}.{name}": np.ascontiguousarray(array)
               for part, named in parts.items() for name, array in named.items()}
-    text = json.dumps(position)
-    header = {"format": "checkpoint", "position": text, "sha256": _digest(arrays, text)}
-    path = folder / f"{iteration:09d}{_SUFFIX}"
+    text = json.dumps(progress)
+    header = {"format": "checkpoint", "progress": text, "sha256": _digest(arrays, text)}
+    path = folder / f"{global_step:09d}{_SUFFIX}"
 
     def write(temporary: Path) -> None:
         try:
@@ -67,46 +64,45 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.stem), reverse=True)
 
 
-def load_newest(folder: Path, report: Any) -> Checkpoint | None:
-    """Return the newest checkpoint that is whole, or None; ``report`` is told of each that is not."""
+def load_newest(folder: Path, warn: Callable[[str], object]) -> Checkpoint | None:
+    """Load the newest intact checkpoint, None where there is none; ``warn`` gets a sentence for each damaged one."""
     for path in list_checkpoints(folder):
         try:
             return load_checkpoint(path)
         except UserError as error:
-            report(f"{error}; trying the one before it")
+            warn(f"{error}; trying the one before it")
     return None
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint; raises UserError where it is torn, damaged, or something else."""
+    """Load a checkpoint; UserError where it is truncated, damaged, or another kind of file."""
     if not path.is_file():
-        raise UserError(f"{path}: not a whole checkpoint (no ordinary file)")
+        raise UserError(f"{path}: not a whole checkpoint (not a regular file)")
     try:
         with safe_open(path, framework="np") as file:
             header = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        position = json.loads(header["position"])
-        intact = header["sha256"] == _digest(arrays, header["position"])
+        progress = json.loads(header["progress"])
+        intact = header["sha256"] == _digest(arrays, header["progress"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-        told = printable(error, 200)
-        raise UserError(f"{path}: not a whole checkpoint ({type(error).__name__}: {told})") from None
-    if not intact or not isinstance(position, dict):
+        raise UserError(f"{path}: not a whole checkpoint ({type(error).__name__}: {printable(error, 200)})") from None
+    if not intact or not isinstance(progress, dict):
         raise UserError(f"{path}: damaged: its contents do not match its checksum")
     parts: dict[str, Arrays] = {}
     for name, array in arrays.items():
         part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = array
-    return Checkpoint(path, parts, position)
+    return Checkpoint(path, parts, progress)
 
 
-def read_position(saved: Checkpoint, default: T) -> T:
-    """Return the position of a checkpoint as a dataclass like ``default``; UserError where it is no such position."""
+def read_progress(saved: Checkpoint, default: T) -> T:
+    """Return the progress of a checkpoint as a dataclass like ``default``; UserError where a value does not fit."""
     expected = asdict(default)
-    for name, value in saved.position.items():
+    for name, value in saved.progress.items():
         if name not in expected or not _is_like(value, expected[name]):
-            raise UserError(f"{saved.path}: not the checkpoint of a run: its position has {printable(name)} = "
+            raise UserError(f"{saved.path}: not the checkpoint of a run: its progress has {printable(name)} = "
                             f"{printable(value)}")
-    return replace(default, **saved.position)
+    return replace(default, **saved.progress)
 
 
 def _is_like(value: Any, default: Any) -> bool:
@@ -120,14 +116,14 @@ def _is_like(value: Any, default: Any) -> bool:
 
 
 def model_arrays(model: nn.Layer) -> Arrays:
-    """Return the state of a network as arrays under its own names."""
+    """Return the state of a network as arrays."""
     return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
 
 
 def optimizer_arrays(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> Arrays:
-    """Return the state of an optimizer under the network's names: ``head.weight/moment1_0``.
+    """Return the state of an optimizer under the network's names, such as ``head.weight/moment1_0``.
 
-    Paddle's own keys count the layers made in the process (``linear_7.w_0_moment1_0``) and differ in the next.
+    Paddle's own keys (``linear_7.w_0_moment1_0``) count the layers built in the process.
     """
     names = {parameter.name: name for name, parameter in model.named_parameters()}
     arrays = {}
@@ -140,20 +136,20 @@ def optimizer_arrays(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> 
 
 def restore_optimizer(optimizer: paddle.optimizer.Optimizer, model: nn.Layer, arrays: Arrays,
                       path: Path | str = "the checkpoint") -> None:
-    """Put the arrays of ``optimizer_arrays`` back; UserError, naming ``path``, where they are of another network."""
+    """Load the arrays of ``optimizer_arrays``; UserError, naming ``path``, where they belong to another network."""
     own = dict(model.named_parameters())
     state = {}
     for key, array in arrays.items():
         name, _, kind = key.rpartition("/")
         if name not in own or (array.size > 1 and array.shape != tuple(own[name].shape)):
-            raise UserError(f"{path}: its optimizer state has {printable(key)} {list(array.shape)}, which is of "
-                            "another network")
+            raise UserError(f"{path}: its optimizer state has {printable(key)} {list(array.shape)}, which "
+                            "belongs to another network")
         state[f"{own[name].name}_{kind}"] = paddle.to_tensor(array)
     optimizer.set_state_dict(state)
 
 
-def _digest(arrays: Arrays, position: str) -> str:
-    digest = hashlib.sha256(position.encode())
+def _digest(arrays: Arrays, progress: str) -> str:
+    digest = hashlib.sha256(progress.encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name} {array.dtype} {array.shape}".encode())

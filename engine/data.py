@@ -1,12 +1,11 @@
-"""The images of a run: loaders for its splits, and the record of what it was trained on (``dataset.json``).
+"""The images of a run: loaders for its splits, and ``dataset.json``, which records what it was trained on.
 
-Folders of images can change under a run, and the order of the classes is that of their names. With another folder a
-network would go on with other labels, or its accuracy be counted against the wrong ones, and nothing would report it.
+Without the record, a changed image folder (its class order is that of the names) would silently give a resumed run or
+an evaluation other labels.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import zlib
 from pathlib import Path
@@ -22,7 +21,7 @@ from datasets.loader import EvalLoader, TrainLoader
 from datasets.transforms import Pipeline, build_eval_transforms, build_train_transforms
 from engine import distributed
 from errors import UserError
-from utils.fileio import write_json
+from utils.fileio import read_json, write_json
 
 log = logging.getLogger("suite")
 
@@ -48,7 +47,7 @@ def build_eval_loader(config: CfgNode, split: str) -> EvalLoader:
 
 
 def _by_batch(config: CfgNode, transform: Pipeline) -> Pipeline | BatchPipeline:
-    """Return what computes the same pixels faster, where DATA.PIPELINE allows it and there is such."""
+    """Return a faster pipeline for the same pixels, where there is one and DATA.PIPELINE allows it."""
     if config.DATA.PIPELINE == "reference":
         return transform
     pipeline, reason = faster(transform)
@@ -58,7 +57,7 @@ def _by_batch(config: CfgNode, transform: Pipeline) -> Pipeline | BatchPipeline:
 
 
 def record_data(run: Path, dataset: ImageDataset, resume: bool) -> None:
-    """Write what a run trains on; raises UserError where it is resumed with other classes or other images."""
+    """Write ``dataset.json``; UserError where a run is resumed with other classes or other images."""
     now = {"name": dataset.name, "training_images": len(dataset), "checksum": _checksum(dataset),
            "classes": list(dataset.class_names)}
     before = _read(run / NAME) if resume else None
@@ -73,14 +72,14 @@ def record_data(run: Path, dataset: ImageDataset, resume: bool) -> None:
 
 
 def check_classes(weights: Path, dataset: ImageDataset) -> None:
-    """Raise UserError where the run folder that ``weights`` stand in says that they know other classes."""
+    """Raise UserError where the run folder of ``weights`` records other classes."""
     before = _read(weights.parent / NAME)
     if before is not None:
         _compare(weights.parent / NAME, before["classes"], dataset)
 
 
 def trained_classes(weights: Path) -> tuple[str, ...] | None:
-    """Return the classes that the run folder of ``weights`` names, None outside of one."""
+    """Return the classes that the run folder of ``weights`` records, None outside of one."""
     before = _read(weights.parent / NAME)
     return None if before is None else tuple(before["classes"])
 
@@ -96,7 +95,7 @@ def _compare(path: Path, before: list[str], dataset: ImageDataset) -> None:
 
 
 def _checksum(dataset: ImageDataset) -> int:
-    """Return a number that changes with the labels, their order, and where images are files with their names."""
+    """Return a checksum of the labels in their order, and of the names where images are files."""
     start = 0 if isinstance(dataset.images, np.ndarray) else dataset.images.checksum()
     return zlib.crc32(dataset.labels.astype("<i8").tobytes(), start)
 
@@ -104,11 +103,8 @@ def _checksum(dataset: ImageDataset) -> int:
 def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    classes = content.get("classes") if isinstance(content, dict) else None
+    content = read_json(path)
+    classes = content.get("classes")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise UserError(f"{path}: not the record of a run's data, expected a list of classes")
     return content

@@ -191,13 +191,13 @@ def broadcast_checkpoint(saved: Checkpoint | None) -> Checkpoint | None:
     """Give all processes the checkpoint that process 0 has read, or its None."""
     if not _line:
         return saved
-    header = saved and [str(saved.path), saved.position, [
+    header = saved and [str(saved.path), saved.progress, [
         [part, name, str(array.dtype), array.shape] for part, arrays in saved.parts.items()
         for name, array in arrays.items()]]
     header = all_gather_object(header)[0]
     if header is None:
         return None
-    path, position, entries = header
+    path, progress, entries = header
     parts: dict[str, dict[str, np.ndarray]] = {}
     for part, name, dtype, shape in entries:
         array = saved.parts[part][name] if saved else np.zeros(shape, dtype)
@@ -206,7 +206,7 @@ def broadcast_checkpoint(saved: Checkpoint | None) -> Checkpoint | None:
             collective(paddle.distributed.broadcast, tensor, 0)
             array = tensor.numpy().view(dtype).reshape(shape)
         parts.setdefault(part, {})[name] = array
-    return Checkpoint(Path(path), parts, position)
+    return Checkpoint(Path(path), parts, progress)
 
 
 def _choose_backend(config: CfgNode) -> None:

@@ -1,4 +1,4 @@
-"""What is counted while training and evaluating: sums over images, kept on the device until they are read."""
+"""Training metrics: sums over images, kept on the device until they are read."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import paddle
 
 
 class RunningMean:
-    """Means over images of loss and correctness; adding costs no synchronisation, reading does."""
+    """Means over images of loss and accuracy; adding needs no synchronisation with the device, reading does."""
 
     def __init__(self, sums: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> None:
         self._sums = paddle.to_tensor(sums, dtype="float64")
 
     def add(self, loss: paddle.Tensor, correct: paddle.Tensor, images: int) -> None:
-        """Add a batch: its mean loss, how many of its images were classified correctly, and how many it has."""
+        """Add a batch: its mean loss, its number of correct images, and its number of images."""
         batch = [loss.astype("float64") * images, correct.astype("float64"), paddle.full([], images, "float64")]
         self._sums = self._sums + paddle.stack(batch)
 
@@ -22,6 +22,6 @@ class RunningMean:
         return loss, correct, images
 
     def means(self) -> tuple[float, float]:
-        """Return (mean loss, share of correct images); nan before the first batch."""
+        """Return (mean loss, accuracy); NaN before the first batch."""
         loss, correct, images = self.sums()
         return (loss / images, correct / images) if images else (float("nan"), float("nan"))

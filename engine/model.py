@@ -19,7 +19,7 @@ from engine.weights.load import LoadReport, load_weights
 from errors import UserError
 from models import create_model
 
-# Constructor arguments that do not stand under MODEL.ARGS.
+# Constructor arguments that have their own keys.
 _OWN_KEYS = {"num_classes": "the key is MODEL.NUM_CLASSES", "image_size": "the key is DATA.IMAGE_SIZE",
              "drop_path_rate": "the key is MODEL.DROP_PATH", "in_chans": "images have three channels"}
 
@@ -27,8 +27,7 @@ _OWN_KEYS = {"num_classes": "the key is MODEL.NUM_CLASSES", "image_size": "the k
 def build_model(config: CfgNode) -> nn.Layer:
     """Return the network of a config, freshly initialised from its seed.
 
-    Raises UserError for MODEL.ARGS that the network cannot be built with: whatever its constructor says of values
-    that are the user's own is told as a mistake in them.
+    Any error of the constructor for the user's MODEL.ARGS is raised as a UserError.
     """
     model, size, arguments = config.MODEL, config.DATA.IMAGE_SIZE, to_plain(config.MODEL.ARGS)
     for name, value in arguments.items():
@@ -45,16 +44,15 @@ def build_model(config: CfgNode) -> nn.Layer:
     except Exception as error:
         if not arguments:
             raise
-        told = str(error).strip().split("\n")[0]
-        raise UserError(f"MODEL.ARGS {arguments} build no {model.NAME}: {type(error).__name__}: {told}") from error
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"MODEL.ARGS {arguments} build no {model.NAME}: {type(error).__name__}: {reason}") from error
 
 
 def find_weights(weights: str) -> Path:
-    """Return the file that ``weights`` names.
+    """Return the file that ``weights`` names; UserError where there is none or a released checkpoint was changed.
 
-    That is a file itself, with ``.pdparams`` added, a run folder's selected weights, or those of a released
-    checkpoint, by its name or folder. Raises UserError where there is none, and where a released checkpoint is not
-    as it was released.
+    ``weights`` is a file with or without ``.pdparams``, a run folder (its selected weights), or the name or folder of
+    a released checkpoint.
     """
     folder = released.find_released(weights)
     if folder:
@@ -64,7 +62,7 @@ def find_weights(weights: str) -> Path:
     if path.is_dir():
         found = path / "best_model.pdparams"
         if not found.exists():
-            raise UserError(f"{path} is no run folder with weights: it has no best_model.pdparams")
+            raise UserError(f"{path} is not a run folder with weights: it has no best_model.pdparams")
         return found
     for candidate in (path, path.with_name(path.name + ".pdparams")):
         if candidate.is_file():
@@ -73,7 +71,7 @@ def find_weights(weights: str) -> Path:
 
 
 def load_model(config: CfgNode, weights: str | Path) -> tuple[nn.Layer, LoadReport]:
-    """Return the network of a config in evaluation mode with the weights of a file, and what was loaded."""
+    """Return the network of a config in evaluation mode with loaded weights, and the report on loading them."""
     path = find_weights(str(weights))
     model = build_model(config)
     report = load_weights(model, path)

@@ -1,4 +1,4 @@
-"""Muon: for the matrices of a network momentum that is orthogonalised, for all other parameters AdamW."""
+"""Muon: orthogonalised momentum for the matrices of a network, AdamW for its other parameters."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _ITERATIONS = 5
 
 
 def hidden_matrices(model: nn.Layer) -> list[paddle.Tensor]:
-    """Return what Muon is for: trainable weights of fully connected layers and dense convolutions, but the head's.
+    """Return the trainable weights of fully connected layers and dense convolutions, without the head's.
 
-    The head is the layer that ``head_name`` tells of networks with ``num_classes`` (``models.layers.Classifier``),
-    else the last of all fully connected layers.
+    The head is the layer named by the network's ``head_name`` (``models.layers.Classifier``), else the last fully
+    connected layer.
     """
     layers = [layer for layer in model.sublayers(include_self=True) if isinstance(layer, (nn.Linear, nn.Conv2D))]
     if hasattr(model, "head_name"):
@@ -33,8 +33,8 @@ def hidden_matrices(model: nn.Layer) -> list[paddle.Tensor]:
 def orthogonalize(matrix: paddle.Tensor) -> paddle.Tensor:
     """Return nearly ``U Vᵀ`` of the matrix's singular value decomposition ``U S Vᵀ``, ``[m, n]`` float32.
 
-    Five Newton-Schulz iterations of Jordan et al. (see :class:`Muon`), whose operands are bfloat16 on CPUs that
-    multiply it. They take the singular values that are not tiny to between 0.7 and 1.2.
+    Five Newton-Schulz iterations of Jordan et al. (see :class:`Muon`) with bfloat16 operands on CPUs that multiply
+    them. Singular values that are not tiny end between 0.7 and 1.2.
     """
     a, b, c = _COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
@@ -50,15 +50,17 @@ def orthogonalize(matrix: paddle.Tensor) -> paddle.Tensor:
 class Muon(AdamW):
     """Nesterov's momentum, orthogonalised, for ``matrices``; AdamW for the rest of ``parameters``.
 
-    Sources: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), for the step, which
-    takes filters ``[C', C, kh, kw]`` as matrices ``[C', C·kh·kw]``; Liu et al., arXiv 2502.16982, for its size,
-    ``0.2 · sqrt(max(m, n))``, that gives it the root mean square of AdamW's, so that one learning rate and one
-    decoupled weight decay serve both kinds of parameters. Deviation: the norm of all gradients together may be bounded.
+    Sources: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), for the step; filters
+    ``[C', C, kh, kw]`` are matrices ``[C', C·kh·kw]``. Liu et al., arXiv 2502.16982, for the scale
+    ``0.2 · sqrt(max(m, n))``, which gives the step the root mean square of AdamW's, so that one learning rate and one
+    decoupled weight decay serve all parameters. Deviation: ``grad_clip`` bounds the norm of all gradients together.
 
     Args:
-        matrices: those of the parameters that are not AdamW's.
-        momentum: what is kept of the sum of gradients at each step.
-        others, options: what ``paddle.optimizer.AdamW`` takes; ``grad_clip`` is for all gradients together.
+        others: positional arguments of ``paddle.optimizer.AdamW``.
+        parameters: all parameters.
+        matrices: those of them that Muon updates.
+        momentum: decay of the momentum buffer.
+        options: keyword arguments of ``paddle.optimizer.AdamW``.
     """
 
     def __init__(self, *others: float, parameters: list[paddle.Tensor], matrices: list[paddle.Tensor],
@@ -70,12 +72,12 @@ class Muon(AdamW):
 
     @paddle.no_grad()
     def step(self) -> None:
-        """Update the parameters that have a gradient; none where Paddle's loss scaler found one that is no number."""
+        """Update the parameters that have a gradient; none where Paddle's loss scaler found one that is not finite."""
         if self._get_auxiliary_var("found_inf"):
             return
         if self._grad_clip:
-            given = [(parameter, parameter.grad) for parameter in self._parameter_list if parameter.grad is not None]
-            for (_, gradient), (_, clipped) in zip(given, self._grad_clip(given), strict=True):
+            pairs = [(parameter, parameter.grad) for parameter in self._parameter_list if parameter.grad is not None]
+            for (_, gradient), (_, clipped) in zip(pairs, self._grad_clip(pairs), strict=True):
                 gradient.copy_(clipped, False)
         everything, self._parameter_list = self._parameter_list, self._others
         try:
@@ -84,9 +86,9 @@ class Muon(AdamW):
             self._parameter_list = everything
         for matrix in self._matrices:
             if matrix.grad is not None:
-                self._turn(matrix, matrix.grad)
+                self._update_matrix(matrix, matrix.grad)
 
-    def _turn(self, matrix: paddle.Tensor, gradient: paddle.Tensor) -> None:
+    def _update_matrix(self, matrix: paddle.Tensor, gradient: paddle.Tensor) -> None:
         if matrix.name not in self._accumulators["momentum"]:
             self._add_accumulator("momentum", matrix)
         velocity = self._get_accumulator("momentum", matrix)

@@ -1,4 +1,4 @@
-"""Optimizers, schedules and the moving average of the weights."""
+"""Build the optimizer of a config, the learning rate schedule, and the EMA of the weights."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from kernels import optimizer as compiled
 def build_optimizer(model: nn.Layer, config: CfgNode, grad_clip: float = 0.0) -> paddle.optimizer.Optimizer:
     """Return the optimizer of an OPTIMIZER section over the trainable parameters of ``model``.
 
-    ``adam`` and ``sgd`` take weight decay as L2 in the gradient (coupled, as Paddle's float ``weight_decay``),
-    ``adamw`` decoupled, as does ``muon``, which is AdamW for all but the hidden matrices. The learning rate is set
-    before every step from ``learning_rate``.
+    ``adam`` and ``sgd`` add weight decay to the gradient (L2, as Paddle's float ``weight_decay``); it is decoupled in
+    ``adamw`` and ``muon``, which is AdamW for all but the hidden matrices.
     """
     clip = nn.ClipGradByGlobalNorm(grad_clip) if grad_clip else None
     trainable = [parameter for parameter in model.parameters() if parameter.trainable]
@@ -34,36 +33,35 @@ def build_optimizer(model: nn.Layer, config: CfgNode, grad_clip: float = 0.0) ->
         return optimizers.AdamW(config.LR, *config.BETAS, **decoupled)
     if config.NAME == "muon":
         return Muon(config.LR, *config.BETAS, matrices=hidden_matrices(model), momentum=config.MOMENTUM, **decoupled)
-    for parameter in trainable:  # no groups: Paddle would clip the norm of each
+    for parameter in trainable:  # no parameter groups: Paddle would clip each by its own norm
         parameter.regularizer = L2Decay(decay) if parameter.name in decayed else None
     if config.NAME == "sgd":
         return optimizers.Momentum(config.LR, config.MOMENTUM, parameters=trainable, grad_clip=clip)
     return optimizers.Adam(config.LR, *config.BETAS, epsilon=config.EPSILON, parameters=trainable, grad_clip=clip)
 
 
-def learning_rate(iteration: int, steps_per_epoch: int, epochs: int, peak: float, schedule: CfgNode) -> float:
-    """Return the learning rate of an iteration (from 0), a pure function of its arguments.
+def learning_rate(step: int, steps_per_epoch: int, epochs: int, peak: float, schedule: CfgNode) -> float:
+    """Return the learning rate of a global step (from 0), a pure function of its arguments.
 
-    The warm-up rises linearly and the schedule spans what remains; ``cosine`` without warm-up is Paddle's
-    ``CosineAnnealingDecay(peak, T_max=epochs · steps_per_epoch, eta_min=MIN_LR)`` stepped every iteration.
+    A linear warm-up, then the schedule over the remaining steps. ``cosine`` without warm-up is Paddle's
+    ``CosineAnnealingDecay(peak, T_max=epochs · steps_per_epoch, eta_min=MIN_LR)`` stepped at every step.
     """
     warmup = round(schedule.WARMUP_EPOCHS * steps_per_epoch)
-    if iteration < warmup:
-        return schedule.WARMUP_LR + (peak - schedule.WARMUP_LR) * iteration / warmup
-    share = min((iteration - warmup) / max(epochs * steps_per_epoch - warmup, 1), 1.0)
+    if step < warmup:
+        return schedule.WARMUP_LR + (peak - schedule.WARMUP_LR) * step / warmup
+    done = min((step - warmup) / max(epochs * steps_per_epoch - warmup, 1), 1.0)
     if schedule.NAME == "cosine":
-        return schedule.MIN_LR + (peak - schedule.MIN_LR) * 0.5 * (1.0 + math.cos(math.pi * share))
+        return schedule.MIN_LR + (peak - schedule.MIN_LR) * 0.5 * (1.0 + math.cos(math.pi * done))
     if schedule.NAME == "piecewise_linear":
-        shares, factors = zip(*schedule.POINTS, strict=True)
-        return peak * float(np.interp(share, shares, factors))
+        return peak * float(np.interp(done, *zip(*schedule.POINTS, strict=True)))
     return peak
 
 
-class WeightAverage:
-    """Exponential moving average of a model's parameters; what is not trained, as batch statistics, is copied.
+class ModelEma:
+    """Exponential moving average (EMA) of a model's parameters; batch statistics are copied.
 
-    ``average = d · average + (1 - d) · weight`` after each step, with ``d = min(decay, (1 + n) / (10 + n))`` at
-    update n, so that the first averages do not remember the initialisation.
+    ``ema = d · ema + (1 - d) · weight`` after each step, with ``d = min(decay, (1 + n) / (10 + n))`` at update n, so
+    that the first updates forget the initialisation.
     """
 
     def __init__(self, model: nn.Layer, decay: float) -> None:
@@ -73,7 +71,7 @@ class WeightAverage:
 
     @paddle.no_grad()
     def update(self, model: nn.Layer) -> None:
-        """Take one step towards the present weights."""
+        """Take one step towards the model's weights."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         tensors = model.state_dict()
@@ -82,15 +80,15 @@ class WeightAverage:
             factors = [(0.0, 1.0) if tensor.stop_gradient else (decay, 1.0 - decay) for tensor in tensors.values()]
             compiled.average(averages, list(tensors.values()), np.array(factors, "float32").T.copy())
             return
-        for name, tensor in tensors.items():
+        for average, tensor in zip(averages, tensors.values(), strict=True):
             if tensor.stop_gradient:
-                self.state[name].copy_(tensor, False)
+                average.copy_(tensor, False)
             else:
-                self.state[name].scale_(decay).add_(tensor * (1.0 - decay))
+                average.scale_(decay).add_(tensor * (1.0 - decay))
 
     @contextmanager
     def applied_to(self, model: nn.Layer) -> Iterator[None]:
-        """Put the average in the place of the model's weights for the length of a ``with`` block."""
+        """Replace the model's weights by their EMA for the length of a ``with`` block."""
         own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         model.set_state_dict(self.state)
         try:

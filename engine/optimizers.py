@@ -1,7 +1,7 @@
-"""Paddle's optimizers with a step that is one compiled call for all parameters on a CPU.
+"""Paddle's Adam, AdamW and Momentum with a step that is one compiled call for all parameters on a CPU.
 
-Paddle calls an operator for each parameter, where networks with many small tensors spend a good part of their step.
-Everything but the step is Paddle's: accumulators and their names, the state, the learning rate, clearing gradients.
+Paddle calls one operator per parameter, a good part of a step for networks with many small tensors. Everything else is
+Paddle's: accumulators and their names, the state, the learning rate, clearing gradients. Works with Paddle 2.6 to 3.3.
 """
 
 from __future__ import annotations
@@ -12,38 +12,38 @@ from dataclasses import dataclass
 import numpy as np
 import paddle
 from paddle import nn
+from paddle.base.layer_helper import LayerHelper
 from paddle.regularizer import L2Decay
 
 from kernels import optimizer as compiled
 
+Tensors = Sequence[paddle.Tensor]
+
 
 @dataclass
 class _Plan:
-    """What the compiled call takes for a list of parameters: their accumulators, and float32 factors ``[rows, N]``.
-
-    The first row of the factors is the parameter's own factor of the learning rate.
-    """
+    """Arguments of the compiled call for a list of parameters; row 0 of ``factors`` scales the learning rate."""
 
     owners: list[int]
     states: list[paddle.Tensor]
-    factors: np.ndarray
+    factors: np.ndarray  # float32 [rows, N]
 
 
 class _InOneCall:
-    """Takes the step of the Paddle optimizer behind this class as one compiled call, where that applies.
+    """Replaces the step of the Paddle optimizer that follows in the MRO by one compiled call, where that applies.
 
-    It applies on the CPU in the ``auto`` mode of ``kernels``, to a flat list of float32 parameters (no groups) with
-    dense gradients, clipped by their global norm or not at all. Otherwise Paddle's own step is taken; each goes on
-    from the other's state. Where the processor has AVX-512 the results are equal to Paddle's bit by bit, but for the
-    global norm: its squares are summed in float64 here.
+    It applies on a CPU in the ``auto`` mode of ``kernels``, to a flat list of float32 parameters (no groups) with
+    dense gradients and no clipping but by the global norm. Otherwise Paddle's own step is taken; each continues from
+    the other's state. With AVX-512 the results equal Paddle's bit by bit, except for the global norm, whose squares
+    are summed in float64 here.
     """
 
-    _kinds: tuple[str, ...]  # of accumulators, in the order that the compiled call takes them
+    _kinds: tuple[str, ...]  # of accumulators, in the order of the compiled call
     _plan: _Plan | None = None
 
     @paddle.no_grad()
     def step(self) -> None:
-        """Update the parameters that have a gradient, as Paddle's own step does."""
+        """Update the parameters that have a gradient."""
         parameters, gradients = self._with_gradients() if self._applies() else ([], [])
         plan = self._plan_for(parameters) if parameters else None
         if plan is None:
@@ -54,26 +54,22 @@ class _InOneCall:
         self._update(parameters, gradients, plan.states, factors, self._clip_factor(gradients))
 
     def _applies(self) -> bool:
-        """Tell whether the options of this optimizer and the place of this run are those of the compiled call."""
         clip = self._grad_clip
         return (
             compiled.available()
             and not isinstance(self._parameter_list[0], dict)
             and (clip is None or (type(clip) is nn.ClipGradByGlobalNorm and not clip.auto_skip_clip))
-            and self._get_auxiliary_var("found_inf") is None  # of Paddle's loss scaler
+            and self._get_auxiliary_var("found_inf") is None  # set by Paddle's loss scaler
             and not self._use_multi_tensor
         )
 
     def _with_gradients(self) -> tuple[list[paddle.Tensor], list[paddle.Tensor]]:
-        """Return the parameters that have a gradient, and the gradients; nothing where one of them is not taken."""
+        """Return the parameters that have a gradient, and the gradients; nothing where one is not supported."""
         parameters = [parameter for parameter in self._parameter_list
                       if not parameter.stop_gradient and parameter._grad_ivar() is not None]
         gradients = [parameter._grad_ivar() for parameter in parameters]
-        if compiled.takes(gradients):
-            return parameters, gradients
-        if any(gradient.is_selected_rows() for gradient in gradients):
-            return [], []
-        gradients = [gradient.contiguous() for gradient in gradients]
+        if not compiled.takes(gradients) and not any(gradient.is_selected_rows() for gradient in gradients):
+            gradients = [gradient.contiguous() for gradient in gradients]
         return (parameters, gradients) if compiled.takes(gradients) else ([], [])
 
     def _plan_for(self, parameters: list[paddle.Tensor]) -> _Plan | None:
@@ -83,6 +79,8 @@ class _InOneCall:
             clipped = all(getattr(parameter, "need_clip", True) for parameter in parameters)
             if None in decays or not compiled.takes(parameters) or (self._grad_clip and not clipped):
                 return None
+            if self.helper is None:  # what Paddle's own step would create first
+                self.helper = LayerHelper(type(self).__name__)
             self._create_accumulators(paddle.static.default_main_program().global_block(), parameters)
             states = [self._get_accumulator(kind, parameter) for kind in self._kinds for parameter in parameters]
             if not compiled.takes(states):
@@ -93,21 +91,21 @@ class _InOneCall:
         return self._plan
 
     def _l2(self, parameter: paddle.Tensor) -> float | None:
-        """Return how much of a parameter is added to its gradient; None for another kind of decay."""
+        """Return the factor of the parameter that is added to its gradient; None for another kind of decay."""
         decay = parameter.regularizer or self.regularization
         return 0.0 if decay is None else decay._coeff if type(decay) is L2Decay else None
 
-    def _clip_factor(self, gradients: Sequence[paddle.Tensor]) -> float:
+    def _clip_factor(self, gradients: Tensors) -> float:
         if self._grad_clip is None:
             return 1.0
         largest = np.float32(self._grad_clip.clip_norm)
         return float(largest / np.maximum(np.float32(np.sqrt(compiled.sum_squares(gradients))), largest))
 
-    def _more_factors(self, parameters: list[paddle.Tensor]) -> list[list[float]]:
+    def _more_factors(self, parameters: Tensors) -> list[list[float]]:
         return []
 
-    def _update(self, parameters: list[paddle.Tensor], gradients: list[paddle.Tensor], states: list[paddle.Tensor],
-                factors: np.ndarray, clip: float) -> None:
+    def _update(self, parameters: Tensors, gradients: Tensors, states: Tensors, factors: np.ndarray,
+                clip: float) -> None:
         raise NotImplementedError
 
 
@@ -115,14 +113,14 @@ class _AdamInOneCall(_InOneCall):
     _kinds = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
 
     def _applies(self) -> bool:
-        return super()._applies() and not self._amsgrad and all(
+        return super()._applies() and not getattr(self, "_amsgrad", False) and all(
             isinstance(number, float) for number in (self._beta1, self._beta2, self._epsilon))
 
-    def _more_factors(self, parameters: list[paddle.Tensor]) -> list[list[float]]:
+    def _more_factors(self, parameters: Tensors) -> list[list[float]]:
         return [[0.0] * len(parameters)]
 
-    def _update(self, parameters: list[paddle.Tensor], gradients: list[paddle.Tensor], states: list[paddle.Tensor],
-                factors: np.ndarray, clip: float) -> None:
+    def _update(self, parameters: Tensors, gradients: Tensors, states: Tensors, factors: np.ndarray,
+                clip: float) -> None:
         compiled.adam(parameters, gradients, states, factors, (self._beta1, self._beta2), self._epsilon, clip)
 
 
@@ -133,7 +131,7 @@ class Adam(_AdamInOneCall, paddle.optimizer.Adam):
 class AdamW(_AdamInOneCall, paddle.optimizer.AdamW):
     """``paddle.optimizer.AdamW``; weight decay is decoupled from the gradient."""
 
-    def _more_factors(self, parameters: list[paddle.Tensor]) -> list[list[float]]:
+    def _more_factors(self, parameters: Tensors) -> list[list[float]]:
         decays = self._apply_decay_param_fun or (lambda name: True)
         return [[self._weight_decay * bool(decays(parameter.name)) for parameter in parameters]]
 
@@ -150,6 +148,6 @@ class Momentum(_InOneCall, paddle.optimizer.Momentum):
         own = super()._l2(parameter)
         return self._regularization_coeff if parameter.regularizer is None and own == 0 else own
 
-    def _update(self, parameters: list[paddle.Tensor], gradients: list[paddle.Tensor], states: list[paddle.Tensor],
-                factors: np.ndarray, clip: float) -> None:
+    def _update(self, parameters: Tensors, gradients: Tensors, states: Tensors, factors: np.ndarray,
+                clip: float) -> None:
         compiled.momentum(parameters, gradients, states, factors, self._momentum, clip)

@@ -1,9 +1,8 @@
-"""A run's folder: its files, who may write into it, and whether a config may continue it."""
+"""The folder of a run: its files, its lock and log, and whether a config may continue it."""
 
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import shutil
@@ -17,19 +16,19 @@ from yacs.config import CfgNode
 
 from configs.load import dump_config, flatten, load_config, to_plain
 from errors import UserError
-from utils.fileio import remove_temporaries, write_json, write_text
+from utils.fileio import read_json, remove_temporaries, write_json, write_text
 
 log = logging.getLogger("suite")
 
-# Keys that may differ between a run and its continuation; all others would change what is computed.
+# Keys that may differ between a run and its continuation; all others would change the result.
 _FREE_KEYS = {
     "OUTPUT", "DATA.ROOT", "DATA.DOWNLOAD", "DATA.EVAL_BATCH_SIZE", "DATA.WORKERS", "TRAIN.EPOCHS", "TRAIN.MAX_STEPS",
     "TRAIN.ON_NAN", "TRAIN.LOG_EVERY", "TRAIN.EVAL_EVERY", "TRAIN.CHECKPOINT_MINUTES", "TRAIN.KEEP_CHECKPOINTS",
     "RUNTIME.DEVICE", "RUNTIME.THREADS", "RUNTIME.DETERMINISTIC", "RUNTIME.KERNELS",
 }
 
-# What of a machine decides how sums are rounded.
-_ROUNDING = ("paddle", "processor", "device", "threads", "processes", "kernels_in_use")
+# Fields of environment.json that decide how sums are rounded.
+_ROUNDING = ("paddle", "processor", "device", "threads", "processes", "kernels_in_use", "precision")
 
 
 class RunFolder:
@@ -49,34 +48,33 @@ class RunFolder:
 
     @property
     def started(self) -> bool:
-        """Tell whether the run came as far as its first table; one that did not has nothing to continue or to lose."""
+        """Return whether the run got as far as its first table; before that there is nothing to continue or to lose."""
         return (self.path / "steps.csv").exists() or self._has_checkpoints()
 
     def _has_checkpoints(self) -> bool:
         return any(self.checkpoints.glob("*.safetensors"))
 
     def open(self, config: CfgNode, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder this process's own, write the config, and start ``train.log``.
+        """Lock the folder, write the config, and start ``train.log``.
 
-        With ``resume``, a run that was ended before its first table starts from the beginning. Raises UserError where
-        another process writes into it, where it holds a run and neither ``resume`` nor ``overwrite`` is given, where
-        ``resume`` is given with a config that is not the run's, and where config.yaml is there but of no run. The
-        folder is then let go of again.
+        With ``resume``, a run without its first table starts from the beginning. Raises UserError where another
+        process writes into the folder, where it holds a run and neither ``resume`` nor ``overwrite`` is given, where
+        the config does not continue the run's, and where its config.yaml is not a run's. The lock is then released.
         """
         holds_run = self.config.exists() and self.started
         if holds_run and not (resume or overwrite):
             raise UserError(f"{self.path} holds a run already: continue it with --resume, replace it with --overwrite, "
-                            "or name another with -o NAME=...")
+                            "or choose another name with -o NAME=...")
         if self._has_checkpoints() and not self.config.exists():
             raise UserError(f"{self.checkpoints} holds checkpoints, but {self.path} no {self.config.name}: move them "
-                            "away, or name another run with -o NAME=...")
+                            "away, or choose another name with -o NAME=...")
         if resume and not holds_run and self._awaits_weights():
-            raise UserError(f"{self.path} was ended before it had taken in its --weights: start it again as before, "
-                            "without --resume")
+            raise UserError(f"{self.path} ended before it had loaded its --weights: start it again as before, without "
+                            "--resume")
         resume = resume and holds_run
         if self.config.exists() and not resume and not self.lock.is_file():
             raise UserError(f"{self.path} holds a {self.config.name}, but no {self.lock.name} as a run has: it may be "
-                            "something else, so name another with -o NAME=..., or delete it yourself")
+                            "something else. Choose another name with -o NAME=..., or delete it yourself")
         self._acquire()
         try:
             differences = _check_continuation(load_config(self.config), config, self.config) if resume else []
@@ -98,10 +96,14 @@ class RunFolder:
     def _awaits_weights(self) -> bool:
         return self.environment.is_file() and b'"--weights' in self.environment.read_bytes()
 
-    def record_environment(self, now: dict[str, Any], *, resume: bool) -> None:
-        """Write ``environment.json``; where a run is resumed, what it was made with until now stays under ``earlier``.
+    def precision(self) -> str:
+        """Return the precision that ``environment.json`` records, empty where it records none."""
+        return str(_read_environment(self.environment).get("precision", ""))
 
-        What makes the continuation round otherwise than the run would have without a break is told.
+    def record_environment(self, now: dict[str, Any], *, resume: bool) -> None:
+        """Write ``environment.json``; with ``resume``, earlier environments stay under ``earlier``.
+
+        Logs a warning for each difference that changes how the continuation rounds.
         """
         before = _read_environment(self.environment) if resume else {}
         earlier = before.pop("earlier", [])
@@ -109,12 +111,12 @@ class RunFolder:
             earlier = [*earlier, before]
         for key in _ROUNDING:
             if key in before and before[key] != now.get(key):
-                log.warning("resuming with %s %s, until now it was %s: what is computed from here on rounds otherwise",
+                log.warning("resuming with %s %s, until now it was %s: the result is rounded differently from here on",
                             key, now.get(key), before[key])
         write_json(self.environment, {**now, "earlier": earlier} if earlier else now)
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """End the log and release the lock."""
         for handler in list(log.handlers):
             log.removeHandler(handler)
             handler.close()
@@ -123,7 +125,7 @@ class RunFolder:
             self._held = None
 
     def _acquire(self) -> None:
-        """Lock the folder; the system lets go of the lock of a process that dies, so none is ever stale."""
+        """Lock the folder. The system releases the lock of a process that dies, so none is ever stale."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = self.lock.open("a+", encoding="utf-8")
@@ -137,15 +139,15 @@ class RunFolder:
             lock.close()
             raise UserError(f"{self.path}: process {holder} is writing into this run; wait for it or stop it") from None
         except OSError as error:  # some network file systems have no locks
-            warnings.warn(f"{self.lock}: cannot be locked ({error.strerror}), so nothing keeps a second process from "
-                          "writing into this run", stacklevel=2)
+            warnings.warn(f"{self.lock}: cannot be locked ({error.strerror}), a second process could write into this "
+                          "run too", stacklevel=2)
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
         self._held = lock
 
     def _clear(self) -> None:
-        shutil.rmtree(self.checkpoints, ignore_errors=True)  # first: none is ever taken for the new run's
+        shutil.rmtree(self.checkpoints, ignore_errors=True)  # first, so that none is mistaken for the new run's
         for entry in self.path.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
@@ -170,25 +172,26 @@ class _Console(logging.Handler):
         try:
             tqdm.write(self.format(record), file=sys.stdout)
             sys.stdout.flush()
-        except BrokenPipeError:  # the reader of our output has gone, as `| head` does: train.log tells the rest
+        except BrokenPipeError:  # nobody reads our output, as after `| head`: train.log has it all
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _read_environment(path: Path) -> dict[str, Any]:
+    """Read ``environment.json``; empty where it is missing or damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = read_json(path)
+    except UserError:
         return {}
-    return found if isinstance(found, dict) and isinstance(found.get("earlier", []), list) else {}
+    return found if isinstance(found.get("earlier", []), list) else {}
 
 
 def run_folder(config: CfgNode) -> RunFolder:
-    """Return the folder of a config's run; nothing is made."""
+    """Return the folder of a config's run without creating it."""
     return RunFolder(Path(config.OUTPUT).expanduser() / config.NAME)
 
 
 def _check_continuation(old: CfgNode, new: CfgNode, path: Path) -> list[str]:
-    """Return the harmless differences, told; raises UserError where one would change what the run computes."""
+    """Return the harmless differences as text; UserError where one would change the result."""
     before, now = dict(flatten(old)), dict(flatten(new))
     changed = [key for key in now if now[key] != before[key]]
     breaking = [_difference(key, before[key], now[key]) for key in changed if key not in _FREE_KEYS]

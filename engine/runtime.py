@@ -1,11 +1,12 @@
-"""The machine under a run: threads, device, precision and seeds.
+"""The machine of a run: threads, memory, device, precision and seeds.
 
-``prepare`` must run before Paddle is imported elsewhere: the thread count and the math library's settings are read
-when Paddle's libraries load. This module therefore imports Paddle inside its functions.
+``prepare`` must run before Paddle is imported: thread count and math library settings are read when Paddle's libraries
+load. This module therefore imports Paddle inside its functions.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import io
 import os
@@ -17,7 +18,6 @@ from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import allocation
 from errors import UserError
 from utils.paths import ROOT
 
@@ -25,24 +25,25 @@ if TYPE_CHECKING:
     from yacs.config import CfgNode
 
 _PACKAGES = ("opencv-python-headless", "pillow", "safetensors", "scikit-learn", "scipy", "visualdl", "PyYAML", "yacs")
+# Environment variables that stop the GNU C library from returning freed memory, and mallopt's numbers of them.
+_KEEP_MEMORY = {"MALLOC_MMAP_MAX_": ("0", -4), "MALLOC_TRIM_THRESHOLD_": ("-1", -1)}
 
 
 def prepare(threads: int = 0) -> list[str]:
-    """Load Paddle with threads (0: its share of the cores) and the AMD setting in its environment.
+    """Load Paddle with ``threads`` threads (0: this process's part of the cores), and keep freed memory.
 
-    What stands in the environment stays, but for OMP_NUM_THREADS where ``threads`` is given. Returns what was set, as
-    ``NAME=VALUE``, for the log. Without effect on a process that has loaded Paddle already, but for the memory that it
-    keeps from now on (see ``engine/allocation.py``).
+    Variables that the user has set stay, except OMP_NUM_THREADS where ``threads`` is given. Returns what was set, as
+    ``NAME=VALUE``. In a process that has already loaded Paddle only the memory setting takes effect.
     """
-    wanted = {"OMP_NUM_THREADS": str(threads or max(available_cores() // processes_here(), 1))}
+    settings = {"OMP_NUM_THREADS": str(threads or max(available_cores() // processes_here(), 1))}
     if "AuthenticAMD" in _cpu_description():
         # The MKLML in Paddle's wheel takes a slow path on AMD processors otherwise (PaddlePaddle/Paddle#75760).
-        wanted["MKL_DEBUG_CPU_TYPE"] = "5"
+        settings["MKL_DEBUG_CPU_TYPE"] = "5"
     if threads:
         os.environ.pop("OMP_NUM_THREADS", None)
-    changed = {name: value for name, value in wanted.items() if name not in os.environ}
+    changed = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(changed)
-    kept = allocation.keep_freed_memory()
+    kept = keep_freed_memory()
     os.environ.setdefault("GLOG_minloglevel", "2")
     warnings.filterwarnings("ignore", message="No ccache found")
     warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
@@ -51,23 +52,39 @@ def prepare(threads: int = 0) -> list[str]:
     return [f"{name}={value}" for name, value in (changed | kept).items()]
 
 
+def keep_freed_memory() -> dict[str, str]:
+    """Let this process keep memory that it frees; returns the settings as environment variables.
+
+    The GNU C library returns every block above 32 MB to the system at once, so that the pages of big tensors are
+    mapped and cleared again and again: half of a training step of ConvMixer-256/8. Peak memory may rise (2.0 GB instead
+    of 1.5 for 128 images). Does nothing where the environment configures malloc already or the C library is another.
+    """
+    chosen = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
+    if any(name in os.environ for name in chosen) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return {}
+    try:
+        if not os.confstr("CS_GNU_LIBC_VERSION"):
+            return {}
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, ValueError):
+        return {}
+    return {name: value for name, (value, number) in _KEEP_MEMORY.items() if mallopt(number, int(value))}
+
+
 def available_cores() -> int:
-    """Return how many cores this process may run on."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processes_here() -> int:
-    """Return how many processes a launcher has started on this machine, this one included; 1 without a launcher."""
+    """Return the number of processes that a launcher started on this machine; 1 without a launcher."""
     host = os.environ.get("PADDLE_CURRENT_ENDPOINT", "").rpartition(":")[0]
     endpoints = os.environ.get("PADDLE_TRAINER_ENDPOINTS", "").split(",")
     return max(sum(endpoint.rpartition(":")[0] == host for endpoint in endpoints if endpoint), 1)
 
 
 def start(config: CfgNode) -> str:
-    """Choose device, kernels and determinism for this process; returns the device (``cpu`` or ``gpu:N``).
-
-    Raises UserError where a GPU is asked for and there is none.
-    """
+    """Set device, kernels and determinism; returns the device (``cpu`` or ``gpu:N``), UserError for a missing GPU."""
     import paddle
 
     import kernels
@@ -89,20 +106,33 @@ def start(config: CfgNode) -> str:
 
 
 def seed_everything(seed: int, *path: int) -> None:
-    """Seed Paddle's generators for the point ``path`` of a run, such as an iteration.
-
-    What is random in step n (dropout, drop path) depends on (seed, n) alone, so that resuming needs no luck.
-    """
+    """Seed Paddle's generators from seed and path, such as (seed, step), so that a resumed run is bit-identical."""
     import numpy as np
     import paddle
 
     paddle.seed(int(np.random.SeedSequence([seed, *path]).generate_state(1)[0]))
 
 
-def check_precision(precision: str, level: str = "O1") -> None:
-    """Raise UserError where the device chosen by :func:`start` cannot train in this precision, at this level.
+def choose_precision(precision: str, recorded: str = "") -> str:
+    """Return a TRAIN.PRECISION with ``auto`` resolved: bfloat16 where the device multiplies it fast, else float32.
 
-    Paddle's CPU operators have no mixed precision; ours have products of bfloat16 where the processor has them.
+    ``recorded`` is the precision of the run that is resumed; float32 is kept.
+    """
+    if precision != "auto":
+        return precision
+    import paddle
+
+    import kernels
+
+    on_cpu = paddle.get_device().startswith("cpu")
+    fast = kernels.status().get("bfloat16") if on_cpu else paddle.amp.is_bfloat16_supported()
+    return "bfloat16" if fast and recorded != "float32" else "float32"
+
+
+def check_precision(precision: str, level: str = "O1") -> None:
+    """Raise UserError where the device set by :func:`start` cannot train in this (resolved) precision and AMP level.
+
+    Paddle's CPU operators have no mixed precision; ours multiply bfloat16 where the processor does.
     """
     import paddle
 
@@ -120,17 +150,14 @@ def check_precision(precision: str, level: str = "O1") -> None:
     if precision == "float16":
         reason = "a CPU trains in float32 or bfloat16"
     elif not found["in_use"]:
-        reason = f"on a CPU the compiled operators do that, and they are not in use ({found['reason']})"
+        reason = f"on a CPU this needs the compiled operators, and they are not in use ({found['reason']})"
     else:
         reason = "this processor has no instructions for it (AVX512_BF16)"
-    raise UserError(f"TRAIN.PRECISION is {precision}, but {reason}; expected float32")
+    raise UserError(f"TRAIN.PRECISION is {precision}, but {reason}; expected float32 or auto")
 
 
 def autocast(precision: str, level: str = "O1") -> AbstractContextManager[Any]:
-    """Return the context in which a forward pass of training runs: mixed precision, or nothing for float32.
-
-    On a GPU it is Paddle's, with the weights in float32 at either level; on a CPU :func:`kernels.bfloat16_products`.
-    """
+    """Return the context for a training forward pass in a resolved precision; weights stay float32 at either level."""
     if precision == "float32":
         return nullcontext()
     import paddle
@@ -143,9 +170,9 @@ def autocast(precision: str, level: str = "O1") -> AbstractContextManager[Any]:
 
 
 def environment(device: str, settings: list[str]) -> dict[str, Any]:
-    """Return what a run's ``environment.json`` records: versions, machine, threads, commit, command.
+    """Return the contents of ``environment.json``: versions, machine, threads, commit, command.
 
-    ``commit`` ends in ``-dirty`` where a tracked file differs from it, and is None where the suite is no git checkout.
+    ``commit`` ends in ``-dirty`` where a tracked file differs from it, and is None outside a git checkout.
     """
     import numpy as np
     import paddle
@@ -189,7 +216,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit(root: Path) -> str | None:
-    if not (root / ".git").exists():  # or git would tell of a repository around an unpacked archive
+    if not (root / ".git").exists():  # or git would find a repository around an unpacked archive
         return None
     try:
         command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -255,25 +255,25 @@ def checkpoint_cases(data: bytes, digest: Callable, seed: int, rounds: int) -> I
         yield Case(kind, f"wrong type: {what}", {file: content}, must_refuse=True)
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    position = json.loads(header["__metadata__"]["position"])
+    progress = json.loads(header["__metadata__"]["progress"])
     arrays = {key: np.frombuffer(data[8 + length :][slice(*value["data_offsets"])], "f4").reshape(value["shape"])
               for key, value in header.items() if key != "__metadata__"}
 
-    def forged(changed: State, place: object) -> bytes:
-        told = place if isinstance(place, str) else json.dumps(place)
-        return save(changed, {"format": "checkpoint", "position": told, "sha256": digest(changed, told)})
+    def forged(changed: State, value: object) -> bytes:
+        text = value if isinstance(value, str) else json.dumps(value)
+        return save(changed, {"format": "checkpoint", "progress": text, "sha256": digest(changed, text)})
 
     for damage, state in wrong_states({k: v for k, v in arrays.items() if k.startswith("model.")}):
         rest = {k: v for k, v in arrays.items() if not k.startswith("model.")}
         if "type" not in damage:
             renamed = {k if k.startswith("model.") else f"model.{k}": v for k, v in state.items()}
-            yield Case(kind, f"forged: {damage}", {file: forged({**renamed, **rest}, position)}, must_refuse=True)
+            yield Case(kind, f"forged: {damage}", {file: forged({**renamed, **rest}, progress)}, must_refuse=True)
     for key in ("optimizer.head.weight/moment1_0", "optimizer.nowhere/moment1_0", "optimizer."):
-        yield Case(kind, "forged: wrong keys", {file: forged({**arrays, key: np.zeros(3, "f4")}, position)},
+        yield Case(kind, "forged: wrong keys", {file: forged({**arrays, key: np.zeros(3, "f4")}, progress)},
                    must_refuse=True)
-    places = [[], 5, None, "[" * 100_000, "{", {**position, "epoch": -1}, {**position, "epoch": "1"},
-              {**position, "sums": [1]}, {**position, "sums": 3}, {**position, "best_loss": 1e999},
-              {**position, "iteration": 10**400}, {**position, "scaler": []}, {**position, "__class__": 1},
-              {**position, "step": True}]
-    for place in places:
-        yield Case(kind, "forged: wrong position", {file: forged(arrays, place)}, must_refuse=True)
+    values = [[], 5, None, "[" * 100_000, "{", {**progress, "epoch": -1}, {**progress, "epoch": "1"},
+              {**progress, "sums": [1]}, {**progress, "sums": 3}, {**progress, "best_loss": 1e999},
+              {**progress, "global_step": 10**400}, {**progress, "scaler": []}, {**progress, "__class__": 1},
+              {**progress, "step": True}]
+    for value in values:
+        yield Case(kind, "forged: wrong progress", {file: forged(arrays, value)}, must_refuse=True)

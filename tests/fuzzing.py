@@ -152,11 +152,12 @@ def _restore(run: Path, place: Path) -> None:
     folder = RunFolder(run)
     folder.checkpoints = place
     try:
-        position = TrainingState(load_config(run / "config.yaml")).restore(folder)
+        state = TrainingState(load_config(run / "config.yaml"))
+        state.restore(folder)
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    if position.iteration == 0:  # what is damaged is told of in the log, and the one before it taken: there is none
+    if state.progress.global_step == 0:  # a damaged one is logged and the one before it used: there is none
         print(f"{place} 000000002.safetensors: starting from the beginning", file=sys.stderr)
         sys.exit(2)
 

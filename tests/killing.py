@@ -1,6 +1,6 @@
-"""Kill a training run at a moment of one's choice, continue it, and hold what it leaves against the whole run's.
+"""Kill training runs at chosen moments, resume them, and compare what they leave with an uninterrupted run.
 
-The long form kills as often as is asked: ``PYTHONPATH=. python tests/killing.py`` (docs/ROBUSTNESS.md).
+As often as you like: ``PYTHONPATH=. python tests/killing.py --kills 100`` (docs/ROBUSTNESS.md).
 """
 
 from __future__ import annotations
@@ -24,37 +24,23 @@ from safetensors import safe_open
 
 from engine.history import read_table
 from engine.weights.read import read_weights
-from processes import overrides, start_tool, tool
+from processes import start_tool, tiny_run, tool
 
 EPOCHS, STEPS = 2, 19
-DIGITS = """
-NAME: run
-DATA: {NAME: digits, IMAGE_SIZE: 32, BATCH_SIZE: 64, EVAL_BATCH_SIZE: 64, HOLDOUT: 180, WORKERS: 1}
-TRAIN: {EPOCHS: 2, LOG_EVERY: 1, CHECKPOINT_MINUTES: 0.002, GRAD_CLIP: 1.0}
-"""
-NETWORKS = {  # a plain one, and one with all that draws random numbers or must be carried along
-    "iformer": """
-MODEL:
-  NAME: iformer_small
-  ARGS: {depths: [1, 1, 1, 1], embed_dims: [8, 16, 16, 32], num_heads: [2, 2, 2, 2], attention_heads: [1, 1, 1, 1]}
-OPTIMIZER: {NAME: adamw, LR: 2.0e-3}
-""",
-    "poolformer": """
-MODEL:
-  NAME: poolformer_s12
-  DROP_PATH: 0.3
-  ARGS: {depths: [1, 2], embed_dims: [16, 32], drop_rate: 0.1}
-AUGMENT: {CROP: pad, ROTATION: 10.0, ERASING: 0.25, MIXUP: 0.8, CUTMIX: 1.0}
-OPTIMIZER: {NAME: muon, LR: 2.0e-3, MOMENTUM: 0.95}
-""",
+COMMON = ("TRAIN.EPOCHS=2", "TRAIN.LOG_EVERY=1", "TRAIN.CHECKPOINT_MINUTES=0.002", "TRAIN.GRAD_CLIP=1.0",
+          "DATA.WORKERS=1", "DATA.EVAL_BATCH_SIZE=64")
+RUNS = {  # a plain one, and one with everything that draws random numbers or must be carried along
+    "plain": COMMON,
+    "random": (*COMMON, "MODEL.ARGS.drop_rate=0.1", "MODEL.DROP_PATH=0.3", "AUGMENT.ERASING=0.25", "AUGMENT.MIXUP=0.8",
+               "AUGMENT.CUTMIX=1.0", "OPTIMIZER.NAME=muon", "OPTIMIZER.MOMENTUM=0.95", "TRAIN.EMA_DECAY=0.9"),
 }
 PHASES = ("any", "start", "step", "evaluation", "checkpoint")
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When a run is killed: ``delay`` seconds after its start (phases any and start), or after the ``number``-th
-    step, evaluation or checkpoint was seen to be under way."""
+    """When to kill: ``delay`` seconds after the start (any, start), or after the ``number``-th step, evaluation or
+    checkpoint has begun."""
 
     phase: str
     delay: float
@@ -62,7 +48,7 @@ class Moment:
 
 
 def moments(seed: int, count: int, seconds: float) -> list[Moment]:
-    """Draw moments, each phase in turn; ``seconds`` is what the whole run takes."""
+    """Draw moments, each phase in turn; ``seconds`` is the duration of a whole run."""
     rng = random.Random(seed)
     drawn = {
         "any": lambda: Moment("any", rng.uniform(0, seconds)),
@@ -74,87 +60,39 @@ def moments(seed: int, count: int, seconds: float) -> list[Moment]:
     return [drawn[PHASES[index % len(PHASES)]]() for index in range(count)]
 
 
-def write_config(kind: str, output: Path) -> Path:
-    """Write the config of a run of ``NETWORKS`` that goes into ``output``/run."""
-    output.mkdir(parents=True, exist_ok=True)
-    average = "" if kind == "iformer" else ", EMA_DECAY: 0.9"
-    path = output / f"{kind}.yaml"
-    path.write_text(NETWORKS[kind] + DIGITS.replace("GRAD_CLIP: 1.0", "GRAD_CLIP: 1.0" + average))
-    return path
-
-
-def arguments(kind: str, output: Path) -> list[str | Path]:
-    """Return the arguments of ``tools/train.py``."""
-    return ["-c", write_config(kind, output), *overrides(f"OUTPUT={output}")]
-
-
 def run_whole(kind: str, output: Path) -> Path:
-    """Train without an interruption; return the run's folder."""
-    done = tool("train", *arguments(kind, output))
-    assert done.returncode == 0, done.stderr
-    return output / "run"
+    """Train one of RUNS without an interruption; return the run's folder."""
+    return resume(kind, output, overwrite=True)
 
 
 def kill_at(kind: str, output: Path, moment: Moment, *more: str) -> str:
-    """Start a run, kill it at a moment, and return in which phase it was; in a shorter time where it had ended."""
-    process = start_tool("train", *arguments(kind, output), *more)
-    run, begin = output / "run", time.monotonic()
+    """Start a run, kill it at a moment, and return the phase it was in; earlier where it had already ended."""
+    process = start_tool("train", *_arguments(kind, output), *more)
+    run, begin = output / "quickstart", time.monotonic()
     seen: set[str] = set()
     while process.poll() is None and not _reached(run, moment, begin, seen):
         time.sleep(0.0003)
     time.sleep(0 if moment.phase in ("any", "start") else moment.delay)
     process.send_signal(signal.SIGKILL)
-    said, _ = process.communicate(timeout=60)
-    assert "Traceback" not in said, said
-    assert process.returncode in (0, -signal.SIGKILL), said
+    text, _ = process.communicate(timeout=60)
+    assert "Traceback" not in text, text
+    assert process.returncode in (0, -signal.SIGKILL), text
     if process.returncode == 0:
         shutil.rmtree(run)
         return kill_at(kind, output, replace(moment, delay=moment.delay * 0.8), *more)
     return _phase(run)
 
 
-def _reached(run: Path, moment: Moment, begin: float, seen: set[str]) -> bool:
-    if moment.phase in ("any", "start"):
-        return time.monotonic() - begin >= moment.delay
-    if moment.phase == "checkpoint":
-        seen.update(path.name for path in _temporaries(run / "checkpoints"))
-        return len(seen) >= moment.number
-    iterations = _lines(run / "steps.csv") - 1
-    return iterations >= (moment.number if moment.phase == "step" else STEPS * moment.number)
-
-
-def _temporaries(folder: Path) -> list[Path]:
-    return list(folder.glob(".*.tmp"))
-
-
-def _lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def _phase(run: Path) -> str:
-    """Tell from what a killed run left what it was doing."""
-    if _temporaries(run / "checkpoints"):
-        return "writing a checkpoint"
-    if _temporaries(run):
-        return "writing another file"
-    iterations, epochs = _lines(run / "steps.csv") - 1, _lines(run / "history.csv") - 1
-    if iterations < 0:
-        return "start-up"
-    if (run / "final_model.pdparams").exists():
-        return "the end"
-    return "evaluation" if iterations >= STEPS * (epochs + 1) else "training"
-
-
-def resume(kind: str, output: Path) -> str:
-    """Continue a killed run to its end; return what it said."""
-    done = tool("train", *arguments(kind, output), "--resume")
+def resume(kind: str, output: Path, *, overwrite: bool = False) -> Path:
+    """Train a run, from its newest checkpoint or anew, to its end; return its folder."""
+    done = tool("train", *_arguments(kind, output), "--overwrite" if overwrite else "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    return done.stdout
+    return output / "quickstart"
 
 
 def differences(whole: Path, other: Path) -> list[str]:
-    """Return what two runs' folders do not share bit for bit: weights, optimizers, states, tables, figures, curves."""
+    """Return in what two runs differ bit for bit: weights, optimizers, checkpoints, tables, results, curves."""
     found = [name for name in ("steps.csv", "history.csv", "results.json")
              if (whole / name).read_bytes() != (other / name).read_bytes()]
     for name in ("best_model.pdparams", "final_model.pdparams", "best_optimizer.pdopt", "final_optimizer.pdopt"):
@@ -164,21 +102,14 @@ def differences(whole: Path, other: Path) -> list[str]:
         found.append(f"checkpoints {[path.name for path in checkpoints[1]]}")
     with safe_open(checkpoints[0][-1], "np") as one, safe_open(checkpoints[1][-1], "np") as two:
         if one.metadata() != two.metadata():
-            found.append("position of the newest checkpoint")
+            found.append("progress in the newest checkpoint")
         states = [{key: file.get_tensor(key) for key in file.keys()} for file in (one, two)]  # noqa: SIM118
     found += _arrays_differ("newest checkpoint", *states)
     if list(curves(whole)) != list(curves(other)):
         found.append("VisualDL curves")
-    if [row["epoch"] for row in read_table(other / "timing.csv")] != [str(epoch + 1) for epoch in range(EPOCHS)]:
+    if len({tuple(row["epoch"] for row in read_table(run / "timing.csv")) for run in (whole, other)}) > 1:
         found.append("timing.csv")
     return found + [str(path.relative_to(other)) for path in other.rglob("*.tmp")]
-
-
-def _arrays_differ(name: str, one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> list[str]:
-    if one.keys() != two.keys():
-        return [f"names in {name}"]
-    return [f"{key} in {name}" for key in one
-            if one[key].dtype != two[key].dtype or one[key].tobytes() != two[key].tobytes()]
 
 
 def curves(run: Path) -> Iterator[tuple[str, int, float]]:
@@ -193,7 +124,7 @@ def curves(run: Path) -> Iterator[tuple[str, int, float]]:
 
 
 def assert_curves_are_whole(run: Path) -> None:
-    """Each curve has every iteration, or every epoch's last one, once and in order."""
+    """Assert that each curve has every step, or the last one of every epoch, once and in order."""
     points = collections.defaultdict(list)
     for tag, step, _ in curves(run):
         points[tag].append(step)
@@ -203,35 +134,70 @@ def assert_curves_are_whole(run: Path) -> None:
         assert steps == list(expected), tag
 
 
+def _arguments(kind: str, output: Path) -> list[str]:
+    return tiny_run(output, *RUNS[kind])
+
+
+def _reached(run: Path, moment: Moment, begin: float, seen: set[str]) -> bool:
+    if moment.phase in ("any", "start"):
+        return time.monotonic() - begin >= moment.delay
+    if moment.phase == "checkpoint":
+        seen.update(path.name for path in (run / "checkpoints").glob(".*.tmp"))
+        return len(seen) >= moment.number
+    return _lines(run / "steps.csv") - 1 >= (moment.number if moment.phase == "step" else STEPS * moment.number)
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def _phase(run: Path) -> str:
+    """Return what a killed run was doing, judged by its files."""
+    if list((run / "checkpoints").glob(".*.tmp")):
+        return "writing a checkpoint"
+    if list(run.glob(".*.tmp")):
+        return "writing another file"
+    steps, epochs = _lines(run / "steps.csv") - 1, _lines(run / "history.csv") - 1
+    if steps < 0:
+        return "start-up"
+    if (run / "final_model.pdparams").exists():
+        return "the end"
+    return "evaluation" if steps >= STEPS * (epochs + 1) else "training"
+
+
+def _arrays_differ(name: str, one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> list[str]:
+    if one.keys() != two.keys():
+        return [f"names in {name}"]
+    return [f"{key} in {name}" for key in one
+            if one[key].dtype != two[key].dtype or one[key].tobytes() != two[key].tobytes()]
+
+
 def main() -> int:
-    """Kill and resume; print a line for each kill and the counts."""
+    """Kill and resume; print a line for each kill, and the counts."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("networks", nargs="*", default=list(NETWORKS), help=f"default: {' '.join(NETWORKS)}")
+    parser.add_argument("runs", nargs="*", default=list(RUNS), help=f"default: {' '.join(RUNS)}")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=5)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     failed = 0
-    for kind in given.networks:
+    for kind in arguments.runs:
         with tempfile.TemporaryDirectory(prefix="kills-") as folder:
             begin = time.monotonic()
             whole = run_whole(kind, Path(folder, "whole"))
             assert_curves_are_whole(whole)
             phases: collections.Counter[str] = collections.Counter()
-            equal = 0
-            for index, moment in enumerate(moments(given.seed, given.kills, time.monotonic() - begin)):
+            for index, moment in enumerate(moments(arguments.seed, arguments.kills, time.monotonic() - begin)):
                 output = Path(folder, str(index))
                 phase = kill_at(kind, output, moment)
+                phases[phase] += 1
                 try:
-                    resume(kind, output)
-                    wrong = differences(whole, output / "run")
+                    wrong = differences(whole, resume(kind, output))
                 except (AssertionError, subprocess.TimeoutExpired) as error:
                     wrong = [str(error)]
-                phases[phase] += 1
-                equal += not wrong
+                failed += bool(wrong)
                 print(f"{kind} {index + 1:3}: {moment}: killed in {phase}: "
-                      f"{'all bits equal' if not wrong else '; '.join(wrong)}", flush=True)
-            failed += given.kills - equal
-            print(f"{kind}: {equal} of {given.kills} equal; killed in {json.dumps(phases)}", flush=True)
+                      f"{'; '.join(wrong) if wrong else 'all bits equal'}", flush=True)
+            print(f"{kind}: killed in {json.dumps(phases)}; {failed} differ so far", flush=True)
     return 1 if failed else 0
 
 

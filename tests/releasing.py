@@ -14,7 +14,7 @@ from configs.load import load_config
 from engine.train import train
 from processes import ROOT, TINY
 
-PARTS = ("analysis", "configs", "datasets", "engine", "kernels", "models", "tools", "errors.py")
+PARTS = ("analysis", "configs", "datasets", "engine", "kernels", "models", "tools", "utils", "errors.py")
 
 
 def two_runs(output: Path) -> list[Path]:

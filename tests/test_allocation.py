@@ -14,7 +14,7 @@ from processes import ROOT
 # Takes and frees 64 MB three times, and counts the page faults of the last two.
 PROGRAM = """
 import ctypes, json, resource, sys
-from engine.allocation import keep_freed_memory
+from engine.runtime import keep_freed_memory
 settings = keep_freed_memory()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]

@@ -268,7 +268,7 @@ def test_training_step_reads_nothing_back(monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(AssertionError, match="read back"):
             float(paddle.ones([]))
         step(1)
-    assert means.sums()[2] == 8 and state.average.updates == 2
+    assert means.sums()[2] == 8 and state.ema.updates == 2
 
 
 def _refuse(name: str) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""Checkpoints and tables: whole or not there, and nothing but numbers in them."""
+"""Checkpoints and tables: complete or not there, and nothing but numbers in them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import paddle
 import pytest
 from paddle import nn
 
-from configs.load import load_config
 from engine import checkpoint
 from engine.history import EPOCH_COLUMNS, STEP_COLUMNS, History, read_table
-from engine.run import RunFolder, log
 from errors import UserError
 from utils.fileio import write_atomically, write_text
 
@@ -20,16 +18,16 @@ PARTS = {"model": {"a.weight": np.arange(6, dtype="float32").reshape(2, 3), "n":
          "optimizer": {"a.weight/moment1_0": np.ones(4)}}
 
 
-def _save(folder: Path, iteration: int, keep: int = 2) -> Path:
-    return checkpoint.save_checkpoint(folder, iteration, PARTS, {"epoch": 1, "sums": [0.1, 1 / 3, 2.0]}, keep)
+def _save(folder: Path, step: int, keep: int = 2) -> Path:
+    return checkpoint.save_checkpoint(folder, step, PARTS, {"epoch": 1, "sums": [0.1, 1 / 3, 2.0]}, keep)
 
 
 def test_round_trip_is_exact_and_old_ones_go(tmp_path: Path) -> None:
-    for iteration in (1, 5, 10, 100):
-        _save(tmp_path, iteration)
+    for step in (1, 5, 10, 100):
+        _save(tmp_path, step)
     assert [int(path.stem) for path in checkpoint.list_checkpoints(tmp_path)] == [100, 10]
     loaded = checkpoint.load_newest(tmp_path, pytest.fail)
-    assert loaded.position == {"epoch": 1, "sums": [0.1, 1 / 3, 2.0]}
+    assert loaded.progress == {"epoch": 1, "sums": [0.1, 1 / 3, 2.0]}
     for part, arrays in PARTS.items():
         for name, array in arrays.items():
             assert loaded.parts[part][name].dtype == array.dtype
@@ -49,13 +47,13 @@ def test_every_damage_is_seen_and_the_one_before_is_used(tmp_path: Path) -> None
     seen = 0
     for damage in damages:
         path.write_bytes(damage)
-        said: list[str] = []
-        loaded = checkpoint.load_newest(tmp_path, said.append)
+        warnings: list[str] = []
+        loaded = checkpoint.load_newest(tmp_path, warnings.append)
         if loaded.path == whole:
-            assert len(said) == 1 and str(path) in said[0]
+            assert len(warnings) == 1 and str(path) in warnings[0]
             seen += 1
-        else:  # a flip that changes no tensor and no position, such as white space in the header
-            assert loaded.position == {"epoch": 1, "sums": [0.1, 1 / 3, 2.0]}
+        else:  # a flip that changes neither a tensor nor the progress, such as white space in the header
+            assert loaded.progress == {"epoch": 1, "sums": [0.1, 1 / 3, 2.0]}
             np.testing.assert_array_equal(loaded.parts["model"]["a.weight"], PARTS["model"]["a.weight"])
     assert seen >= len(damages) - 3
 
@@ -114,7 +112,7 @@ def test_history_continues_without_gap_or_overlap(tmp_path: Path) -> None:
     history.close()
     with (tmp_path / "steps.csv").open("a") as file:
         file.write("8,3,0.")  # torn by a kill
-    resumed = History(tmp_path, iteration=4, epoch=1)
+    resumed = History(tmp_path, global_step=4, epoch=1)
     resumed.add_step(dict.fromkeys(STEP_COLUMNS, 1 / 3) | {"iteration": 5, "epoch": 2})
     resumed.close()
     assert [int(row["iteration"]) for row in read_table(tmp_path / "steps.csv")] == [1, 2, 3, 4, 5]
@@ -124,39 +122,16 @@ def test_history_continues_without_gap_or_overlap(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("contents", [b"\xff\xfe\x00", b"epoch,iteration\nx,y\n", None])
-def test_table_that_is_none_is_named(tmp_path: Path, contents: bytes | None) -> None:
+def test_file_that_is_not_a_table_is_named(tmp_path: Path, contents: bytes | None) -> None:
     path = tmp_path / "history.csv"
     path.mkdir() if contents is None else path.write_bytes(contents)
     with pytest.raises(UserError, match=r"history\.csv"):
         read_table(path)
 
 
-def test_path_under_a_file_is_told(tmp_path: Path) -> None:
+def test_path_under_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/x\.json: cannot be written"):
         write_text(tmp_path / "file" / "x.json", "")
     with pytest.raises(UserError, match="expected that of a file"):
         write_text(Path("."), "")
-
-
-def test_folder_is_let_go_of_after_a_refusal(tmp_path: Path) -> None:
-    config, other = load_config(None), load_config(None, ["RUNTIME.SEED=7"])
-    run = RunFolder(tmp_path / "run")
-    run.open(config, resume=False, overwrite=False)
-    History(run.path).close()
-    run.close()
-    with pytest.raises(UserError, match=r"RUNTIME\.SEED was 42, now 7"):
-        run.open(other, resume=True, overwrite=False)
-    again = RunFolder(run.path)
-    again.open(config, resume=True, overwrite=False)
-    again.close()
-    assert not log.handlers
-
-
-def test_overwrite_spares_what_is_no_run(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("something: else\n")
-    (tmp_path / "mine.txt").touch()
-    for overwrite in (False, True):
-        with pytest.raises(UserError, match="no lock as a run has"):
-            RunFolder(tmp_path).open(load_config(None), resume=False, overwrite=overwrite)
-    assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "mine.txt"}

@@ -119,7 +119,7 @@ def test_a_killed_process_ends_the_job_and_its_run_can_be_resumed(
     assert "process 1 of this run has ended without a word" in (run / "train.log").read_text()
     assert "Container failed" in said and "Traceback" not in said
     assert not any(map(_lives, ranks))
-    reached = load_checkpoint(list_checkpoints(run / "checkpoints")[0]).position["iteration"]
+    reached = load_checkpoint(list_checkpoints(run / "checkpoints")[0]).progress["global_step"]
     code, said = _launch(tmp_path, *tiny_run(tmp_path, *BUSY, f"TRAIN.MAX_STEPS={reached + 1}"), "--resume")
     assert code == 0 and "resuming from" in said, said
 
@@ -144,7 +144,7 @@ def test_a_signal_saves_and_ends_all(
         time.sleep(0.1)
     assert not any(map(_lives, ranks))
     newest = load_checkpoint(list_checkpoints(run / "checkpoints")[0])
-    assert newest.position["iteration"] >= 5
+    assert newest.progress["global_step"] >= 5
     assert "continue with --resume" in (run / "train.log").read_text()
 
 

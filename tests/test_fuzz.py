@@ -49,7 +49,7 @@ def test_processes_of_their_own(kind: str, base: Path, cases: list[Case], tmp_pa
 
 
 def test_resuming_a_stranger_s_checkpoint(base: Path, cases: list[Case]) -> None:
-    forged = next(case for case in cases if case.damage == "forged: wrong position")
+    forged = next(case for case in cases if case.damage == "forged: wrong progress")
     newest = max((base / "run" / "checkpoints").iterdir())
     whole = newest.read_bytes()
     newest.write_bytes(next(iter(forged.files.values())))

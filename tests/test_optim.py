@@ -1,4 +1,4 @@
-"""Loss, schedules, optimizers and the moving average against Paddle's own and against hand-computed numbers."""
+"""Loss, schedules, optimizers and the EMA against Paddle's own and against hand-computed numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from configs.load import load_config
 from engine.losses import LabelSmoothingCrossEntropy
 from engine.metrics import RunningMean
 from engine.model import build_model
-from engine.optim import WeightAverage, build_optimizer, learning_rate
+from engine.optim import ModelEma, build_optimizer, learning_rate
 from errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -107,18 +107,18 @@ def test_gradient_clipping_bounds_the_global_norm() -> None:
     assert moved == pytest.approx(1.0, rel=1e-5)
 
 
-def test_average_follows_its_formula_and_leaves_the_weights() -> None:
+def test_ema_follows_its_formula_and_leaves_the_weights() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1D(2))
-    average = WeightAverage(model, 0.5)
+    ema = ModelEma(model, 0.5)
     expected = model[0].weight.numpy().astype("float64")
     for n in range(20):
         model[0].weight.set_value(paddle.full([2, 2], float(n)))
-        average.update(model)
+        ema.update(model)
         decay = min(0.5, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * n
-    np.testing.assert_allclose(average.state["0.weight"].numpy(), expected, rtol=1e-5)
-    with average.applied_to(model):
-        np.testing.assert_array_equal(model[0].weight.numpy(), average.state["0.weight"].numpy())
+    np.testing.assert_allclose(ema.state["0.weight"].numpy(), expected, rtol=1e-5)
+    with ema.applied_to(model):
+        np.testing.assert_array_equal(model[0].weight.numpy(), ema.state["0.weight"].numpy())
     np.testing.assert_array_equal(model[0].weight.numpy(), np.full((2, 2), 19.0, "float32"))
 
 
@@ -135,7 +135,7 @@ def test_running_mean_weighs_images_not_batches() -> None:
     ("num_heads=[0, 2, 2, 2]", "ZeroDivisionError"), ("embed_dims=[32, 64, 96, '128']", "TypeError"),
     ("num_classes=5", "MODEL.NUM_CLASSES"), ("in_chans=1", "three channels"), ("drop_rate=2", "0 <= value < 1"),
 ])
-def test_arguments_that_build_no_network_are_told(override: str, said: str) -> None:
+def test_arguments_that_build_no_network_are_refused(override: str, said: str) -> None:
     config = load_config("configs/quickstart.yaml", [f"MODEL.ARGS.{override}"])
     with pytest.raises(UserError, match=said) as caught:
         build_model(config)

@@ -14,7 +14,7 @@ from paddle.regularizer import L1Decay, L2Decay
 import kernels
 from configs.load import load_config
 from engine import optimizers
-from engine.optim import WeightAverage, build_optimizer
+from engine.optim import ModelEma, build_optimizer
 from kernels import build
 from kernels import optimizer as calls
 
@@ -281,10 +281,10 @@ def test_gradients_that_are_no_numbers_are_seen(taken: list[str]) -> None:
     assert calls.sum_squares([paddle.to_tensor(array) for array in arrays]) == pytest.approx(expected, rel=1e-13)
 
 
-def test_average_is_the_stock_operators(taken: list[str]) -> None:
+def test_ema_is_the_stock_operators(taken: list[str]) -> None:
     model = nn.Sequential(nn.Conv2D(3, 40, 3), nn.BatchNorm2D(40), nn.Linear(300, 301))
     model[2].bias.stop_gradient = True
-    ours, theirs = WeightAverage(model, 0.9), WeightAverage(model, 0.9)
+    ours, theirs = ModelEma(model, 0.9), ModelEma(model, 0.9)
     for _ in range(12):
         for tensor in model.state_dict().values():
             tensor.set_value(paddle.randn(tensor.shape))

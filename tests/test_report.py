@@ -13,7 +13,13 @@ import pytest
 
 from analysis.error_analysis import Predictions, calibration, class_table, draw_mistakes, draw_reliability
 from datasets.dataset import ImageDataset
+from engine.evaluate import Evaluation
 from processes import tiny_run, tool
+
+
+def _given(probabilities: np.ndarray, dataset: ImageDataset) -> Predictions:
+    logits = np.log(np.maximum(probabilities, 1e-300))
+    return Predictions(Evaluation(np.zeros(len(logits)), logits, dataset.labels, 1.0), dataset)
 
 
 def predictions(count: int = 400, classes: int = 4, outputs: int = 4, sharpness: float = 2.0) -> Predictions:
@@ -24,7 +30,7 @@ def predictions(count: int = 400, classes: int = 4, outputs: int = 4, sharpness:
     logits[np.arange(count), labels] += 1.5
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     images = rng.integers(0, 255, (count, 8, 8, 3)).astype(np.uint8)
-    return Predictions(probabilities, ImageDataset(images, labels, tuple("abcd")[:classes], "set", "test"))
+    return _given(probabilities, ImageDataset(images, labels, tuple("abcd")[:classes], "set", "test"))
 
 
 def test_calibration_is_that_of_plain_counting() -> None:
@@ -53,9 +59,9 @@ def test_calibration_is_that_of_plain_counting() -> None:
 def test_a_sure_and_right_network_has_no_calibration_error() -> None:
     labels = np.arange(40) % 4
     dataset = ImageDataset(np.zeros((40, 2, 2, 3), np.uint8), labels, tuple("abcd"), "set", "test")
-    figures = calibration(Predictions(np.eye(4)[labels], dataset))
+    figures = calibration(_given(np.eye(4)[labels], dataset))
     assert figures["ece"] == figures["mce"] == figures["brier"] == 0
-    wrong = calibration(Predictions(np.eye(4)[(labels + 1) % 4], dataset))
+    wrong = calibration(_given(np.eye(4)[(labels + 1) % 4], dataset))
     assert wrong["ece"] == wrong["mce"] == 1
     assert wrong["brier"] == 2
     assert np.isfinite(wrong["negative_log_likelihood"])
@@ -87,7 +93,7 @@ def test_mistakes_come_surest_first() -> None:
 def test_pictures_of_extremes(tmp_path: Path) -> None:
     labels = np.zeros(3, int)
     dataset = ImageDataset(np.zeros((3, 2, 2, 3), np.uint8), labels, ("only",), "set", "test")
-    perfect = Predictions(np.ones((3, 1)), dataset)
+    perfect = _given(np.ones((3, 1)), dataset)
     assert draw_mistakes(perfect, tmp_path / "none.png") is None
     assert not (tmp_path / "none.png").exists()
     assert draw_reliability(calibration(perfect), tmp_path / "one.png").stat().st_size > 1000

@@ -1,4 +1,4 @@
-"""What every command shares: the suite on the path, ``-c`` and ``-o``, and how a mistake ends."""
+"""Shared by all commands: the import path, common arguments, and exit codes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.weights import released
 from errors import UserError
+from utils.progress import batches  # noqa: F401 (the progress bar of all commands)
 
-# What no code of ours can mend: permissions, full disks, names that the file system does not take.
+# Errors of the machine, not of our code: permissions, full disks, names that the file system refuses.
 _OF_THE_MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG,
                    errno.ENAMETOOLONG, errno.ELOOP}
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
     from yacs.config import CfgNode
 
 
@@ -54,10 +54,7 @@ def add_image_size(parser: argparse.ArgumentParser, meaning: str = "") -> None:
 
 
 def image_size(text: str | None) -> tuple[int, int] | None:
-    """Return the (height, width) that ``--image-size`` gives as ``224`` or ``192x256``, None for none.
-
-    Raises UserError for anything else, and for more than 4096 pixels a side.
-    """
+    """Return (height, width) of an ``--image-size`` such as ``224`` or ``192x256``; UserError for anything else."""
     if text is None:
         return None
     sides = text.split("x")
@@ -68,7 +65,7 @@ def image_size(text: str | None) -> tuple[int, int] | None:
 
 
 def config_of(arguments: argparse.Namespace) -> Path:
-    """Return the config that ``-c`` names, or that of the run folder or released checkpoint which ``-w`` means."""
+    """Return the config of ``-c``, or that of the run folder or released checkpoint of ``-w``."""
     if arguments.config:
         return Path(arguments.config)
     checkpoint = released.find_released(arguments.weights)
@@ -81,14 +78,13 @@ def config_of(arguments: argparse.Namespace) -> Path:
             return folder / "config.yaml"
     if not weights.exists() and not weights.with_name(f"{weights.name}.pdparams").exists():
         raise released.unknown_weights(weights)
-    raise UserError(f"no config: name one with -c ({weights} stands in no run folder)")
+    raise UserError(f"no config: name one with -c ({weights} is not in a run folder)")
 
 
 def work_folder(weights: str, config: CfgNode) -> Path:
-    """Return where a command writes what it finds about weights.
+    """Return the folder for results about weights.
 
-    That is their run's folder, for a released checkpoint, which stays as it is, ``OUTPUT/released/NAME``, and
-    ``OUTPUT/NAME`` for any other file.
+    That is their run's folder, ``OUTPUT/released/NAME`` for a released checkpoint, ``OUTPUT/NAME`` for other files.
     """
     checkpoint = released.find_released(weights)
     if checkpoint:
@@ -98,20 +94,12 @@ def work_folder(weights: str, config: CfgNode) -> Path:
     return run if (run / "config.yaml").is_file() else Path(config.OUTPUT) / config.NAME
 
 
-def batches(title: str, count: int, unit: str = "batch") -> tqdm:
-    """Return a progress bar over ``count`` batches (or other units), shown where somebody watches."""
-    from tqdm import tqdm
-
-    return tqdm(total=count, desc=title, unit=unit, leave=False, disable=not sys.stderr.isatty())
-
-
 def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser,
         argv: Sequence[str] | None = None, *, several_processes: bool = False) -> None:
     """Parse, call ``main`` and exit with 0 or what it returns.
 
-    ``several_processes``: whether a launcher may start it more than once for one job. 2 stands for a UserError and
-    for what the file system refuses, 130 for Ctrl-C, 141 for output that nobody reads.
-    Any other exception is a defect of ours and keeps its traceback (exit code 1).
+    Exit codes: 2 for a UserError and for errors of the machine, 130 for Ctrl-C, 141 for output that nobody reads. Any
+    other exception is a defect and keeps its traceback (1). ``several_processes``: a launcher may start the command.
     """
     arguments = parser.parse_args(argv)
     try:
@@ -125,7 +113,7 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
-    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+    except BrokenPipeError:  # nobody reads our output, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
     except OSError as error:

@@ -13,12 +13,12 @@ from errors import UserError
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Train the run of a config; 0 when it is done, 129, 130 or 143 when a signal stopped it after saving."""
+    """Train the run of a config; returns 0, or 129, 130 or 143 when a signal stopped it after saving."""
     resumed = Path(arguments.resume) if arguments.resume else None
     if not arguments.config and not resumed:
         raise UserError("no config: name one with -c, for example -c configs/quickstart.yaml")
     if arguments.resume is not None and (arguments.overwrite or arguments.weights):
-        raise UserError(f"--resume continues a run as it stands: give it without "
+        raise UserError(f"--resume continues a run: give it without "
                         f"{'--overwrite' if arguments.overwrite else '--weights'}")
     if resumed and not (resumed / "config.yaml").is_file():
         raise UserError(f"{resumed} holds no run to resume: it has no config.yaml")
@@ -44,8 +44,9 @@ def parser() -> argparse.ArgumentParser:
     result = cli.argument_parser(__doc__)
     result.add_argument("--resume", nargs="?", const="", metavar="RUN",
                         help="continue the run of the config, or the run in the folder RUN")
-    result.add_argument("--overwrite", action="store_true", help="delete a run that stands in the folder already")
-    result.add_argument("--weights", default="", metavar="W", help="start from the weights of a file")
+    result.add_argument("--overwrite", action="store_true", help="delete the run that is in the folder already")
+    result.add_argument("--weights", default="", metavar="W",
+                        help="start from the weights of a file, a run or a released checkpoint")
     return result
 
 

@@ -1,4 +1,4 @@
-"""Progress of a run: a bar in a terminal, plain lines elsewhere; both with rate and time left."""
+"""Progress bars in a terminal, plain log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,43 +9,45 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 from tqdm import tqdm
 
 log = logging.getLogger("suite")
 PLAIN_LINE_SECONDS = 15.0
 BAR_SECONDS = 0.2
-BAR = "{desc}: |{bar:6}| {n_fmt}/{total_fmt}{postfix}"  # rate and time left are the run's, and fit 80 columns
+BAR = "{desc}: |{bar:6}| {n_fmt}/{total_fmt}{postfix}"  # fits 80 columns with the run's own rate and time left
 
 
-class Progress:
-    """Counts images of training over the whole run (``total``, of which ``done`` before this process).
+def batches(title: str, total: int, unit: str = "batch", **options: Any) -> tqdm:
+    """Return a progress bar over ``total`` batches (or other units); it is hidden outside a terminal."""
+    return tqdm(total=total, desc=title, unit=unit, leave=False, disable=not sys.stderr.isatty(), **options)
 
-    The time left includes ``evaluations`` of ``images`` each: as long as those made so far, before the first as if
-    they went three times as fast as training.
+
+class TrainingBar:
+    """Progress of a whole training in images: ``total``, of which ``done`` before this process.
+
+    The time left includes ``evaluations`` of ``images`` each. One is assumed to take the mean time of those made so
+    far; before the first, images are assumed to be three times as fast as in training.
     """
 
-    def __init__(self, total: int, done: int, evaluations: int = 0, images: int = 0, shown: bool = True) -> None:
-        self.total, self.done = total, done
-        self.interactive = shown and sys.stderr.isatty()
-        self._shows = shown
+    def __init__(self, total: float, done: int, evaluations: int = 0, images: int = 0, shown: bool = True) -> None:
+        self.total, self.done, self.shown = total, done, shown
         self._evaluations, self._images, self._evaluation_seconds = evaluations, images, []
         self._bar: tqdm | None = None
         self._started = time.perf_counter()
-        self._shown = -math.inf
+        self._shown_at = -math.inf
         self._seen = 0
-        self._title = ""
 
-    def start(self, title: str, steps: int, step: int) -> None:
+    def start(self, title: str, steps: int, step: int = 0) -> None:
         """Begin a stretch of ``steps`` batches, such as an epoch, at batch ``step``."""
         self.finish()
-        self._title = title
-        if self.interactive:
-            self._bar = tqdm(total=steps, initial=step, desc=title, leave=False, dynamic_ncols=True, bar_format=BAR)
-        self._steps, self._step = steps, step
+        self._title, self._steps, self._step = title, steps, step
+        if self.shown and sys.stderr.isatty():
+            self._bar = batches(title, steps, initial=step, dynamic_ncols=True, bar_format=BAR)
 
     def train_batch(self, images: int, means: Callable[[], tuple[float, float]], lr: float) -> None:
-        """Count a batch of training; ``means`` gives loss and accuracy, and is asked only when they are shown."""
+        """Count a training batch; ``means`` returns (loss, accuracy) and is called only when they are shown."""
         self._seen += images
         self.done += images
         if not self._due():
@@ -58,17 +60,13 @@ class Progress:
         loss, accuracy = means()
         self._show(f"{rate:.1f} images/s, {left} left, loss {loss:.4f}, accuracy {accuracy:.2%}, lr {lr:.3g}")
 
-    def eval_batch(self) -> None:
-        """Count a batch of evaluation."""
-        if self._due():
-            self._show("")
-
     @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Stop the clock of the training rate for the length of a ``with`` block: an evaluation."""
+    def evaluation(self, title: str, steps: int) -> Iterator[Callable[[], None]]:
+        """Show an evaluation of ``steps`` batches, apart from the training rate; yields what to call after each."""
         paused = time.perf_counter()
+        self.start(title, steps)
         try:
-            yield
+            yield lambda: self._show("") if self._due() else None
         finally:
             self.finish()
             self._evaluation_seconds.append(time.perf_counter() - paused)
@@ -81,13 +79,13 @@ class Progress:
             self._bar = None
 
     def _due(self) -> bool:
-        """Count a batch; is it time to show something?"""
+        """Count a batch and return whether it is time to show something."""
         self._step += 1
         now = time.perf_counter()
-        early = now - self._shown < (BAR_SECONDS if self.interactive else PLAIN_LINE_SECONDS)
-        if not self._shows or (early and self._step < self._steps):
+        early = now - self._shown_at < (PLAIN_LINE_SECONDS if self._bar is None else BAR_SECONDS)
+        if not self.shown or (early and self._step < self._steps):
             return False
-        self._shown = now
+        self._shown_at = now
         return True
 
     def _show(self, text: str) -> None:

@@ -19,8 +19,8 @@ import numpy as np
 from paddle import nn
 from yacs.config import CfgNode
 
-from analysis.assessment import Assessment, assess
 from analysis.complexity import count
+from analysis.error_analysis import Predictions, metrics_of, predict_loader
 from analysis.results.run_record import (
     Scrubber,
     cost_before,
@@ -31,12 +31,10 @@ from analysis.results.run_record import (
     released_start,
     seed_rows,
     seeds_csv,
-    teaching_cost,
     training_command,
     training_cost,
 )
 from configs.load import dump_config, load_config
-from datasets.loader import EvalLoader
 from datasets.origin import origin
 from engine.data import build_eval_loader, check_classes
 from engine.history import read_table
@@ -193,23 +191,12 @@ def _start(source: _Source) -> Path:
 
 def _held_out(run: Path, config: CfgNode, model: nn.Layer, advance: Advance) -> dict[str, Any]:
     """Return the top-1 of the mean and of the selected weights on held-out images; UserError where it gains none."""
-    mean = _assess(config, model, build_eval_loader(config, "holdout"), advance).figures()["top1"]
+    mean = predict_loader(config, model, build_eval_loader(config, "holdout"), advance).evaluation.top1
     selected = max(float(row["val_accuracy"] or -1) for row in read_table(run / "history.csv"))
     if mean <= selected:
         raise UserError(f"{run}: the mean is right for {mean:.2%} of the held-out images, the selected weights for "
                         f"{selected:.2%}: release these, without --average")
     return {"kind": "averaged", "holdout_top1": mean, "selected_holdout_top1": selected}
-
-
-def _assess(config: CfgNode, model: nn.Layer, loader: EvalLoader, advance: Advance) -> Assessment:
-    done = 0
-
-    def seen(images: int) -> None:
-        nonlocal done
-        done += images
-        advance(done, len(loader.dataset))
-
-    return assess(config, model, loader, seen)
 
 
 def _write_weights(source: _Source, path: Path, start: Path | None, float16: bool) -> str:
@@ -253,9 +240,9 @@ def _results(source: _Source, config: CfgNode, folder: Path, model: nn.Layer, al
         chosen.DATA.ROOT = root
         loader = build_eval_loader(chosen, "test")
         check_classes(folder / WEIGHTS, loader.dataset)
-        found = _assess(chosen, model, loader, advance)
+        found = predict_loader(chosen, model, loader, advance)
         names, labels = loader.dataset.class_names, loader.dataset.labels
-        row = {**found.figures(), "per_class": dict(zip(names, found.evaluation.per_class, strict=False))}
+        row = {**metrics_of(chosen, found), "per_class": dict(zip(names, found.evaluation.per_class, strict=False))}
         if not tests:
             write_text(folder / "mistakes.csv", _mistakes(found, labels))
             of_first, right = labels, found.predicted == labels
@@ -275,14 +262,14 @@ def _results(source: _Source, config: CfgNode, folder: Path, model: nn.Layer, al
 def _training(run: Path, config: CfgNode, macs: int) -> dict[str, Any]:
     """Return by which command, on what, and at which cost a run was trained, whose network has ``macs`` an image."""
     environments, cost = read_environment(run), training_cost(run, config)
-    before, teachers = cost_before(environments), teaching_cost(config)
+    before = cost_before(environments)
     return {"command": training_command(config, environments), "data": origin(config.DATA),
             "machines": machines(environments), "commit": environments[-1].get("commit"),
-            "precision": config.TRAIN.PRECISION, "epochs_planned": config.TRAIN.EPOCHS, **cost,
-            "macs": (3 * macs + sum(teachers.values())) * cost["images"],
-            **({"teachers": teachers} if teachers else {}), **({"before": before} if before else {})}
+            "precision": environments[-1].get("precision", config.TRAIN.PRECISION),
+            "epochs_planned": config.TRAIN.EPOCHS, **cost,
+            "macs": 3 * macs * cost["images"], **({"before": before} if before else {})}
 
 
-def _mistakes(found: Assessment, labels: np.ndarray) -> str:
+def _mistakes(found: Predictions, labels: np.ndarray) -> str:
     rows = [f"{index},{labels[index]},{found.predicted[index]}" for index in np.flatnonzero(found.predicted != labels)]
     return "\n".join(["index,label,predicted", *rows]) + "\n"

@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 
 from configs.load import flatten, load_config, to_plain
 from engine.history import read_table
-from engine.weights.released import RESULTS, SUMS, WEIGHTS, check_released, find_released, folder_of, read_sums
+from engine.weights.released import RESULTS, SUMS, WEIGHTS, check_released, find_released, read_sums
 from errors import UserError
 from utils.fileio import read_json
 from utils.paths import ROOT
@@ -170,17 +170,6 @@ def commands_of(results: dict[str, Any]) -> list[str]:
     """Return the commands that made a released checkpoint, given its ``results.json`` and what it started from."""
     averaged = [f"python tools/release.py output/{results['name']} --average"]
     return [results["training"]["command"], *(averaged if results["weights"]["kind"] == "averaged" else [])]
-
-
-def teaching_cost(config: CfgNode) -> dict[str, int]:
-    """Return the teachers of a run's config by name, each with the MACs of one image; UserError where one is gone."""
-    found = {}
-    for name in config.LOSS.TEACHERS:
-        folder = folder_of(name)
-        if folder is None:
-            raise UserError(f"LOSS.TEACHERS names {name}, expected it in checkpoints/, since its cost is counted")
-        found[name] = int(read_json(folder / RESULTS)["macs"])
-    return found
 
 
 def training_cost(run: Path, config: CfgNode) -> dict[str, Any]:
