@@ -20,10 +20,13 @@ def main(arguments: argparse.Namespace) -> None:
     config = load_config(cli.config_of(arguments), arguments.override)
     runtime.prepare(config.RUNTIME.THREADS)
 
-    from analysis.assessment import assess, beside_recorded
+    from analysis.assessment import beside_recorded
     from analysis.confusion import confusion_table, draw_confusion
+    from analysis.error_analysis import Predictions, metrics_of
     from engine.data import build_eval_loader, check_classes
+    from engine.evaluate import evaluate
     from engine.evaluation_report import EvaluationReport
+    from engine.losses import LabelSmoothingCrossEntropy
     from engine.model import load_model
     from utils.fileio import read_json, write_json
 
@@ -36,25 +39,26 @@ def main(arguments: argparse.Namespace) -> None:
     with cli.batches(f"{arguments.split} split", len(loader)) as bar:
         show = bar.write if arguments.report else lambda line: None
         table = EvaluationReport(len(loader), arguments.report_every, show)
-        assessment = assess(config, model, loader, lambda images: bar.update(), table.add)
-    result = assessment.evaluation
+        result = evaluate(model, loader, LabelSmoothingCrossEntropy(config.LOSS.LABEL_SMOOTHING),
+                          lambda images: bar.update(), table.add)
+    metrics = metrics_of(config, Predictions(result, loader.dataset))
     names = loader.dataset.class_names
     outputs = [*names, *(f"class {index}" for index in range(len(names), len(result.per_class)))]
     figures = {"model": config.MODEL.NAME, "weights": str(report.path), "dataset": loader.dataset.name,
-               "split": arguments.split, **assessment.figures(),
+               "split": arguments.split, **metrics,
                "per_class": dict(zip(names, result.per_class, strict=False)),
                "confusion": result.confusion, "images_per_second": result.images_per_second, "device": device}
 
-    print(f"{config.MODEL.NAME} on {assessment.data}, {arguments.split}: {result.images:,} images, "
+    print(f"{config.MODEL.NAME} on {metrics['data']}, {arguments.split}: {result.images:,} images, "
           f"{result.images_per_second:.1f} images/s on {device}")
     print(f"top-1  {result.top1:8.4%}")
     if result.top5 is not None:
         print(f"top-5  {result.top5:8.4%}")
     print(f"loss   {result.loss:.6f} (label smoothing {config.LOSS.LABEL_SMOOTHING:g})")
-    if assessment.calibration:
-        print(f"ECE    {assessment.calibration['ece']:8.4%} (calibration error, 15 bins)")
+    if "ece" in metrics:
+        print(f"ECE    {metrics['ece']:8.4%} (calibration error, 15 bins)")
     if checkpoint and arguments.split == "test":
-        print(beside_recorded(assessment, read_json(checkpoint / released.RESULTS)["test"]))
+        print(beside_recorded(metrics, read_json(checkpoint / released.RESULTS)["test"]))
     for name, share in figures["per_class"].items():
         print(f"  {name:<12} {'no images' if share is None else f'{share:7.2%}'}")
     if len(outputs) <= 20:
