@@ -1,16 +1,36 @@
-"""Tables in Markdown."""
+"""Numbers and tables as text: quantities, Markdown, CSV."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+_UNITS = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3))
+
+
+def quantity(value: float) -> str:
+    """Return a count with four significant digits and its unit: ``4.826G``, ``92.02M``, ``594.2K``."""
+    for unit, size in _UNITS:
+        if value >= size:
+            return f"{value / size:.4g}{unit}"
+    return f"{value:.4g}"
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], text: Collection[str] = ()) -> str:
-    """Return a table; columns of text stand left, numbers right.
+    """Return a Markdown table.
 
-    ``text`` names the columns of text in lower case; the first column alone where it names none.
+    Columns named in ``text`` (lower case; by default the first one) are aligned left, all others right.
     """
     text = text or {headings[0].lower()}
     rule = [":---" if heading.lower() in text else "---:" for heading in headings]
     cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in (headings, rule, *cells))
+
+
+def csv_text(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a table as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([headings, *rows])
+    return text.getvalue()

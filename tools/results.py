@@ -1,4 +1,4 @@
-"""What was trained here: python tools/results.py"""
+"""List the released checkpoints: python tools/results.py"""
 
 from __future__ import annotations
 
