@@ -75,8 +75,8 @@ class ModelSpectrum:
     title: str
     blocks: list[BlockSpectrum] = field(default_factory=list)
 
-    def add(self, name: str, maps: paddle.Tensor) -> None:
-        """Add the maps ``[B, C, H, W]`` that a block puts out."""
+    def add(self, name: str, maps: paddle.Tensor, output: object = None) -> None:
+        """Add the maps ``[B, C, H, W]`` that a block outputs."""
         spectrum = log_amplitude(maps.numpy())
         known = next((block for block in self.blocks if block.name == name), None)
         if known is None:

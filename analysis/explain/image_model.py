@@ -1,4 +1,4 @@
-"""A network and its config as one thing that explanations ask: images in, probabilities out, batch by batch."""
+"""A network with its config's transforms, as explanations use it: images in, probabilities out."""
 
 from __future__ import annotations
 
@@ -11,38 +11,33 @@ import paddle.nn.functional as F
 from paddle import nn
 from yacs.config import CfgNode
 
+from analysis.grids import class_name
 from datasets import class_names
 from datasets.transforms import build_eval_transforms
 from errors import UserError
 
-Advance = Callable[[int], None]
-"""Is told the number of images that the network has seen since the last call."""
-
-PART_PIXELS = {"cpu": 256 * 32 * 32, "gpu": 256 * 224 * 224}  # of one forward pass; on a CPU its maps stay in cache
+BATCH_PIXELS = {"cpu": 256 * 32 * 32, "gpu": 256 * 224 * 224}  # of a forward pass; on a CPU its maps stay in cache
 
 
-def ignore(images: int) -> None:
-    """Show no progress."""
+class ImageModel:
+    """A network in evaluation mode, and the transforms of its config.
 
-
-class Subject:
-    """The network of a config, in evaluation mode, seen from outside.
-
-    ``prepare`` scales an image as evaluation does; what explains then changes pixels of this uint8 ``[H, W, 3]``, or
-    values of its normalised ``[3, H, W]``, in which 0 is the mean colour of the config (AUGMENT.MEAN).
+    ``prepare`` scales an image as evaluation does; explanations then change pixels of this uint8 ``[H, W, 3]``, or of
+    its normalised float32 ``[3, H, W]``, where 0 is AUGMENT.MEAN. ``advance`` is called with the number of images after
+    each forward pass.
     """
 
-    def __init__(self, config: CfgNode, model: nn.Layer) -> None:
-        self.config = config
-        self.model = model
-        model.eval()
+    def __init__(self, config: CfgNode, network: nn.Layer) -> None:
+        self.config, self.network = config, network
+        self.advance: Callable[[int], object] = lambda images: None
+        network.eval()
         *self.geometry, self.normalize = build_eval_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE).transforms
         size = config.DATA.IMAGE_SIZE
         self.size = tuple(size) if isinstance(size, list) else (size, size)
-        self.class_names = class_names(config.DATA.NAME, config.DATA.ROOT)
+        self.names = class_names(config.DATA.NAME, config.DATA.ROOT)
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """Return an RGB image, uint8 ``[H, W, 3]``, at the size that the network sees."""
+        """Return an RGB image, uint8 ``[H, W, 3]``, at the network's size."""
         for transform in self.geometry:
             image = transform.apply(image, None)
         return np.ascontiguousarray(image)
@@ -52,38 +47,36 @@ class Subject:
         return self.normalize.apply(image)
 
     def class_name(self, index: int) -> str:
-        """Return a class's name, or its number where the head has more outputs than the dataset classes."""
-        return self.class_names[index] if index < len(self.class_names) else f"class {index}"
+        """Return the name of an output."""
+        return class_name(self.names, index)
 
     @cached_property
     def batch_size(self) -> int:
         """Images of one forward pass without gradients."""
-        height, width = self.size
         device = paddle.device.get_device().partition(":")[0]
-        return max(1, PART_PIXELS.get(device, PART_PIXELS["gpu"]) // (height * width))
+        return max(1, BATCH_PIXELS.get(device, BATCH_PIXELS["gpu"]) // (self.size[0] * self.size[1]))
 
     def logits(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Return logits ``[N, num_classes]`` of normalised images ``[N, 3, H, W]``, with gradients, in float32."""
-        return self.model(images)
+        """Return logits ``[N, num_classes]`` of normalised images ``[N, 3, H, W]``, with gradients."""
+        logits = self.network(images)
+        self.advance(len(images))
+        return logits
 
     @paddle.no_grad()
-    def probabilities(self, compose: Callable[[int, int], np.ndarray], count: int,
-                      advance: Advance = ignore) -> np.ndarray:
-        """Return class probabilities ``[count, num_classes]`` of images that are made when they are needed.
+    def probabilities(self, compose: Callable[[int, int], np.ndarray], count: int) -> np.ndarray:
+        """Return class probabilities ``[count, num_classes]`` of images that are composed batch by batch.
 
-        ``compose(start, stop)`` returns normalised images ``[stop - start, 3, H, W]``. Raises UserError where the
-        network's outputs are not finite.
+        ``compose(start, stop)`` returns normalised images ``[stop - start, 3, H, W]``. Raises UserError where a
+        probability is not finite.
         """
-        parts = []
+        batches = []
         for start in range(0, count, self.batch_size):
-            stop = min(start + self.batch_size, count)
-            logits = self.model(paddle.to_tensor(compose(start, stop)))
-            parts.append(F.softmax(logits.astype("float32"), axis=-1).numpy())
-            advance(stop - start)
-        result = np.concatenate(parts)
+            logits = self.logits(paddle.to_tensor(compose(start, min(start + self.batch_size, count))))
+            batches.append(F.softmax(logits.astype("float32"), axis=-1).numpy())
+        result = np.concatenate(batches)
         if not np.isfinite(result).all():
-            raise UserError(f"{self.config.MODEL.NAME} gives probabilities that are not finite: nothing explains them; "
-                            "were its weights trained with another config?")
+            raise UserError(f"{self.config.MODEL.NAME} gives probabilities that are not finite and cannot be "
+                            "explained; were its weights trained with another config?")
         return result
 
     def probabilities_of(self, image: np.ndarray) -> np.ndarray:
@@ -92,10 +85,9 @@ class Subject:
 
 
 class Regions:
-    """An image in which regions can be hidden: what LIME perturbs, and what deletion and insertion rank.
+    """An image with regions that can be hidden, for LIME and for deletion and insertion.
 
-    ``segments`` ``[H, W]`` gives each pixel the number of its region, 0 to ``count - 1``; ``hidden`` stands where a
-    region is hidden. Both images are normalised, ``[3, H, W]``.
+    ``segments`` ``[H, W]`` numbers the regions from 0; ``shown`` and ``hidden`` are normalised images ``[3, H, W]``.
     """
 
     def __init__(self, shown: np.ndarray, hidden: np.ndarray, segments: np.ndarray) -> None:
@@ -103,24 +95,13 @@ class Regions:
         self.count = int(segments.max()) + 1
 
     def compose(self, masks: np.ndarray) -> np.ndarray:
-        """Return images ``[N, 3, H, W]`` of which the regions with 1 in ``masks`` ``[N, count]`` are shown."""
+        """Return images ``[N, 3, H, W]`` that show the regions with 1 in ``masks`` ``[N, count]``."""
         return np.where(masks.astype(bool)[:, self.segments][:, None], self.shown, self.hidden)
 
-    def probabilities(self, subject: Subject, masks: np.ndarray, advance: Advance = ignore) -> np.ndarray:
-        """Return class probabilities ``[N, num_classes]`` for masks ``[N, count]``; equal masks are computed once.
-
-        ``advance`` counts masks, equal ones too, in as many calls as there are forward passes.
-        """
+    def probabilities(self, model: ImageModel, masks: np.ndarray) -> np.ndarray:
+        """Return class probabilities ``[N, num_classes]`` for masks ``[N, count]``; equal masks are computed once."""
         packed = np.packbits(masks.astype(bool), axis=1)
         keys = np.ascontiguousarray(packed).view(np.dtype((np.void, packed.shape[1]))).ravel()
         _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-        distinct, told = masks[first], [0, 0]
-
-        def count(images: int) -> None:
-            told[0] += images
-            reached = len(masks) * told[0] // len(distinct)
-            advance(reached - told[1])
-            told[1] = reached
-
-        found = subject.probabilities(lambda start, stop: self.compose(distinct[start:stop]), len(distinct), count)
-        return found[inverse]
+        distinct = masks[first]
+        return model.probabilities(lambda start, stop: self.compose(distinct[start:stop]), len(distinct))[inverse]
