@@ -1,4 +1,4 @@
-"""What this machine can do at most: bytes to and from memory."""
+"""Memory bandwidth of this machine, as STREAM counts it."""
 
 from __future__ import annotations
 
@@ -12,25 +12,23 @@ PIECE = 16_384  # float32 values: a piece of a triad stays in the first-level ca
 
 
 def bandwidth(threads: int, rounds: int = 5) -> dict[str, float]:
-    """Return the best GB/s of ``copy`` (b = a) and ``triad`` (c = a + 3 b), as STREAM counts: two and three arrays.
+    """Return the best GB/s of ``copy`` (b = a) and ``triad`` (c = a + 3 b): two and three arrays.
 
     Source: McCalpin, Memory bandwidth and machine balance, 1995. What a write reads first is not counted.
     """
     count = ARRAY_BYTES // 4
     a, b, c = (np.full(count, value, np.float32) for value in (1, 2, 3))
-    shares = [slice(count * i // threads, count * (i + 1) // threads) for i in range(threads)]
-    scratch = [np.empty(PIECE, np.float32) for _ in shares]
+    spans = [range(count * i // threads, count * (i + 1) // threads) for i in range(threads)]
 
-    def copy(thread: int) -> None:
-        np.copyto(b[shares[thread]], a[shares[thread]])
+    def copy(span: range) -> None:
+        np.copyto(b[span.start : span.stop], a[span.start : span.stop])
 
-    def triad(thread: int) -> None:
-        share = shares[thread]
-        for start in range(share.start, share.stop, PIECE):
-            piece = slice(start, min(start + PIECE, share.stop))
-            product = scratch[thread][: piece.stop - start]
-            np.multiply(b[piece], np.float32(3), out=product)
-            np.add(a[piece], product, out=c[piece])
+    def triad(span: range) -> None:
+        product = np.empty(PIECE, np.float32)
+        for start in range(span.start, span.stop, PIECE):
+            piece = slice(start, min(start + PIECE, span.stop))
+            scaled = np.multiply(b[piece], np.float32(3), out=product[: piece.stop - start])
+            np.add(a[piece], scaled, out=c[piece])
 
     best = {}
     with ThreadPoolExecutor(threads) as pool:
@@ -38,7 +36,7 @@ def bandwidth(threads: int, rounds: int = 5) -> dict[str, float]:
             seconds = []
             for _ in range(rounds):
                 started = time.perf_counter()
-                list(pool.map(function, range(threads)))
+                list(pool.map(function, spans))
                 seconds.append(time.perf_counter() - started)
             best[function.__name__] = arrays * ARRAY_BYTES / min(seconds) / 1e9
     return best
