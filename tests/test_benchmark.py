@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.benchmark import ceilings, measure
+from analysis.benchmark import measure
 from analysis.benchmark.measure import FAMILIES, compare, describe, with_utilisation
 from analysis.benchmark.process import Arm, WorkerFailed, WorkerProcess, other_arm, stock_arm, suite_arm
 from analysis.benchmark.tables import Table, tables, write_page
@@ -94,13 +94,6 @@ def test_workers_run_in_the_environments_that_they_stand_for(monkeypatch: pytest
             suite.ask({**question, "model": "iformer_smal", "work": "training"})
         with pytest.raises(RuntimeError, match="KeyError"):  # a defect of our own worker keeps its traceback
             suite.ask({"work": "no such work", "seconds": 0})
-
-
-def test_bandwidth_is_that_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ceilings, "ARRAY_BYTES", 16 << 20)
-    found = ceilings.bandwidth(2, rounds=1)
-    assert set(found) == {"copy", "triad"}
-    assert all(0.1 < value < 10_000 for value in found.values())
 
 
 def test_families_are_registered() -> None:

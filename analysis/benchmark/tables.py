@@ -82,7 +82,6 @@ def _ceilings(ceilings: Cell) -> Table:
     names = {"kernels": "the suite's", "suite": "Paddle with the suite's settings", "stock": "stock Paddle"}
     rows = [[f"matrix product 2048³, {names.get(name, name)}", f"{product['gflops']:.0f} GFLOP/s"]
             for name, product in ceilings["products"].items()]
-    rows += [[f"memory, {name}", f"{value:.1f} GB/s"] for name, value in ceilings["bandwidth"].items()]
     return Table(f"Ceilings, {ceilings['threads']} threads", ("what", "measured"), rows)
 
 
