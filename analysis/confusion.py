@@ -9,21 +9,18 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from analysis.figures import save_figure
+from analysis.formatting import text_table
 
 
 def confusion_table(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-    """Return the matrix as aligned text: a row for each true class, a column for each predicted one."""
-    width = max(5, len(str(max(map(max, confusion)))) + 1)
-    corner = "true \\ predicted"
-    left = max(map(len, (corner, *names)))
-    lines = [corner.ljust(left) + "".join(name[: width - 1].rjust(width) for name in names)]
-    for name, row in zip(names, confusion, strict=True):
-        lines.append(name.ljust(left) + "".join(str(count).rjust(width) for count in row))
-    return "\n".join(lines)
+    """Return the matrix as text: a row for each true class, a column for each predicted one."""
+    width = max(4, len(str(max(map(max, confusion)))))
+    return text_table(("true \\ predicted", *(name[:width] for name in names)),
+                      [(name, *map(str, row)) for name, row in zip(names, confusion, strict=True)])
 
 
 def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], path: Path, title: str = "") -> Path:
-    """Write the matrix as a picture: shares of each true class in %, rows sum to 100."""
+    """Write the matrix as a picture, in % of each true class."""
     counts = np.asarray(confusion, dtype=float)
     shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = 1.8 + 0.55 * len(names)

@@ -29,6 +29,15 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], text: Collecti
     return "\n".join(f"| {' | '.join(row)} |" for row in (headings, rule, *cells))
 
 
+def text_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table for a terminal: the first column aligned left, all others right."""
+    lines = [headings, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) if index else cell.ljust(width)
+                               for index, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
+                     for line in lines)
+
+
 def csv_text(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Return a table as CSV."""
     text = io.StringIO()

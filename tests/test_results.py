@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from analysis.formatting import csv_text, quantity, table
+from analysis.formatting import csv_text, quantity, table, text_table
 from analysis.results import plot as results_plot
 from analysis.results.page import PLOT, Trained, duration, page, read_released, read_rows
 from analysis.results.plot import Point, draw_results, points
@@ -123,6 +123,7 @@ def test_units() -> None:
     assert [duration(seconds) for seconds in (59, 600, 9000)] == ["59 s", "10 min", "2.5 h"]
     assert table(["Network", "Top-1"], [["a|b", "1"]]).splitlines()[1:] == ["| :--- | ---: |", "| a\\|b | 1 |"]
     assert table(["Top-1", "Data"], [["1", "x"]], {"data"}).splitlines()[1] == "| ---: | :--- |"
+    assert text_table(("a", "number"), [("one", "1")]) == "a    number\none       1"
     assert csv_text(("a", "b"), [(1, "x,y")]) == 'a,b\n1,"x,y"\n'
 
 

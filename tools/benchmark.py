@@ -45,7 +45,8 @@ def main(arguments: argparse.Namespace) -> None:
         serve(arguments.worker)
         return
     from analysis.benchmark.charts import draw
-    from analysis.benchmark.tables import check_page, write_page
+    from analysis.benchmark.tables import check_page, tables, write_page
+    from analysis.formatting import text_table
     from utils.fileio import read_json, write_json
 
     plan = plan_of(arguments)
@@ -65,7 +66,8 @@ def main(arguments: argparse.Namespace) -> None:
             if plan.sections:
                 measure(plan, results, tell)
     finally:
-        _print(results)
+        for found in tables(results).values():
+            print("\n".join([found.title, text_table(found.headings, found.rows), *found.notes, ""]))
         if arguments.json and results:
             write_json(arguments.json, results)
             print(f"wrote {arguments.json}")
@@ -98,24 +100,6 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
                             f"{nearest(section, SECTIONS)}")
     return replace(plan, models=tuple(arguments.models or plan.models), image_sizes=sizes, batch_sizes=batches,
                    sections=sections, rounds=arguments.rounds or plan.rounds, against=tuple(arguments.against))
-
-
-def _print(results: dict) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from analysis.benchmark.tables import tables
-
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    for found in tables(results).values():
-        table = Table(*found.headings, title=found.title, title_justify="left")
-        for index, column in enumerate(table.columns):
-            column.justify = "right" if index else "left"
-        for row in found.rows:
-            table.add_row(*row)
-        console.print(table)
-        for note in found.notes:
-            console.print(note, markup=False)
 
 
 if __name__ == "__main__":

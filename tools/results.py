@@ -18,7 +18,7 @@ def main(arguments: argparse.Namespace) -> None:
 
     trained = read_released(Path(arguments.checkpoints))
     if not arguments.write:
-        print("\n".join(terminal_table(trained)) if trained else f"no released checkpoints in {arguments.checkpoints}")
+        print(terminal_table(trained) if trained else f"no released checkpoints in {arguments.checkpoints}")
         return
     published = read_rows(ROOT / "analysis" / "published.csv")
     recipes = {path.stem: read_rows(path) for path in sorted(Path(arguments.recipes).glob("*.csv"))}

@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from analysis.formatting import quantity, table
+from analysis.formatting import quantity, table, text_table
 from engine.weights.released import RESULTS, check_released, released_names
 from errors import UserError
 from utils.fileio import read_json
@@ -114,13 +114,11 @@ def page(trained: Sequence[Trained], published: Sequence[Mapping[str, str]],
     return "\n".join(part for part in parts if part)
 
 
-def terminal_table(trained: Sequence[Trained]) -> list[str]:
-    """Return a line for each checkpoint."""
-    width = max([len(each.name) for each in trained] + [10])
-    lines = [f"{'checkpoint':<{width}} {'top-1':>8} {'params':>8} {'MACs':>7} {'epochs':>7} {'training':>9}  data"]
-    return lines + [f"{each.name:<{width}} {each.test['top1']:8.2%} {quantity(each.results['parameters']):>8} "
-                    f"{quantity(each.results['macs']):>7} {each.training['epochs']:>7} "
-                    f"{duration(each.training['seconds']):>9}  {each.test['data']}" for each in trained]
+def terminal_table(trained: Sequence[Trained]) -> str:
+    """Return the checkpoints as text."""
+    return text_table(("checkpoint", "top-1", "params", "MACs", "epochs", "training", "data"), [
+        (each.name, f"{each.test['top1']:.2%}", quantity(each.results["parameters"]), quantity(each.results["macs"]),
+         str(each.training["epochs"]), duration(each.training["seconds"]), each.test["data"]) for each in trained])
 
 
 def duration(seconds: float) -> str:
