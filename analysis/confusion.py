@@ -1,4 +1,4 @@
-"""The confusion matrix of an evaluation, as text and as a picture."""
+"""The confusion matrix as text and as a picture."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def confusion_table(confusion: Sequence[Sequence[int]], names: Sequence[str]) ->
 def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], path: Path, title: str = "") -> Path:
     """Write the matrix as a picture, in % of each true class."""
     counts = np.asarray(confusion, dtype=float)
-    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    percents = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = 1.8 + 0.55 * len(names)
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    image = axes.imshow(percents, cmap="Blues", vmin=0, vmax=100)
     ticks = range(len(names))
     axes.set_xticks(ticks, names, rotation=45, ha="right")
     axes.set_yticks(ticks, names)
     axes.set(xlabel="predicted", ylabel="true", title=title)
     if len(names) <= 20:
-        for row, column in np.ndindex(shares.shape):
-            share = shares[row, column]
-            axes.text(column, row, f"{share:.1f}" if share else "·", ha="center", va="center", fontsize=7,
-                      color="white" if share > 55 else "black")
+        for row, column in np.ndindex(percents.shape):
+            percent = percents[row, column]
+            axes.text(column, row, f"{percent:.1f}" if percent else "·", ha="center", va="center", fontsize=7,
+                      color="white" if percent > 55 else "black")
     figure.colorbar(image, label="% of the true class", shrink=0.8)
     return save_figure(figure, path)

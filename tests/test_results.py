@@ -141,6 +141,6 @@ def test_the_committed_page_is_what_the_command_writes() -> None:
 
 
 def test_machines_show_the_cores_used() -> None:
-    told = machines([{"processor": "A", "cores": 2, "threads": "1"}, {"processor": "A", "cores": 2, "threads": "2"},
+    found = machines([{"processor": "A", "cores": 2, "threads": "1"}, {"processor": "A", "cores": 2, "threads": "2"},
                      {"processor": "B", "cores": 1}, {"gpu": "G", "cores": 8}, {}])
-    assert told == ["A, 1 of 2 cores", "A, 2 cores", "B, 1 core", "G", "processor unknown, ? cores"]
+    assert found == ["A, 1 of 2 cores", "A, 2 cores", "B, 1 core", "G", "processor unknown, ? cores"]

@@ -1,4 +1,4 @@
-"""Fourier analysis: known spectra come out as they are, layouts are told apart, the command draws and writes."""
+"""Fourier analysis: known spectra come out as they are, layouts are recognised, the command draws and writes."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_the_blocks_of_every_family_are_maps(name: str, depth: int) -> None:
     assert not seen, "the hooks are gone"
 
 
-def test_layouts_are_told_apart_also_where_channels_equal_sides() -> None:
+def test_layouts_are_recognised_also_where_channels_equal_sides() -> None:
     class ChannelsLast(nn.Layer):
         map_layout = "NHWC"
 
@@ -110,7 +110,7 @@ def test_layouts_are_told_apart_also_where_channels_equal_sides() -> None:
 
 
 @pytest.mark.parametrize(("pattern", "said"), [("(", "no regular expression"), ("blocks9", "not the name of a layer")])
-def test_a_bad_pattern_is_told(pattern: str, said: str) -> None:
+def test_a_bad_pattern_is_refused(pattern: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         find_blocks(create_model("convmixer_256_8", num_classes=2, image_size=32), pattern)
 

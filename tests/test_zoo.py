@@ -61,12 +61,12 @@ def sections(text: str) -> dict[str, list[str]]:
 
 
 def test_page_is_the_generated_one() -> None:
-    """A paper that the page does not show at all is told, no failure: a new one comes before its measurements."""
+    """A paper that the page does not show at all is a warning: a new one comes before its measurements."""
     committed = sections((ROOT / "MODEL_ZOO.md").read_text(encoding="utf-8"))
     generated = sections(page({}, {}, fixture_names(REFERENCE)))
     if missing := generated.keys() - committed.keys():
-        told = f"MODEL_ZOO.md lacks {', '.join(missing)}: run tools/summary.py --write MODEL_ZOO.md"
-        warnings.warn(told, stacklevel=1)
+        message = f"MODEL_ZOO.md lacks {', '.join(missing)}: run tools/summary.py --write MODEL_ZOO.md"
+        warnings.warn(message, stacklevel=1)
     shown = {heading: lines for heading, lines in generated.items() if heading not in missing}
     assert committed == shown, "run tools/summary.py --write MODEL_ZOO.md"
 

@@ -59,12 +59,12 @@ def main(arguments: argparse.Namespace) -> None:
         raise UserError("--sections is empty, expected one, or the results of --start-from")
     try:
         with cli.batches("benchmark", count_cells(plan)) as bar:
-            def tell(text: str) -> None:
+            def report(text: str) -> None:
                 bar.write(text, file=sys.stderr)
                 bar.update()
 
             if plan.sections:
-                measure(plan, results, tell)
+                measure(plan, results, report)
     finally:
         for found in tables(results).values():
             print("\n".join([found.title, text_table(found.headings, found.rows), *found.notes, ""]))

@@ -19,7 +19,7 @@ from errors import UserError
 
 Results = dict[str, Any]
 Cell = dict[str, Any]
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 FAMILIES = ("iformer_small", "coatnet_0", "convmixer_256_8", "mobileformer_26m", "dfformer_s18", "cdfformer_s18",
             "poolformer_s12")
@@ -53,15 +53,15 @@ class Plan:
 
 
 def count_cells(plan: Plan) -> int:
-    """Return how often ``measure`` calls ``tell``."""
+    """Return how often ``measure`` calls ``report``."""
     works = len(WORKS)
     each = {"ceilings": 1, "speed": works * len(plan.models) * len(plan.image_sizes), "pipelines": 2,
             "sizes": works * (len(BATCH_SIZES) + len(IMAGE_SIZES))}
     return sum(each[section] for section in plan.sections)
 
 
-def measure(plan: Plan, results: Results, tell: Tell) -> None:
-    """Measure a plan into ``results``, replacing cells of the same name; ``tell`` gets a sentence after every cell.
+def measure(plan: Plan, results: Results, report: Report) -> None:
+    """Measure a plan into ``results``, replacing cells of the same name; ``report`` gets a sentence after every cell.
 
     Raises UserError for an unknown network, and for a command that cannot be started.
     """
@@ -76,7 +76,7 @@ def measure(plan: Plan, results: Results, tell: Tell) -> None:
     results |= {"plan": asdict(plan), "complete": False,
                 "machine": {key: value for key, value in machine.items() if key != "command"}}
     for section in plan.sections:
-        SECTIONS[section](plan, arms, results, tell)
+        SECTIONS[section](plan, arms, results, report)
     results["seconds"] = results.get("seconds", 0.0) + time.perf_counter() - started
     results["complete"] = True
 
@@ -112,7 +112,7 @@ def compare(turns: Sequence[tuple[str, WorkerProcess, Cell]], question: Cell, im
     return {"arms": arms, "ratios": ratios}
 
 
-def _ceilings(plan: Plan, arms: Sequence[Arm], results: Results, tell: Tell) -> None:
+def _ceilings(plan: Plan, arms: Sequence[Arm], results: Results, report: Report) -> None:
     """Measure the fastest matrix product of 2048×2048, which utilisation is relative to."""
     with ExitStack() as stack:
         workers = [stack.enter_context(WorkerProcess(arm)) for arm in arms]
@@ -124,16 +124,16 @@ def _ceilings(plan: Plan, arms: Sequence[Arm], results: Results, tell: Tell) -> 
                        "best": operations * max(arm["rounds"]) / 1e9}
                 for name, arm in cell["arms"].items() if "error" not in arm}
     results["ceilings"] = {"threads": runtime.available_cores(), "products": products}
-    tell("matrix product: " + ", ".join(f"{name} {found['gflops']:.0f}" for name, found in products.items())
+    report("matrix product: " + ", ".join(f"{name} {found['gflops']:.0f}" for name, found in products.items())
          + " GFLOP/s")
 
 
-def _speed(plan: Plan, arms: Sequence[Arm], results: Results, tell: Tell) -> None:
+def _speed(plan: Plan, arms: Sequence[Arm], results: Results, report: Report) -> None:
     for size in plan.image_sizes:
         for model in plan.models:
             for cell in _network(arms, model, size, plan.batch_size(model, size), plan, results):
                 _put(results, "speed", cell)
-                tell(describe(cell))
+                report(describe(cell))
 
 
 def _network(arms: Sequence[Arm], model: str, size: int, batch: int, plan: Plan, results: Results) -> Iterable[Cell]:
@@ -161,17 +161,17 @@ def with_utilisation(cell: Cell, macs: int, work: str, results: Results) -> Cell
     return cell
 
 
-def _sizes(plan: Plan, arms: Sequence[Arm], results: Results, tell: Tell) -> None:
+def _sizes(plan: Plan, arms: Sequence[Arm], results: Results, report: Report) -> None:
     """Measure the first network against batch size, at the smallest image, and image size, at the smallest batch."""
     cells = [("batch_sizes", min(plan.image_sizes), size) for size in BATCH_SIZES]
     cells += [("image_sizes", size, min(plan.batch_sizes)) for size in IMAGE_SIZES]
     for section, image_size, batch_size in cells:
         for cell in _network(arms[:1], plan.models[0], image_size, batch_size, plan, results):
             _put(results, section, cell)
-            tell(describe(cell))
+            report(describe(cell))
 
 
-def _pipelines(plan: Plan, arms: Sequence[Arm], results: Results, tell: Tell) -> None:
+def _pipelines(plan: Plan, arms: Sequence[Arm], results: Results, report: Report) -> None:
     from analysis.benchmark.pipelines import BATCH_SIZE, PIPELINES, RECIPES
 
     with ExitStack() as stack:
@@ -181,7 +181,7 @@ def _pipelines(plan: Plan, arms: Sequence[Arm], results: Results, tell: Tell) ->
             question = {"work": "pipeline", "recipe": recipe, "workers": runtime.available_cores()}
             cell = {"recipe": name, **compare(turns, question, BATCH_SIZE, plan.rounds, plan.seconds)}
             _put(results, "pipelines", cell)
-            tell(describe(cell))
+            report(describe(cell))
 
 
 SECTIONS = {"ceilings": _ceilings, "speed": _speed, "pipelines": _pipelines, "sizes": _sizes}
