@@ -14,7 +14,6 @@ from paddle import nn
 from yacs.config import CfgNode
 
 from analysis.figures import save_figure
-from analysis.formatting import csv_text
 from analysis.grids import WRONG, class_name, draw_grid
 from datasets.dataset import ImageDataset
 from datasets.loader import EvalLoader
@@ -23,7 +22,7 @@ from engine.data import build_eval_loader
 from engine.evaluate import Evaluation, evaluate
 from engine.losses import LabelSmoothingCrossEntropy
 from engine.model import load_model
-from utils.fileio import write_text
+from utils.fileio import csv_text, write_text
 
 BINS = 15  # of the reliability diagram, as in Guo et al.
 Advance = Callable[[int], None]
@@ -184,7 +183,7 @@ def draw_errors(predictions: Predictions, path: Path, count: int = 18, title: st
 def write_errors(predictions: Predictions, path: Path) -> Path:
     """Write ``mistakes.csv``: index in the split, true and predicted class, confidence; the most confident first."""
     names, found = predictions.names, predictions
-    rows = ((int(index), names[found.labels[index]], names[found.predicted[index]],
-             round(float(found.confidence[index]), 6)) for index in found.errors())
+    rows = ({"index": index, "true": names[found.labels[index]], "predicted": names[found.predicted[index]],
+             "confidence": round(float(found.confidence[index]), 6)} for index in found.errors())
     write_text(path, csv_text(("index", "true", "predicted", "confidence"), rows))
     return path

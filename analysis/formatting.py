@@ -1,11 +1,8 @@
-"""Numbers and tables as text: quantities, Markdown, CSV."""
+"""Numbers and tables as text: quantities, Markdown, terminal."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
 
 _UNITS = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3))
 
@@ -36,10 +33,3 @@ def text_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("  ".join(cell.rjust(width) if index else cell.ljust(width)
                                for index, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
                      for line in lines)
-
-
-def csv_text(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a table as CSV."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([headings, *rows])
-    return text.getvalue()

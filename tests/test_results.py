@@ -12,17 +12,18 @@ from pathlib import Path
 import cv2
 import pytest
 
-from analysis.formatting import csv_text, quantity, table, text_table
+from analysis.formatting import quantity, table, text_table
 from analysis.results import plot as results_plot
-from analysis.results.page import PLOT, Trained, duration, page, read_released, read_rows
+from analysis.results.page import PLOT, Trained, duration, page, read_released
 from analysis.results.plot import Point, draw_results, points
 from analysis.results.run_record import machines
 from engine.weights.released import FOLDER, released_names
 from errors import UserError
 from processes import ROOT
+from utils.fileio import read_csv
 
-PUBLISHED = read_rows(ROOT / "analysis" / "published.csv")
-RECIPES = {path.stem: read_rows(path) for path in sorted((ROOT / "docs" / "recipes").glob("*.csv"))}
+PUBLISHED = read_csv(ROOT / "analysis" / "published.csv")
+RECIPES = {path.stem: read_csv(path) for path in sorted((ROOT / "docs" / "recipes").glob("*.csv"))}
 
 
 def cells(text: str, name: str) -> list[list[str]]:
@@ -92,8 +93,8 @@ def test_changed_folders_and_broken_tables_are_refused(toy: Path, tmp_path: Path
         read_released(tmp_path)
     for content in (b"a,b\n1\n", b"a,b\n1,2,3\n", b"a\n\xff\n"):
         (tmp_path / "t.csv").write_bytes(content)
-        with pytest.raises(UserError, match=r"t\.csv: (row 2 has not as many cells|cannot be read)"):
-            read_rows(tmp_path / "t.csv")
+        with pytest.raises(UserError, match=r"t\.csv: (row 2 does not have as many cells|cannot be read)"):
+            read_csv(tmp_path / "t.csv")
 
 
 def test_labels_of_the_plot_cover_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +125,6 @@ def test_units() -> None:
     assert table(["Network", "Top-1"], [["a|b", "1"]]).splitlines()[1:] == ["| :--- | ---: |", "| a\\|b | 1 |"]
     assert table(["Top-1", "Data"], [["1", "x"]], {"data"}).splitlines()[1] == "| ---: | :--- |"
     assert text_table(("a", "number"), [("one", "1")]) == "a    number\none       1"
-    assert csv_text(("a", "b"), [(1, "x,y")]) == 'a,b\n1,"x,y"\n'
 
 
 def test_tables_can_be_read() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cli
 
@@ -14,13 +16,12 @@ from errors import UserError
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Print the figures of one split, and write them as JSON, as a table of batches and as a picture where asked."""
+    """Print the metrics of one split; write them as JSON, as a table of batches and as a picture where asked."""
     if arguments.report_every < 1:
         raise UserError(f"--report-every is {arguments.report_every}, expected 1 or more")
     config = load_config(cli.config_of(arguments), arguments.override)
     runtime.prepare(config.RUNTIME.THREADS)
 
-    from analysis.assessment import beside_recorded
     from analysis.confusion import confusion_table, draw_confusion
     from analysis.error_analysis import Predictions, metrics_of
     from engine.data import build_eval_loader, check_classes
@@ -37,17 +38,15 @@ def main(arguments: argparse.Namespace) -> None:
     print("\n".join(report.lines()))
     check_classes(report.path, loader.dataset)
     with cli.batches(f"{arguments.split} split", len(loader)) as bar:
-        show = bar.write if arguments.report else lambda line: None
-        table = EvaluationReport(len(loader), arguments.report_every, show)
+        table = EvaluationReport(len(loader), arguments.report_every, bar.write if arguments.report else None)
         result = evaluate(model, loader, LabelSmoothingCrossEntropy(config.LOSS.LABEL_SMOOTHING),
                           lambda images: bar.update(), table.add)
-    metrics = metrics_of(config, Predictions(result, loader.dataset))
     names = loader.dataset.class_names
     outputs = [*names, *(f"class {index}" for index in range(len(names), len(result.per_class)))]
+    confusion, metrics = result.confusion.tolist(), metrics_of(config, Predictions(result, loader.dataset))
     figures = {"model": config.MODEL.NAME, "weights": str(report.path), "dataset": loader.dataset.name,
-               "split": arguments.split, **metrics,
-               "per_class": dict(zip(names, result.per_class, strict=False)),
-               "confusion": result.confusion, "images_per_second": result.images_per_second, "device": device}
+               "split": arguments.split, **metrics, "per_class": dict(zip(names, result.per_class, strict=False)),
+               "confusion": confusion, "images_per_second": result.images_per_second, "device": device}
 
     print(f"{config.MODEL.NAME} on {metrics['data']}, {arguments.split}: {result.images:,} images, "
           f"{result.images_per_second:.1f} images/s on {device}")
@@ -58,11 +57,11 @@ def main(arguments: argparse.Namespace) -> None:
     if "ece" in metrics:
         print(f"ECE    {metrics['ece']:8.4%} (calibration error, 15 bins)")
     if checkpoint and arguments.split == "test":
-        print(beside_recorded(metrics, read_json(checkpoint / released.RESULTS)["test"]))
-    for name, share in figures["per_class"].items():
-        print(f"  {name:<12} {'no images' if share is None else f'{share:7.2%}'}")
+        print(_beside_recorded(metrics, read_json(checkpoint / released.RESULTS)["test"]))
+    for name, accuracy in figures["per_class"].items():
+        print(f"  {name:<12} {'no images' if accuracy is None else f'{accuracy:7.2%}'}")
     if len(outputs) <= 20:
-        print(confusion_table(result.confusion, outputs))
+        print(confusion_table(confusion, outputs))
     if arguments.report:
         table.write(Path(arguments.report))
         print(f"{table.summary()}\nwrote {arguments.report}")
@@ -71,7 +70,18 @@ def main(arguments: argparse.Namespace) -> None:
         print(f"wrote {arguments.json}")
     if arguments.confusion:
         title = f"{config.NAME}, {arguments.split}: top-1 {result.top1:.2%}"
-        print(f"wrote {draw_confusion(result.confusion, outputs, Path(arguments.confusion), title)}")
+        print(f"wrote {draw_confusion(confusion, outputs, Path(arguments.confusion), title)}")
+
+
+def _beside_recorded(metrics: Mapping[str, Any], recorded: Sequence[Mapping[str, Any]]) -> str:
+    """Compare top-1 with the ``test`` rows of a released checkpoint's ``results.json``."""
+    for row in recorded:
+        if row["pixels_sha256"] == metrics["pixels_sha256"]:
+            images = round((metrics["top1"] - row["top1"]) * row["images"])
+            change = "the same here" if not images else f"{abs(images)} images {'fewer' if images < 0 else 'more'} here"
+            return f"released with {row['top1']:.2%} on these images ({row['data']}): {change}"
+    rows = "; ".join(f"{row['top1']:.2%} on {row['data']}, {row['images']:,} images" for row in recorded)
+    return f"released with {rows}: other images than these"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,10 +89,10 @@ def parser() -> argparse.ArgumentParser:
     result = cli.argument_parser(__doc__)
     cli.add_weights(result)
     result.add_argument("--split", default="test", choices=("test", "holdout", "train"), help="default: test")
-    result.add_argument("--json", metavar="F", help="write all figures to this file")
+    result.add_argument("--json", metavar="F", help="write all metrics to this file")
     result.add_argument("--confusion", metavar="PNG", help="draw the confusion matrix")
-    result.add_argument("--report", metavar="CSV", help="print some batches' time, images/s, loss and accuracies with "
-                        "their running means, and write them to this file")
+    result.add_argument("--report", metavar="CSV", help="print time, images/s, loss and accuracies of some batches, "
+                        "with running means, and write them to this file")
     result.add_argument("--report-every", type=int, default=10, metavar="N", help="batches between them (default: 10)")
     return result
 

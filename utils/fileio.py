@@ -1,11 +1,13 @@
-"""Read and write small files. A write is atomic: a reader finds the old file or the new one, never a part."""
+"""Read and write small files. Writes are atomic: a reader finds the old file or the new one, never a part."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,9 @@ from errors import UserError, printable
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary neighbour of ``path``, sync it to disk, and rename it into place.
+    """Let ``write`` fill a temporary file beside ``path``, sync it to disk, and rename it to ``path``.
 
-    Raises UserError where the folder cannot be written or the disk is full; ``path`` is then as it was.
+    Raises UserError where the folder cannot be written or the disk is full; ``path`` is then unchanged.
     """
     if not path.name:
         raise UserError(f"{path}: the name of a folder, expected that of a file")
@@ -24,20 +26,20 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        with suppress(OSError):  # some file systems cannot sync a folder
+            _sync(path.parent)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        with suppress(OSError):  # it is there only where something failed, and may then be out of reach too
+        with suppress(OSError):  # exists only after an error, and may be out of reach then
             temporary.unlink()
 
 
 @contextmanager
 def replaced_folder(target: Path) -> Iterator[Path]:
-    """Give a folder to fill that takes the place of ``target`` when the block ends without an error."""
+    """Yield an empty folder that replaces ``target`` when the block ends without an error."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     aside = target.with_name(f".{target.name}.{os.getpid()}.old")
     try:
@@ -56,7 +58,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Delete what writers that were killed left in a folder into which nobody writes now."""
+    """Delete what killed writers left in a folder that nobody else writes to."""
     for temporary in folder.glob(".*.*.tmp"):
         if temporary.suffixes[-2][1:].isdecimal():
             temporary.unlink(missing_ok=True)
@@ -77,21 +79,52 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise unreadable(path, error) from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected an object, found {printable(type(found).__name__)}")
     return found
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; file systems that cannot sync a folder are left alone."""
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], header: bool = True) -> str:
+    """Return rows as CSV text. Floats keep all their digits, None is an empty cell."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    if header:
+        writer.writerow(columns)
+    writer.writerows([repr(float(row[name])) if isinstance(row[name], float) else row[name] for name in columns]
+                     for row in rows)
+    return buffer.getvalue()
+
+
+def read_csv(path: Path, *, torn: bool = False) -> list[dict[str, str]]:
+    """Read the rows of a CSV file with a heading; none where there is no file.
+
+    ``torn`` drops an incomplete last row, as a killed writer leaves it. Raises UserError for a file that cannot be
+    read and for any other row whose cells do not match the heading.
+    """
+    if not path.exists():
+        return []
     try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
+        text = path.read_text(encoding="utf-8-sig")
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), restkey="", restval=None))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise unreadable(path, error) from None
+    if torn and rows and None in rows[-1].values():
+        rows.pop()
+    for number, row in enumerate(rows, 2):
+        if "" in row or None in row.values():
+            raise UserError(f"{path}: row {number} does not have as many cells as the heading")
+    return rows
+
+
+def unreadable(path: Path, error: Exception) -> UserError:
+    """Return the UserError for a file that raised ``error`` while it was read."""
+    return UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
-    except OSError:
-        pass
     finally:
         os.close(handle)

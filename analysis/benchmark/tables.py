@@ -10,7 +10,7 @@ from typing import Any
 
 from analysis.formatting import table
 from errors import UserError
-from utils.fileio import write_text
+from utils.fileio import unreadable, write_text
 
 Results = dict[str, Any]
 Cell = dict[str, Any]
@@ -51,7 +51,7 @@ def check_page(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise unreadable(path, error) from None
     if not _PLACE.search(text):
         raise UserError(f"{path}: has no place for a table, expected <!-- measured: training --> and <!-- end -->")
     return text

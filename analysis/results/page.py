@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +13,7 @@ from typing import Any
 from analysis.formatting import quantity, table, text_table
 from engine.weights.released import RESULTS, check_released, released_names
 from errors import UserError
-from utils.fileio import read_json
+from utils.fileio import read_csv, read_json
 
 PLOT = "docs/results.png"
 INTRODUCTION = """\
@@ -81,23 +79,8 @@ def read_released(folder: Path) -> list[Trained]:
         except (KeyError, IndexError, TypeError):
             raise UserError(f"{folder / name / RESULTS}: not the results of a released checkpoint, as tools/release.py "
                             "writes them") from None
-        found.append(Trained(name, results, read_rows(folder / name / "seeds.csv")))
+        found.append(Trained(name, results, read_csv(folder / name / "seeds.csv")))
     return found
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file with a heading; none where there is no file; UserError where it is no table."""
-    if not path.is_file():
-        return []
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), restkey="", restval=None))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    for number, row in enumerate(rows, 2):
-        if "" in row or None in row.values():
-            raise UserError(f"{path}: row {number} has not as many cells as the heading")
-    return rows
 
 
 def page(trained: Sequence[Trained], published: Sequence[Mapping[str, str]],

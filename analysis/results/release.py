@@ -19,7 +19,6 @@ from yacs.config import CfgNode
 
 from analysis.complexity import count
 from analysis.error_analysis import Advance, metrics_of, predict_loader, write_errors
-from analysis.formatting import csv_text
 from analysis.results.run_record import Scrubber, read_environment, read_results, seed_rows, training_record
 from configs.load import dump_config, load_config
 from engine.data import build_eval_loader, check_classes
@@ -29,7 +28,7 @@ from engine.weights.load import convert_state, read_weights, save_weights
 from engine.weights.released import CONFIG, RESULTS, SUMS, WEIGHTS, file_sha256
 from errors import UserError
 from models import model_info
-from utils.fileio import read_json, replaced_folder, write_json, write_text
+from utils.fileio import csv_text, read_json, replaced_folder, write_json, write_text
 
 LARGEST = 10 << 20  # bytes of one file of weights
 LARGEST_TOGETHER = 60_000_000  # bytes of all checkpoints in the repository
@@ -75,7 +74,7 @@ def release(run: Path, into: Path, *, name: str = "", data: str = "", seeds: Seq
         save_weights(folder / WEIGHTS, arrays)
         _copy_record(run, config, folder, data)
         if rows:
-            write_text(folder / "seeds.csv", csv_text(list(rows[0]), (row.values() for row in rows)))
+            write_text(folder / "seeds.csv", csv_text(list(rows[0]), rows))
         config = load_config(run / CONFIG, [*([f"DATA.ROOT={data}"] if data else []), "RUNTIME.DEVICE=auto"])
         cost, info = count(build_model(config), config.DATA.IMAGE_SIZE), model_info(config.MODEL.NAME)
         results = {

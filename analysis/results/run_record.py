@@ -138,8 +138,8 @@ def training_record(run: Path, config: CfgNode, macs: int) -> dict[str, Any]:
     environments, cost = read_environment(run), training_cost(run, config)
     return {"command": training_command(config, environments), "data": origin(config.DATA),
             "machines": machines(environments), "commit": environments[-1].get("commit"),
-            "precision": config.TRAIN.PRECISION, "epochs_planned": config.TRAIN.EPOCHS, **cost,
-            "macs": 3 * macs * cost["images"]}
+            "precision": environments[-1].get("precision", config.TRAIN.PRECISION),
+            "epochs_planned": config.TRAIN.EPOCHS, **cost, "macs": 3 * macs * cost["images"]}
 
 
 def seed_rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
