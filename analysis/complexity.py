@@ -1,12 +1,11 @@
-"""Count what a network costs: trainable parameters, multiply-accumulates and activations of one image.
+"""Count a network's trainable parameters, and the multiply-accumulates and activations of one image.
 
-Counted are convolutions, fully connected layers and matrix products (attention, filter mixing; matmul, bmm and
-einsum alike), without biases. Norms, activation functions, pooling, element-wise products and FFTs are not.
-A product of complex numbers counts as one. Activations are the numbers that those operations put out, as in
-fvcore's ``ActivationCountAnalysis``.
+Counted are convolutions, fully connected layers and matrix products (matmul, bmm, einsum), without biases; not norms,
+activation functions, pooling, element-wise products and FFTs. A complex product counts as one. Activations are the
+outputs of the counted operations, as in fvcore's ``ActivationCountAnalysis``.
 
-The counts come from one forward pass: while it runs, the few functions at which Paddle's Python side enters its
-C++ operators are wrapped, so that layers, ``paddle.nn.functional`` and operators like ``@`` are all seen.
+The counts come from one forward pass in which the functions that enter Paddle's C++ operators are wrapped, so that
+layers, ``paddle.nn.functional`` and operators like ``@`` are all seen.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import kernels
 
 @dataclass(frozen=True)
 class Complexity:
-    """What one image costs in evaluation mode."""
+    """The cost of one image in evaluation mode."""
 
     parameters: int
     macs: int
@@ -37,8 +36,7 @@ class Complexity:
 def count(model: nn.Layer, image_size: int | tuple[int, int], in_chans: int = 3) -> Complexity:
     """Count ``model`` for one image ``[1, in_chans, H, W]``; ``image_size`` is a side or (height, width).
 
-    Runs one forward pass in evaluation mode and leaves the model as it was. Parameters are the trainable ones,
-    also those that a layer creates directly; running statistics are none.
+    Runs one forward pass in evaluation mode and leaves the model as it was. Running statistics are not parameters.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     trainable = [parameter for parameter in model.parameters() if parameter.trainable]
@@ -46,7 +44,7 @@ def count(model: nn.Layer, image_size: int | tuple[int, int], in_chans: int = 3)
     modes = {layer: layer.training for layer in model.sublayers(include_self=True)}
     model.eval()
     try:
-        # Compiled operators and fused attention show no products.
+        # Compiled operators and fused attention hide their products.
         with _recording() as tally, paddle.no_grad(), kernels.using("stock"), sdpa_kernel(SDPBackend.MATH):
             model(paddle.zeros([1, in_chans, height, width], dtype=dtype))
     finally:
@@ -92,7 +90,7 @@ def _added_product(out: paddle.Tensor, addend: paddle.Tensor, x: paddle.Tensor, 
 
 
 def _einsum(out: paddle.Tensor, operands: list[paddle.Tensor], equation: str) -> int:
-    """Count one product for every combination of labels; the dots of an ellipsis stand for labels from the right."""
+    """Count one product for every combination of labels; an ellipsis means labels from the right."""
     if len(operands) < 2:
         return 0
     sizes: dict[str | int, int] = {}
@@ -116,11 +114,8 @@ _RULES: dict[str, Rule] = {
 }
 
 
-def _places() -> list[tuple[Any, str, Rule]]:
-    """Return where calls enter C++, as (owner, attribute, rule).
-
-    A complex product that is written in parts counts as one.
-    """
+def _entries() -> list[tuple[Any, str, Rule]]:
+    """Return the functions that enter C++, as (owner, attribute, rule); a complex product in parts counts as one."""
     return [
         *((_C_ops, name, rule) for name, rule in _RULES.items() if hasattr(_C_ops, name)),
         (paddle.linalg, "matmul", _matmul),
@@ -135,7 +130,7 @@ _alone = threading.Lock()
 
 @contextmanager
 def _recording() -> Iterator[_Tally]:
-    """Add up what this thread computes until the end of the block; other threads compute on, uncounted."""
+    """Count what this thread computes until the end of the block; other threads are not counted."""
     tally = _Tally()
     thread = threading.get_ident()
 
@@ -143,7 +138,7 @@ def _recording() -> Iterator[_Tally]:
         def counted(*args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() != thread or tally.inside:
                 return function(*args, **kwargs)
-            tally.inside = True  # what a counted function is made of is not counted again
+            tally.inside = True  # calls inside a counted function are not counted again
             try:
                 result = function(*args, **kwargs)
             finally:
@@ -157,11 +152,11 @@ def _recording() -> Iterator[_Tally]:
         return counted
 
     with _alone:
-        places = [(owner, name, getattr(owner, name), rule) for owner, name, rule in _places()]
+        entries = [(owner, name, getattr(owner, name), rule) for owner, name, rule in _entries()]
         try:
-            for owner, name, function, rule in places:
+            for owner, name, function, rule in entries:
                 setattr(owner, name, wrap(function, rule))
             yield tally
         finally:
-            for owner, name, function, _ in places:
+            for owner, name, function, _ in entries:
                 setattr(owner, name, function)

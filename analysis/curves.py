@@ -42,7 +42,7 @@ def _draw(axes: Axes, rows: list[Row], column: str, factor: float, **style: obje
 
 
 def _add_epochs(axes: Axes, epochs: list[Row]) -> None:
-    """Show epochs along the top: the first row tells the iterations of one."""
+    """Show epochs along the top, as long as the first one."""
     if not epochs:
         return
     steps = int(epochs[0]["iteration"]) / int(epochs[0]["epoch"])

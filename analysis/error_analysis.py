@@ -1,18 +1,14 @@
-"""Where a network errs: class by class, how sure it was, and the mistakes it was surest of."""
+"""Errors of a network: class by class, calibration, and its most confident errors."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import paddle
-import paddle.nn.functional as F
 from matplotlib.figure import Figure
 from paddle import nn
 from yacs.config import CfgNode
@@ -26,15 +22,16 @@ from engine.data import build_eval_loader
 from engine.evaluate import Evaluation, evaluate
 from engine.losses import LabelSmoothingCrossEntropy
 from engine.model import load_model
-from utils.fileio import write_text
+from utils.fileio import csv_text, write_text
 
-BINS = 15  # of the reliability diagram, as Guo et al. take
-Advance = Callable[[int, int], None]
+BINS = 15  # of the reliability diagram, as in Guo et al.
+Advance = Callable[[int], None]
+"""Called with the number of images after each batch."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """A network's evaluation on a split, with the data set that names its classes."""
+    """A network's predictions for every image of a split, in the order of ``dataset``."""
 
     evaluation: Evaluation
     dataset: ImageDataset
@@ -42,8 +39,7 @@ class Predictions:
     @cached_property
     def probabilities(self) -> np.ndarray:
         """Return class probabilities, float64 ``[N, num_classes]``."""
-        logits = paddle.to_tensor(self.evaluation.logits.astype("float64"))
-        return F.softmax(logits, axis=-1).numpy()
+        return softmax(self.evaluation.logits)
 
     @property
     def labels(self) -> np.ndarray:
@@ -52,12 +48,12 @@ class Predictions:
 
     @property
     def predicted(self) -> np.ndarray:
-        """Return the likeliest classes, int64 ``[N]``."""
+        """Return the most likely classes, int64 ``[N]``."""
         return self.probabilities.argmax(1)
 
     @property
     def confidence(self) -> np.ndarray:
-        """Return the probability of the likeliest class, ``[N]``."""
+        """Return the probability of the predicted class, ``[N]``."""
         return self.probabilities.max(1)
 
     @property
@@ -66,47 +62,37 @@ class Predictions:
         return [class_name(self.dataset.class_names, index) for index in range(self.probabilities.shape[1])]
 
     def confusion(self) -> np.ndarray:
-        """Return how many images of each true class (row) were taken for each class (column)."""
-        return self.evaluation.confusion
+        """Return ``[label, prediction]``, counts of images."""
+        return np.asarray(self.evaluation.confusion)
 
-    def mistakes(self) -> np.ndarray:
-        """Return the indices of the wrong images, the most confident first."""
+    def errors(self) -> np.ndarray:
+        """Return the indices of wrong images, the most confident first."""
         wrong = np.flatnonzero(self.predicted != self.labels)
         return wrong[np.argsort(-self.confidence[wrong], kind="stable")]
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return probabilities, float64 ``[N, num_classes]``."""
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return exponentials / exponentials.sum(1, keepdims=True)
+
+
 def predict_loader(config: CfgNode, model: nn.Layer, loader: EvalLoader,
-                   advance: Advance = lambda done, images: None) -> Predictions:
-    """Return a network's predictions for the images of a loader; ``advance``: images done, of how many."""
-    done = 0
-
-    def count(images: int) -> None:
-        nonlocal done
-        done += images
-        advance(done, len(loader.dataset))
-
+                   advance: Advance = lambda images: None) -> Predictions:
+    """Return a network's predictions for the images of a loader."""
     loss = LabelSmoothingCrossEntropy(config.LOSS.LABEL_SMOOTHING)
-    return Predictions(evaluate(model, loader, loss, count), loader.dataset)
+    return Predictions(evaluate(model, loader, loss, advance), loader.dataset)
 
 
 def predict_split(config: CfgNode, weights: str | Path, split: str = "test",
-                  advance: Advance = lambda done, images: None) -> Predictions:
+                  advance: Advance = lambda images: None) -> Predictions:
     """Return the predictions of the weights of a file or run folder for a split."""
     loader = build_eval_loader(config, split)
     return predict_loader(config, load_model(config, weights)[0], loader, advance)
 
 
-def metrics_of(config: CfgNode, found: Predictions) -> dict[str, Any]:
-    """Return what a file of results keeps: data, loss, accuracies, and calibration unless a logit is not finite."""
-    metrics = {"data": origin(config.DATA), "pixels_sha256": pixels_sha256(found.dataset), **found.evaluation.figures()}
-    if np.isfinite(found.evaluation.logits).all():
-        measured = calibration(found)
-        metrics |= {key: measured[key] for key in ("ece", "mce", "brier", "negative_log_likelihood")}
-    return metrics
-
-
 def class_table(predictions: Predictions) -> list[dict[str, Any]]:
-    """Return a row for each class that has images: recall, precision, F1 (shares of 1), and what it is taken for."""
+    """Return a row for each class that has images: recall, precision, F1 (of 1), and its most frequent error."""
     confusion, names = predictions.confusion(), predictions.names
     rows = []
     for index in np.flatnonzero(confusion.sum(1)):
@@ -121,33 +107,41 @@ def class_table(predictions: Predictions) -> list[dict[str, Any]]:
     return rows
 
 
-def calibration(predictions: Predictions, bins: int = BINS) -> dict[str, Any]:
-    """Return how far confidence and accuracy agree: ECE, MCE, Brier score, negative log likelihood, and the bins.
+def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> dict[str, Any]:
+    """Return ECE, MCE, Brier score, negative log likelihood and the bins, from ``[N, num_classes]`` and ``[N]``.
 
-    Bins of equal width over the confidence of the predicted class, each open below and closed above; ECE is the mean
-    over images, MCE the largest, of |accuracy - confidence| of a bin (Guo et al., "On Calibration of Modern Neural
-    Networks", ICML 2017, equations 3 and 5). The Brier score sums squared errors over classes; both it and the
-    negative log likelihood (natural logarithm) are means over images.
+    Bins of equal width over the confidence, each open below and closed above. ECE is the mean over images, MCE the
+    largest, of |accuracy - confidence| of a bin (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017,
+    equations 3 and 5). The Brier score sums squared errors over classes.
     """
-    probabilities, confidence = predictions.probabilities, predictions.confidence
-    count, right = len(confidence), predictions.predicted == predictions.labels
-    own, squares = probabilities[np.arange(count), predictions.labels], (probabilities**2).sum(1)
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    own, count = probabilities[np.arange(len(labels)), labels], len(labels)
+    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     rows = []
     for index in range(bins):
-        inside = place == index
+        inside = bin_of == index
         rows.append({"low": index / bins, "high": (index + 1) / bins, "images": int(inside.sum()),
                      "confidence": float(confidence[inside].mean()) if inside.any() else None,
                      "accuracy": float(right[inside].mean()) if inside.any() else None})
-    gaps = {index: abs(row["accuracy"] - row["confidence"]) for index, row in enumerate(rows) if row["images"]}
-    return {"ece": float(sum(gap * rows[index]["images"] for index, gap in gaps.items()) / count),
-            "mce": float(max(gaps.values())), "brier": float((squares - 2 * own + 1).mean()),
+    gaps = [(abs(row["accuracy"] - row["confidence"]), row["images"]) for row in rows if row["images"]]
+    return {"ece": sum(gap * images for gap, images in gaps) / count, "mce": max(gap for gap, _ in gaps),
+            "brier": float(((probabilities**2).sum(1) - 2 * own + 1).mean()),
             "negative_log_likelihood": float(-np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean()),
             "mean_confidence": float(confidence.mean()), "accuracy": float(right.mean()), "bins": rows}
 
 
+def metrics_of(config: CfgNode, found: Predictions) -> dict[str, Any]:
+    """Return what a file of results keeps: data set, accuracies, loss, and calibration unless a logit is not finite."""
+    metrics = {"data": origin(config.DATA), "pixels_sha256": pixels_sha256(found.dataset),
+               **found.evaluation.figures()}
+    if np.isfinite(found.evaluation.logits).all():
+        measured = calibration(found.probabilities, found.labels)
+        metrics |= {key: measured[key] for key in ("ece", "mce", "brier", "negative_log_likelihood")}
+    return metrics
+
+
 def draw_reliability(figures: dict[str, Any], path: Path, title: str = "") -> Path:
-    """Write the reliability diagram of ``calibration``: accuracy against confidence, above the share of images."""
+    """Write the reliability diagram of ``calibration``: accuracy against confidence, and images in each bin."""
     rows = [row for row in figures["bins"] if row["images"]]
     lows = [100 * row["low"] for row in rows]
     width = 100 / len(figures["bins"])
@@ -174,9 +168,9 @@ def draw_reliability(figures: dict[str, Any], path: Path, title: str = "") -> Pa
     return save_figure(figure, path)
 
 
-def draw_mistakes(predictions: Predictions, path: Path, count: int = 18, title: str = "") -> Path | None:
-    """Write a grid of the most confident mistakes in their true colours; None where there is no mistake."""
-    chosen = predictions.mistakes()[:count]
+def draw_errors(predictions: Predictions, path: Path, count: int = 18, title: str = "") -> Path | None:
+    """Write a grid of the most confident errors; None where there is no error."""
+    chosen = predictions.errors()[:count]
     if not len(chosen):
         return None
     names = predictions.names
@@ -186,16 +180,10 @@ def draw_mistakes(predictions: Predictions, path: Path, count: int = 18, title: 
     return draw_grid(images, captions, len(chosen) * [WRONG], path, title=title)
 
 
-def write_mistakes(predictions: Predictions, path: Path) -> Path:
-    """Write every mistake as a row of a CSV file: index in the split, true and predicted class, confidence."""
-    names, text = predictions.names, io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("index", "true", "predicted", "confidence"))
-    writer.writerows(_mistake_rows(predictions, names))
-    write_text(path, text.getvalue())
+def write_errors(predictions: Predictions, path: Path) -> Path:
+    """Write ``mistakes.csv``: index in the split, true and predicted class, confidence; the most confident first."""
+    names, found = predictions.names, predictions
+    rows = ({"index": index, "true": names[found.labels[index]], "predicted": names[found.predicted[index]],
+             "confidence": round(float(found.confidence[index]), 6)} for index in found.errors())
+    write_text(path, csv_text(("index", "true", "predicted", "confidence"), rows))
     return path
-
-
-def _mistake_rows(predictions: Predictions, names: Sequence[str]) -> list[tuple[int, str, str, float]]:
-    return [(int(index), names[predictions.labels[index]], names[predictions.predicted[index]],
-             round(float(predictions.confidence[index]), 6)) for index in predictions.mistakes()]

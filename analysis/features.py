@@ -1,4 +1,4 @@
-"""The maps inside a network: which layers are its blocks, and what they put out for images."""
+"""The maps inside a network: which layers are its blocks, and what they output."""
 
 from __future__ import annotations
 
@@ -10,57 +10,44 @@ from typing import Any
 import paddle
 from paddle import nn
 
-from errors import UserError
+from errors import UserError, nearest
+
+See = Callable[[str, paddle.Tensor, paddle.Tensor], None]
 
 
 def find_blocks(model: nn.Layer, pattern: str = "") -> list[str]:
-    """Return the names of a network's blocks in their order, or of the layers whose whole name ``pattern`` matches.
+    """Return the names of a network's blocks, or of the layers whose whole name matches ``pattern``, in order.
 
-    A network of the suite says which layers are its blocks (``Classifier.block_pattern``); of any other, these are
-    the children of its sequences that are layers of layers. Raises UserError for a pattern that is none or that
-    matches nothing.
+    Blocks are the layers that ``Classifier.block_pattern`` matches; in other networks, the outermost composed layers in
+    a sequence. Raises UserError for an invalid pattern, or one that matches nothing.
     """
-    wanted = pattern or getattr(model, "block_pattern", "")
+    layers = dict(model.named_sublayers())
+    composed = [name for name, layer in layers.items() if list(layer.children())]
+    own = getattr(model, "block_pattern", "")
     try:
-        expression = re.compile(wanted)
+        found = [name for name in (layers if pattern else composed) if re.fullmatch(pattern or own, name)]
     except re.error as error:
         raise UserError(f"--layers {pattern!r} is no regular expression: {error}") from None
-    composed = [name for name, layer in model.named_sublayers() if list(layer.children())]
-    if pattern:
-        found = [name for name, _ in model.named_sublayers() if expression.fullmatch(name)]
-    elif wanted:
-        found = [name for name in composed if expression.fullmatch(name)]
-    else:
-        found = _children_of_sequences(model, composed)
+    if not (pattern or own):
+        for name in composed:
+            inside = any(name.startswith(f"{other}.") for other in found)
+            parent = layers.get(name.rpartition(".")[0])
+            if isinstance(parent, nn.Sequential) and not isinstance(layers[name], nn.Sequential) and not inside:
+                found.append(name)
+    if not found and pattern:
+        raise UserError(f"--layers {pattern!r} is not the name of a layer{nearest(pattern, layers)}")
     if not found:
-        names = [name for name, _ in model.named_sublayers()]
-        raise UserError(f"--layers {pattern!r} is the name of no layer; layers are called {', '.join(names[:8])}, ..."
-                        if pattern else f"{type(model).__name__} has no layers that look like blocks: name some with "
-                        "--layers")
-    return found
-
-
-def _children_of_sequences(model: nn.Layer, composed: Sequence[str]) -> list[str]:
-    """Return the outermost layers of layers, sequences aside, that stand in a sequence."""
-    layers, found = dict(model.named_sublayers()), []
-    for name in composed:
-        parent = layers.get(name.rpartition(".")[0])
-        inside = any(name.startswith(f"{other}.") for other in found)
-        if isinstance(parent, nn.Sequential) and not isinstance(layers[name], nn.Sequential) and not inside:
-            found.append(name)
+        raise UserError(f"{type(model).__name__} has no layers that look like blocks: name some with --layers")
     return found
 
 
 @paddle.no_grad()
 def describe_blocks(model: nn.Layer, image_size: int, pattern: str = "") -> list[dict[str, Any]]:
-    """Return a row for each block (see ``find_blocks``) that puts out a map: name, kind, channels, height, width.
-
-    One image of zeros, ``image_size`` pixels a side, goes through the network in evaluation mode.
-    """
+    """Return a row for each block (see ``find_blocks``) that outputs a map: name, kind, channels, height, width."""
     layers, rows = dict(model.named_sublayers()), []
 
-    def describe(name: str, found: paddle.Tensor) -> None:
-        _, channels, height, width = found.shape
+    def describe(name: str, maps: paddle.Tensor, output: paddle.Tensor) -> None:
+        _, channels, height, width = maps.shape
         rows.append({"block": name, "kind": type(layers[name]).__name__, "channels": channels, "height": height,
                      "width": width})
 
@@ -71,11 +58,10 @@ def describe_blocks(model: nn.Layer, image_size: int, pattern: str = "") -> list
 
 
 @contextmanager
-def watching(model: nn.Layer, names: Sequence[str], see: Callable[[str, paddle.Tensor], None]) -> Iterator[None]:
-    """Call ``see`` with the name of each of these layers and its map ``[B, C, H, W]`` whenever the network runs.
+def watching(model: nn.Layer, names: Sequence[str], see: See) -> Iterator[None]:
+    """Call ``see(name, maps, output)`` with the map ``[B, C, H, W]`` of each of these layers whenever the network runs.
 
-    What is no map is left out. Maps with channels last are turned; which they are is told by the sides that are
-    equal, and, where that leaves both possible, by the network's ``map_layout``.
+    ``output`` is the map as the layer returns it, which may have channels last. Other outputs are left out.
     """
     layers, handles = dict(model.named_sublayers()), []
     layout = getattr(model, "map_layout", "NCHW")
@@ -84,7 +70,7 @@ def watching(model: nn.Layer, names: Sequence[str], see: Callable[[str, paddle.T
         def hook(layer: nn.Layer, inputs: object, output: object) -> None:
             first = output[0] if isinstance(output, (tuple, list)) else output
             if isinstance(first, paddle.Tensor) and first.ndim == 4:
-                see(name, _channels_first(first, layout))
+                see(name, first.transpose([0, 3, 1, 2]) if _channels_last(first.shape, layout) else first, first)
 
         return hook
 
@@ -96,9 +82,7 @@ def watching(model: nn.Layer, names: Sequence[str], see: Callable[[str, paddle.T
             handle.remove()
 
 
-def _channels_first(output: paddle.Tensor, layout: str) -> paddle.Tensor:
-    _, first, second, last = output.shape
-    last_is_channels = first == second and (second != last or layout == "NHWC")
-    if first != second and second != last:
-        last_is_channels = layout == "NHWC"
-    return output.transpose([0, 3, 1, 2]) if last_is_channels else output
+def _channels_last(shape: Sequence[int], layout: str) -> bool:
+    """Return True where the map is ``[B, H, W, C]``: its equal sides tell; otherwise the network's ``map_layout``."""
+    _, first, second, last = shape
+    return layout == "NHWC" if (first == second) == (second == last) else first == second

@@ -1,4 +1,4 @@
-"""Grids of images in their true colours, labelled with what a network says of them."""
+"""Grids of images with their predictions."""
 
 from __future__ import annotations
 
@@ -26,19 +26,16 @@ def draw_grid(images: Sequence[np.ndarray], captions: Sequence[str], colours: Se
     lines = max(caption.count("\n") + 1 for caption in captions)
     figure = Figure(figsize=(1.75 * columns, (1.5 + 0.19 * lines) * rows + 0.4 * bool(title)), layout="constrained")
     figure.suptitle(title)
-    for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+    for index, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set_axis_off()
-        if place < len(images):
-            axes.imshow(images[place])
-            axes.set_title(captions[place], color=colours[place], fontsize=9)
+        if index < len(images):
+            axes.imshow(images[index])
+            axes.set_title(captions[index], color=colours[index], fontsize=9)
     return save_figure(figure, path)
 
 
 def draw_augmented(config: CfgNode, dataset: ImageDataset, path: Path, count: int = 8, seed: int = 0) -> Path:
-    """Write the first ``count`` images as they are and, below, one draw of what training makes of each.
-
-    The normalisation is undone, so that colours are true.
-    """
+    """Write the first ``count`` images and, below each, one draw of its augmentation, in true colours."""
     transform, rng = build_train_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE), np.random.default_rng(seed)
     mean, std = np.array(config.AUGMENT.MEAN), np.array(config.AUGMENT.STD)
     plain = [dataset.images[index] for index in range(count)]

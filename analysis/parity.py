@@ -1,9 +1,9 @@
-"""Hold a network against the numbers of its reference implementation.
+"""Compare a network with the numbers of its reference implementation.
 
-A fixture (``<name>.json`` and ``.npz``; see ``references``) holds what the reference computes when each of
-its tensors is filled by a fixed rule. Here our network is filled by the same rule, and what it computes is
-compared: logits in float32 and float64, and the loss, gradients and running statistics of one training step in
-float64 (in float32 a unit near the kink of a ReLU may fall on the other side and change a gradient by a percent).
+A fixture (``<name>.json`` and ``.npz``; see ``references``) has what the reference computes when each tensor is filled
+by a fixed rule. Our network is filled by the same rule; compared are logits in float32 and float64, and the loss,
+gradients and running statistics of one training step in float64 (in float32 a unit near the kink of a ReLU may fall on
+the other side and change a gradient by a percent).
 """
 
 from __future__ import annotations
@@ -51,9 +51,13 @@ class Parity:
     gradients: float | None = None
     running_stats: float | None = None
 
+    def errors(self) -> list[float | None]:
+        """Return the errors in the order of ``BARS``."""
+        return [getattr(self, name) for name in BARS]
+
     @property
     def missed(self) -> list[str]:
-        """Return what lies beyond ``BARS``, each as a phrase; empty for a network that equals its reference."""
+        """Return a phrase for each error beyond ``BARS``; empty for a network that equals its reference."""
         found = [f"{name} {value:.1e}, expected below {BARS[name]:.0e}" for name in BARS
                  if (value := getattr(self, name)) is not None and not value < BARS[name]]
         if self.parameters != self.reference_parameters:
@@ -72,7 +76,7 @@ def fixture_names(folder: Path) -> list[str]:
 
 
 def model_for(fixture_name: str) -> tuple[str, dict[str, Any]]:
-    """Return the model and its arguments that a fixture is about; its name may end in an image size."""
+    """Return a fixture's model and arguments; its name may end in an image size."""
     name, arguments = ARGUMENTS.get(fixture_name, (fixture_name, {}))
     return (name if name in list_models() else re.sub(r"_\d+$", "", name)), arguments
 
@@ -100,7 +104,7 @@ def reference_name(name: str) -> str:
 
 
 def compare(name: str, folder: Path) -> Parity:
-    """Measure one fixture of ``folder``; nothing is judged here."""
+    """Return the errors for one fixture of ``folder``, of which only data is read."""
     fixture = fill.load(str(folder / name))
     arrays = {key: value.astype(np.float64) for key, value in fixture["arrays"].items()}
     state = fill.state(fixture)

@@ -1,9 +1,8 @@
-"""A run as one self-contained HTML page: figures, curves, errors, explanations, config and environment."""
+"""A run as one self-contained HTML page: metrics, curves, errors, explanations, config and environment."""
 
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from analysis.error_analysis import (
     Advance,
     calibration,
     class_table,
-    draw_mistakes,
+    draw_errors,
     draw_reliability,
     predict_split,
-    write_mistakes,
+    write_errors,
 )
 from analysis.grids import draw_predictions
 from configs.load import dump_config, flatten, load_config, to_plain
@@ -27,7 +26,7 @@ from configs.schema import default_config
 from engine.history import read_table
 from engine.weights.released import find_released
 from errors import UserError
-from utils.fileio import write_json, write_text
+from utils.fileio import read_json, write_json, write_text
 
 TEMPLATE = "report.html"
 LARGEST_PICTURE = 4_000_000  # bytes; a page should open on a phone
@@ -35,41 +34,35 @@ MOST_EXPLANATIONS = 8
 MOST_CONFUSION_CLASSES = 100
 
 
-def write_report(run: Path, split: str = "test", out: Path | None = None,
-                 advance: Advance = lambda done, images: None, *, home: Path | None = None,
-                 overrides: Sequence[str] = ()) -> Path:
-    """Evaluate a run's selected weights, draw what is missing into ``HOME/report/``, and write the page.
+def write_report(run: Path, split: str = "test", out: Path | None = None, advance: Advance = lambda images: None, *,
+                 home: Path | None = None, overrides: Sequence[str] = ()) -> Path:
+    """Evaluate a run's selected weights and write the page; returns its path.
 
-    ``run`` is a run's folder or a released checkpoint's; ``home``, by default the run itself, is where pictures and
-    numbers go. The page is ``out``, by default ``HOME/report.html``; all numbers on it stand in
-    ``HOME/report/report.json`` and ``mistakes.csv`` too. ``overrides`` are of the config. Returns the page's path.
-    Raises UserError where ``run`` is no run with weights.
+    ``run`` is the folder of a run or of a released checkpoint. Pictures and numbers (``report.json``,
+    ``mistakes.csv``) go into ``HOME/report/`` (``home``: by default the run), the page to ``out``, by default
+    ``HOME/report.html``. ``overrides`` are of the config. Raises UserError where ``run`` has no weights.
     """
     if not (run / "config.yaml").is_file() or not ((run / "best_model.pdparams").is_file() or find_released(run)):
         raise UserError(f"{run} is no run with weights: expected config.yaml and best_model.pdparams in it, as "
                         "tools/train.py leaves them")
     config = load_config(run / "config.yaml", overrides)
-    predictions = predict_split(config, run, split, advance)
-    figures = calibration(predictions)
-    table = class_table(predictions)
-    home = home or run
-    folder = home / "report"
-    titled = f"{config.NAME}, {split}"
+    found = predict_split(config, run, split, advance)
+    measured, home = calibration(found.probabilities, found.labels), home or run
+    folder, title = home / "report", f"{config.NAME}, {split}"
+    errors = draw_errors(found, folder / "mistakes.png", title=title)
     pictures = {"curves": draw_curves(run, home),
-                "reliability": [draw_reliability(figures, folder / "reliability.png", titled)],
+                "reliability": [draw_reliability(measured, folder / "reliability.png", title)],
                 "predictions": [draw_predictions(config, run, folder / "predictions.png")],
-                "mistakes": [path for path in [draw_mistakes(predictions, folder / "mistakes.png", title=titled)]
-                             if path],
+                "mistakes": [errors] if errors else [],
                 "confusion": [], "spectrum": _existing([home / "spectrum.png"]),
                 "explanations": _existing(sorted((home / "explain").glob("*.png")))[:MOST_EXPLANATIONS]}
-    if len(predictions.names) <= MOST_CONFUSION_CLASSES:
-        pictures["confusion"] = [draw_confusion(predictions.confusion().tolist(), predictions.names,
-                                                folder / "confusion.png", titled)]
-    top5 = _top(predictions.probabilities, predictions.labels, 5)
-    summary = {"name": config.NAME, "model": config.MODEL.NAME, "dataset": predictions.dataset.name, "split": split,
-               "images": len(predictions.labels), "top1": figures["accuracy"], "top5": top5,
-               "results": _json(run / "results.json"), "calibration": figures, "classes": table}
-    write_mistakes(predictions, folder / "mistakes.csv")
+    if len(found.names) <= MOST_CONFUSION_CLASSES:
+        pictures["confusion"] = [draw_confusion(found.confusion().tolist(), found.names, folder / "confusion.png",
+                                                title)]
+    summary = {"name": config.NAME, "model": config.MODEL.NAME, "dataset": found.dataset.name, "split": split,
+               "images": len(found.labels), "top1": measured["accuracy"], "top5": found.evaluation.top5,
+               "results": _json(run / "results.json"), "calibration": measured, "classes": class_table(found)}
+    write_errors(found, folder / "mistakes.csv")
     write_json(folder / "report.json", summary)
     page = _environment().get_template(TEMPLATE).render(
         summary=summary, environment=_json(run / "environment.json") or {}, changed=_changed(config),
@@ -106,13 +99,8 @@ def _embedded(path: Path) -> dict[str, str]:
     return {"name": path.stem, "source": f"data:image/png;base64,{data}"}
 
 
-def _json(path: Path) -> Any:
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: no JSON: {error}") from None
+def _json(path: Path) -> dict[str, Any] | None:
+    return read_json(path) if path.is_file() else None
 
 
 def _changed(config: Any) -> list[tuple[str, Any, Any]]:
@@ -120,10 +108,3 @@ def _changed(config: Any) -> list[tuple[str, Any, Any]]:
     standard = dict(flatten(default_config()))
     return [(key, to_plain(value), to_plain(standard.get(key))) for key, value in flatten(config)
             if to_plain(value) != to_plain(standard.get(key))]
-
-
-def _top(probabilities: Any, labels: Any, count: int) -> float | None:
-    if probabilities.shape[1] < count:
-        return None
-    own = probabilities[range(len(labels)), labels][:, None]
-    return float(((probabilities > own).sum(1) < count).mean())

@@ -7,7 +7,7 @@ For a map x ``[C, H, W]`` of a block, F its two-dimensional discrete Fourier tra
 
 L is the log amplitude spectrum, Δ the relative log amplitude along the diagonal (Park and Kim, "How Do Vision
 Transformers Work?", ICLR 2022, section 3, and their code xxxnell/how-do-vits-work; figure 1 of the iFormer paper).
-Δ is 0 at frequency 0; the higher it stands at f = 1, the more of edges and texture is in the map.
+Δ is 0 at frequency 0; the higher it is at f = 1, the more edges and texture are in the map.
 """
 
 from __future__ import annotations
@@ -37,10 +37,7 @@ EPSILON = 1e-6
 
 @dataclass
 class BlockSpectrum:
-    """The log amplitude spectrum L of one block's maps, frequency 0 at ``[0, 0]``, summed up image by image.
-
-    ``stage`` counts, from 1, the sizes of maps in a network.
-    """
+    """The log amplitude spectrum L of one block's maps; ``stage`` numbers the sizes of maps in a network from 1."""
 
     name: str
     stage: int
@@ -57,10 +54,10 @@ class BlockSpectrum:
         """Return the frequencies f, in units of π, and Δ at them; a map of one pixel has f = 0 alone."""
         height, width = self.total.shape
         steps = min(height, width) // 2
-        shares = np.arange(steps + 1) / max(steps, 1)
-        rows, columns = (np.rint(shares * (side // 2)).astype(int) for side in (height, width))
+        positions = np.arange(steps + 1) / max(steps, 1)
+        rows, columns = (np.rint(positions * (side // 2)).astype(int) for side in (height, width))
         spectrum = self.log_amplitude
-        return shares * (min(height, width) // 2 * 2 / min(height, width)), spectrum[rows, columns] - spectrum[0, 0]
+        return positions * (min(height, width) // 2 * 2 / min(height, width)), spectrum[rows, columns] - spectrum[0, 0]
 
 
 def log_amplitude(maps: np.ndarray) -> np.ndarray:
@@ -70,13 +67,13 @@ def log_amplitude(maps: np.ndarray) -> np.ndarray:
 
 @dataclass
 class ModelSpectrum:
-    """What one network does to frequencies: a spectrum for each block, in the order of the network."""
+    """A spectrum for each block of a network, in its order."""
 
     title: str
     blocks: list[BlockSpectrum] = field(default_factory=list)
 
-    def add(self, name: str, maps: paddle.Tensor) -> None:
-        """Add the maps ``[B, C, H, W]`` that a block puts out."""
+    def add(self, name: str, maps: paddle.Tensor, output: object = None) -> None:
+        """Add the maps ``[B, C, H, W]`` that a block outputs."""
         spectrum = log_amplitude(maps.numpy())
         known = next((block for block in self.blocks if block.name == name), None)
         if known is None:
@@ -88,7 +85,7 @@ class ModelSpectrum:
 
     @property
     def shown(self) -> list[BlockSpectrum]:
-        """Return the blocks whose spectra are drawn: all where they are few, else the last of each stage."""
+        """Return the blocks whose spectra are drawn: all up to six, else the last of each stage."""
         return self.blocks if len(self.blocks) <= 6 else list({block.stage: block for block in self.blocks}.values())
 
     def rows(self) -> list[dict[str, Any]]:
@@ -105,7 +102,7 @@ def analyse(config: CfgNode, model: nn.Layer, images: Sequence[np.ndarray], titl
     """Return the spectra of a network's blocks over images, uint8 ``[H, W, 3]`` each, transformed as in evaluation.
 
     ``layers`` names other layers than the blocks (a regular expression over whole names). Raises UserError where it
-    matches none, or where none of the layers puts out a map.
+    matches none, or where none of the layers outputs a map.
     """
     model.eval()
     names = find_blocks(model, layers)
@@ -117,7 +114,7 @@ def analyse(config: CfgNode, model: nn.Layer, images: Sequence[np.ndarray], titl
             model(paddle.to_tensor(batch))
             advance(len(batch))
     if not result.blocks:
-        raise UserError(f"{', '.join(names[:4])}: none of these layers of {title} puts out a map")
+        raise UserError(f"{', '.join(names[:4])}: none of these layers of {title} outputs a map")
     return result
 
 
@@ -132,8 +129,8 @@ def draw_spectra(models: Sequence[ModelSpectrum], path: Path) -> Path:
     for row, model in enumerate(models):
         _draw_spectra_of(figure, top, row, model)
         axes = figure.add_subplot(top[row, columns + 1])
-        place = axes.get_position()
-        axes.set_position((place.x0 + 0.75 / width, place.y0, place.width - 0.75 / width, place.height))
+        box = axes.get_position()
+        axes.set_position((box.x0 + 0.75 / width, box.y0, box.width - 0.75 / width, box.height))
         _draw_frequencies(axes, model)
     _draw_depth(figure.add_subplot(bottom[0]), models)
     return save_figure(figure, path)

@@ -1,8 +1,11 @@
-"""What all tests share: Paddle with its threads set, and where the real CIFAR-10 stands."""
+"""What all tests share: Paddle with its threads set, the real CIFAR-10, two runs and a released checkpoint."""
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,15 +26,42 @@ def cifar10_root() -> str:
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Return the folders of two short runs that differ in their seeds."""
-    from releasing import two_runs
+    """Train a tiny network twice in this process, with two seeds; return the runs' folders."""
+    from configs.load import load_config
+    from engine.train import train
+    from processes import ROOT, TINY
 
-    return two_runs(tmp_path_factory.mktemp("private-folder"))
+    output, config = tmp_path_factory.mktemp("private-folder"), f"{ROOT}/configs/quickstart.yaml"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["tools/train.py", "-c", config, "-o", f"OUTPUT={output}"])
+        for seed in (42, 43):
+            own = [f"OUTPUT={output}", "TRAIN.EPOCHS=2", f"NAME=seed{seed}", f"RUNTIME.SEED={seed}"]
+            train(load_config(config, [*TINY, *own]))
+    return [output / "seed42", output / "seed43"]
 
 
 @pytest.fixture(scope="session")
-def suite(tmp_path_factory: pytest.TempPathFactory, runs: list[Path]) -> Path:
-    """Return a copy of the suite in which the first of them is released as ``toy``."""
-    from releasing import copy_with_release
+def toy(tmp_path_factory: pytest.TempPathFactory, runs: list[Path]) -> Path:
+    """Release the first run, with the seeds of both; return the checkpoint's folder."""
+    from analysis.results.release import release
 
-    return copy_with_release(tmp_path_factory.mktemp("clone"), runs)
+    return release(runs[0], tmp_path_factory.mktemp("clone") / "checkpoints", name="toy", seeds=runs[1:]).folder
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Return a function that runs ``tools/<name>.py`` in this process and returns what it prints.
+
+    Its UserErrors are raised. Exit codes and tracebacks are tests of `cli.run`, in test_tools.py.
+    """
+    from processes import ROOT
+
+    monkeypatch.syspath_prepend(ROOT / "tools")
+
+    def run(name: str, *arguments: object) -> str:
+        module = importlib.import_module(name)
+        capsys.readouterr()
+        module.main(module.parser().parse_args(list(map(str, arguments))))
+        return capsys.readouterr().out
+
+    return run

@@ -6,16 +6,16 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from analysis.explain.subject import Subject
+from analysis.explain.image_model import ImageModel
 from configs.load import load_config
 from processes import ROOT, TINY
 
 SIDE = 32
 
 
-def subject_of(model: nn.Layer, *overrides: str) -> Subject:
-    """Return a network behind the quick start's config, whose mean colour is grey."""
-    return Subject(load_config(ROOT / "configs" / "quickstart.yaml", [*TINY, *overrides]), model)
+def image_model(network: nn.Layer, *overrides: str) -> ImageModel:
+    """Return a network with the quick start's config, whose mean colour is grey."""
+    return ImageModel(load_config(ROOT / "configs" / "quickstart.yaml", [*TINY, *overrides]), network)
 
 
 def picture(seed: int = 0) -> np.ndarray:
@@ -59,7 +59,7 @@ class Turn(nn.Layer):
 
 
 class Convolutions(nn.Layer):
-    """Two convolutions, global average pooling and a linear head; ``maps`` puts out ``[B, 6, 16, 16]`` or that turned.
+    """Two convolutions, global average pooling and a linear head; ``maps`` outputs ``[B, 6, 16, 16]``, or that turned.
 
     ``seen`` counts images.
     """

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from analysis.benchmark.ceilings import bandwidth
+from analysis.benchmark import measure
 from analysis.benchmark.measure import FAMILIES, compare, describe, with_utilisation
 from analysis.benchmark.process import Arm, WorkerFailed, WorkerProcess, other_arm, stock_arm, suite_arm
 from analysis.benchmark.tables import Table, tables, write_page
-from analysis.operator_groups import GROUPS
 from engine import runtime
 from errors import UserError
 from models import model_info
@@ -35,10 +34,15 @@ for line in sys.stdin:
 
 def worker(code: str) -> Arm:
     """Return a worker that runs ``code``."""
-    return Arm("against", (sys.executable, "-c", code))
+    return Arm("against", (sys.executable, "-c", code), ours=False)
 
 
-def test_ratios_are_those_of_rounds_and_the_warm_up_is_not_counted() -> None:
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "PAUSE", 0)
+
+
+def test_ratios_are_those_of_rounds_and_the_warm_up_is_not_counted(no_pause: None) -> None:
     halving = """
 import json, sys
 taken = 64.0
@@ -62,20 +66,15 @@ for line in sys.stdin:
     ("input(); print('[1]')", "[1]"),
     ("input(); print('{\"seconds\": []}')", "times above 0"),
     ("input(); print('{\"error\": \"not here\"}')", "not here"),
-    ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "exit code -9: it said nothing"),
+    ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "exit code -9: it printed nothing"),
 ])
-def test_who_fails_drops_out_and_the_others_go_on(code: str, said: str) -> None:
+def test_who_fails_drops_out_and_the_others_go_on(code: str, said: str, no_pause: None) -> None:
     with WorkerProcess(worker(ANSWERING)) as first, WorkerProcess(worker(code)) as second:
         cell = compare([("suite", first, {}), ("against", second, {})], {"work": "inference", "batch_size": 1}, 1, 1,
                        0.0)
     assert said in cell["arms"]["against"]["error"]
     assert cell["arms"]["suite"]["images_per_second"] == pytest.approx(10)
     assert cell["ratios"] == {}
-
-
-def test_defect_of_our_own_worker_keeps_its_traceback() -> None:
-    with WorkerProcess(suite_arm()) as own, pytest.raises(RuntimeError, match="KeyError"):
-        own.ask({"work": "no such work", "seconds": 0})
 
 
 def test_workers_run_in_the_environments_that_they_stand_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,56 +85,15 @@ def test_workers_run_in_the_environments_that_they_stand_for(monkeypatch: pytest
         assert theirs["threads"] == "1", "Paddle sets it where it is not set"
         assert theirs["set_by_the_suite"] == [] and theirs["kernels"]["mode"] == "stock"
         assert f"OMP_NUM_THREADS={ours['cores']}" in ours["set_by_the_suite"] and ours["kernels"]["mode"] == "auto"
-        question = {"model": "iformer_small", "image_size": 32, "batch_size": 2, "num_classes": 10}
-        assert suite.ask({**question, "work": "describe"})["macs"] > 50e6
-        for work, besides in (("inference", {}), ("training", {}), ("training", {"operators": GROUPS[:2]}),
-                              ("product", {"by": "kernels"})):
-            assert min(suite.ask({**question, **besides, "work": work, "seconds": 0})["seconds"]) > 0
+        question = {"model": "poolformer_s12", "image_size": 32, "batch_size": 1, "num_classes": 10, "by": "kernels",
+                    "pipeline": "suite", "recipe": "iformer_s_cifar10_32.yaml", "seconds": 0}
+        assert suite.ask({**question, "work": "describe"})["macs"] > 30e6
+        for work in ("inference", "training", "product", "pipeline"):
+            assert min(suite.ask({**question, "work": work})["seconds"]) > 0
         with pytest.raises(WorkerFailed, match="nearest: iformer_small"):
-            suite.ask({**question, "model": "iformer_smal", "work": "training", "seconds": 0})
-
-
-def test_operators_are_chosen_by_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    import inspect
-
-    import paddle
-
-    import kernels
-    from analysis.operator_groups import Selection
-
-    for name, function in inspect.getmembers(kernels, inspect.isfunction):
-        monkeypatch.setattr(kernels, name, function)  # puts them back
-    ran: list[tuple[str, str]] = []
-
-    def seen(name: str):
-        def operator(*args, **kwargs):
-            ran.append((name, kernels._mode))
-
-        return operator
-
-    for name in ("conv2d", "linear", "gelu", "self_attention"):
-        monkeypatch.setattr(kernels, name, seen(name))
-    x = paddle.zeros([1, 4, 2, 2])
-    try:
-        selection = Selection(True)
-        selection.choose(["dense convolutions", "attention"])
-        kernels.conv2d(x, x)
-        kernels.conv2d(x, x, groups=4)
-        kernels.depthwise_conv2d(x, x)
-        kernels.linear(x, x)
-        kernels.self_attention(x)
-        selection.choose(None)
-        kernels.gelu(x)
-    finally:
-        kernels.configure("auto")
-    assert ran == [("conv2d", "auto"), ("conv2d", "stock"), ("conv2d", "stock"), ("linear", "stock"),
-                   ("self_attention", "auto"), ("gelu", "auto")]
-
-
-def test_bandwidth_is_that_of_memory() -> None:
-    found = bandwidth(2, rounds=1)
-    assert set(found) == {"copy", "triad"}
-    assert all(0.1 < value < 10_000 for value in found.values())
+            suite.ask({**question, "model": "iformer_smal", "work": "training"})
+        with pytest.raises(RuntimeError, match="KeyError"):  # a defect of our own worker keeps its traceback
+            suite.ask({"work": "no such work", "seconds": 0})
 
 
 def test_families_are_registered() -> None:
@@ -154,8 +112,8 @@ def test_command_measures_prints_and_writes_the_page(tmp_path: Path) -> None:
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["complete"] and figures["machine"]["paddle"]
     training = next(cell for cell in figures["speed"] if cell["work"] == "training")
-    assert training["arms"]["against"]["images_per_second"] == pytest.approx(10)
-    assert set(training["ratios"]) == {"stock", "against"} and describe(training)
+    assert training["arms"]["ten"]["images_per_second"] == pytest.approx(10)
+    assert set(training["ratios"]) == {"stock", "ten"} and describe(training)
     text = page.read_text(encoding="utf-8")
     assert text.startswith("Before.\n") and "Between." in text and "kept" in text
     assert text.count("| poolformer_s12 | 32 | 1 |") == 1
@@ -164,11 +122,12 @@ def test_command_measures_prints_and_writes_the_page(tmp_path: Path) -> None:
     assert tables(figures)["training"].rows[0][:3] == ["poolformer_s12", "32", "1"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
-    process = start_tool("benchmark", "--models", "iformer_small", "--image-sizes", "32", "--batch-size", "2",
-                         "--rounds", "1000", "--sections", "ceilings", "speed", "--json", tmp_path / "figures.json")
+    process = start_tool("benchmark", "--models", "poolformer_s12", "--image-sizes", "32", "--batch-size", "1",
+                         "--rounds", "1", "--sections", "speed", "sizes", "--json", tmp_path / "figures.json")
     line = process.stdout.readline()
-    assert "GB/s" in line, line
+    assert "poolformer_s12 32×32, batch 1, inference" in line, line
     process.send_signal(signal.SIGINT)
     try:
         said, _ = process.communicate(timeout=60)
@@ -176,25 +135,25 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
         process.kill()
     assert process.returncode == 130, said
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["complete"] is False and figures["machine"]["paddle"]
+    assert figures["complete"] is False and figures["speed"][0]["work"] == "inference"
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
-    (["--models", "iformer_smal"], ["iformer_smal", "nearest: iformer_small"]),
-    (["--sections", "speeed"], ["speeed", "nearest: speed"]),
-    (["--image-sizes", "0"], ["--image-sizes has 0"]),
-    (["--image-sizes", "32", "64", "--batch-size", "1", "2", "3"], ["--batch-size has 3 numbers"]),
-    (["--rounds", "0"], ["--rounds has 0"]),
-    (["--start-from", "nowhere.json"], ["nowhere.json"]),
-    (["--start-from", "pyproject.toml"], ["pyproject.toml"]),
-    (["--sections", "speed", "--models", "poolformer_s12", "--against", "no_such_command"], ["no_such_command"]),
-    (["--write", "README.md", "--sections", "speed"], ["README.md", "<!-- measured"]),
+    (["--models", "iformer_smal"], "iformer_smal.*nearest: iformer_small"),
+    (["--sections", "speeed"], "speeed.*nearest: speed"),
+    (["--image-sizes", "0"], "--image-sizes has 0"),
+    (["--image-sizes", "32", "64", "--batch-size", "1", "2", "3"], "--batch-size has 3 numbers"),
+    (["--rounds", "0"], "--rounds has 0"),
+    (["--start-from", "nowhere.json"], r"nowhere\.json"),
+    (["--start-from", "pyproject.toml"], r"pyproject\.toml"),
+    (["--against", "no_such_command"], "no_such_command"),
+    (["--write", "README.md", "--sections", "speed"], "README.md: has no place"),
 ])
-def test_mistake_ends_with_one_sentence(arguments: list[str], said: list[str]) -> None:
-    done = tool("benchmark", *arguments)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert all(words in done.stderr for words in said), done.stderr
+def test_mistakes_are_one_sentence(arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    command = importlib.import_module("benchmark")
+    with pytest.raises(UserError, match=said):
+        command.main(command.parser().parse_args(arguments))
 
 
 def test_unreadable_command_is_refused() -> None:
@@ -205,7 +164,7 @@ def test_unreadable_command_is_refused() -> None:
 
 def test_page_has_a_place_for_every_table(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "PERFORMANCE.md").read_text(encoding="utf-8")
-    for name in ("machine", "ceilings", "training", "inference", "pipelines", "ablation", "batch_sizes", "image_sizes"):
+    for name in ("machine", "ceilings", "training", "inference", "pipelines", "batch_sizes", "image_sizes"):
         assert text.count(f"<!-- measured: {name} -->") == 1
     assert Table("t", ("a", "b"), [["x", "1"]], ("note",)).markdown() == "| a | b |\n| :--- | ---: |\n| x | 1 |\n\nnote"
     (tmp_path / "empty.md").write_text("nothing here")
@@ -284,7 +243,7 @@ def test_spectra_stay_in_float32_under_mixed_precision(dtype: str, monkeypatch: 
     import paddle
 
     import kernels
-    from models.dfformer_mixers import FrequencyFilter
+    from models import create_model
 
     seen, entered = [], []
     operator, context = kernels.filter_spectrum, paddle.amp.auto_cast
@@ -299,8 +258,10 @@ def test_spectra_stay_in_float32_under_mixed_precision(dtype: str, monkeypatch: 
 
     monkeypatch.setattr(kernels, "filter_spectrum", spied)
     monkeypatch.setattr(paddle.amp, "auto_cast", watched)
-    mixer = FrequencyFilter(8, 8, 2, (8, 8), paddle.nn.GELU)
-    x, scores = (paddle.randn(shape).astype(dtype) for shape in ([1, 8, 8, 8], [1, 2, 8]))
+    model = create_model("dfformer_s18", 10, 32, depths=[1, 1, 1, 1], embed_dims=[8, 8, 8, 8])
+    mixer = next(layer for layer in model.sublayers() if type(layer).__name__ == "DynamicFilter")
+    filters = mixer.complex_weights.shape[2]
+    x, scores = (paddle.randn(shape).astype(dtype) for shape in ([1, 8, 8, 8], [1, filters, 8]))
     x.stop_gradient = scores.stop_gradient = False
     mixer.filter(x, scores).square().sum().backward()
     assert seen == [paddle.float32] * 4 and entered == [{"enable": False}]
@@ -319,23 +280,8 @@ sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tools')!r}]
 import importlib
 for name in {names}:
     importlib.import_module({package!r} + name)
-    heavy = {{"paddle", "matplotlib", "cv2", "sklearn", "visualdl", "rich", "scipy"}} & set(sys.modules)
+    heavy = {{"paddle", "matplotlib", "cv2", "sklearn", "visualdl", "scipy"}} & set(sys.modules)
     assert not heavy, (name, heavy)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
-
-
-def test_help_of_every_command_takes_less_than_a_second() -> None:
-    for path in sorted((ROOT / "tools").glob("*.py")):
-        if path.stem == "cli":
-            continue
-        taken = []
-        for _ in range(3):
-            started = time.perf_counter()
-            done = tool(path.stem, "--help")
-            taken.append(time.perf_counter() - started)
-            assert done.returncode == 0, done.stderr
-            if taken[-1] < 1:
-                break
-        assert min(taken) < 1, (path.stem, taken)

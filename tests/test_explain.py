@@ -8,13 +8,12 @@ import cv2
 import numpy as np
 import paddle
 import pytest
-from explaining import Convolutions, Linear, OnePatch, picture, subject_of
+from explaining import Convolutions, Linear, OnePatch, image_model, picture
 
 from analysis.explain import attributions
-from analysis.explain.explanation import Explanation
 from analysis.explain.faithfulness import GRID, Curves, measure_curves, summarise
 from analysis.explain.interpretdl import IMAGENET_MEAN, IMAGENET_STD, FromImageNet, load_interpretdl
-from analysis.explain.methods import METHODS, explain, method_names
+from analysis.explain.methods import METHODS, Explanation, explain, method_names
 from errors import UserError
 from models import create_model
 
@@ -31,12 +30,12 @@ def _interpretdl():
 def test_integrated_gradients_of_a_linear_logit_are_known() -> None:
     """The gradient of p(a·z) is p'(a·z) w, so the integral is w x (p(z) - p(0)) / z; InterpretDL's sum is farther."""
     network, image = Linear(), picture()
-    subject = subject_of(network, *IMAGENET)  # InterpretDL's baseline, which cannot be chosen: its check of it fails
-    terms = network.weights.numpy().astype(np.float64) * subject.normalise(image)
+    model = image_model(network, *IMAGENET)  # InterpretDL's baseline, which cannot be chosen: its check of it fails
+    terms = network.weights.numpy().astype(np.float64) * model.normalise(image)
     z = terms.sum()
     p = 1 / (1 + np.exp(-z))
     expected = (terms * (p - 0.5) / z).sum(0)
-    found = attributions.integrated_gradients(subject, image, [0])[0]
+    found = attributions.integrated_gradients(model, image, [0])[0]
     error = np.abs(found - expected).max() / np.abs(expected).max()
     missing = abs(found.sum() - (p - 0.5)) / abs(p - 0.5)
     print(f"z {z:.2f}; largest error {error:.1e} of the largest value; the sum misses p(x) - p(0) by {missing:.1e}")
@@ -51,15 +50,15 @@ def test_integrated_gradients_of_a_linear_logit_are_known() -> None:
 
 def test_smooth_grad_of_a_linear_logit_is_in_proportion_to_the_weights() -> None:
     network = Linear()
-    found = attributions.smooth_grad(subject_of(network), picture(), [0, 1])
+    found = attributions.smooth_grad(image_model(network), picture(), [0, 1])
     ratio = found / np.abs(network.weights.numpy()).sum(0)
     assert ratio.std() / ratio.mean() < 1e-3
     assert 0 < ratio.mean() <= 0.25  # p' is 1/4 at most
 
 
 def test_occlusion_finds_the_one_patch_and_equals_interpretdl() -> None:
-    subject, image = subject_of(OnePatch()), picture()
-    found = attributions.occlusion(subject, image, [0])[0]
+    model, image = image_model(OnePatch()), picture()
+    found = attributions.occlusion(model, image, [0])[0]
     far = np.ones((32, 32), bool)
     far[8 - 3 : 16 + 3, 20 - 3 : 28 + 3] = False  # a window of 4 pixels that touches the patch reaches 3 beyond it
     assert np.abs(found[far]).max() < 1e-7
@@ -79,10 +78,10 @@ def test_occlusion_finds_the_one_patch_and_equals_interpretdl() -> None:
 def test_grad_cam_is_the_formula(channels_last: bool) -> None:
     """With global average pooling and a linear head the mean gradients are the head's weights (the CAM paper)."""
     network = Convolutions(channels_last)
-    subject, image = subject_of(network), picture()
-    found = attributions.grad_cam(subject, image, [0, 2], "maps")
+    model, image = image_model(network), picture()
+    found = attributions.grad_cam(model, image, [0, 2], "maps")
     with paddle.no_grad():
-        maps = network.maps(network.first(paddle.to_tensor(subject.normalise(image)[None])))[0].numpy()
+        maps = network.maps(network.first(paddle.to_tensor(model.normalise(image)[None])))[0].numpy()
     maps = maps.transpose(2, 0, 1) if channels_last else maps
     weights = network.scale * network.head.weight.numpy()[:, [0, 2]] / (16 * 16)
     for heat, expected in zip(found, np.maximum(np.einsum("khw,kc->chw", maps, weights), 0), strict=True):
@@ -93,13 +92,13 @@ def test_grad_cam_is_the_formula(channels_last: bool) -> None:
 
 def test_score_cam_is_that_of_interpretdl_but_for_its_sign_and_needs_no_order_of_channels() -> None:
     image = picture()
-    found, turned = (attributions.score_cam(subject_of(Convolutions(last)), image, [1], "maps")[0]
+    found, turned = (attributions.score_cam(image_model(Convolutions(last)), image, [1], "maps")[0]
                      for last in (False, True))
     np.testing.assert_allclose(found, turned, atol=1e-5)
 
     # InterpretDL multiplies the image as ImageNet normalises it: a config with these figures makes that ours too.
-    subject = subject_of(Convolutions(), *IMAGENET)
-    found = attributions.score_cam(subject, image, [1], "maps")[0]
+    model = image_model(Convolutions(), *IMAGENET)
+    found = attributions.score_cam(model, image, [1], "maps")[0]
     theirs = _interpretdl().ScoreCAMInterpreter(Convolutions(), device="cpu").interpret(
         image, "maps", labels=[1], visual=False)[0]
     assert theirs.min() < 0 < theirs.max()
@@ -107,53 +106,51 @@ def test_score_cam_is_that_of_interpretdl_but_for_its_sign_and_needs_no_order_of
 
 
 # At 32 pixels; the last blocks of most have a map of one or two positions.
-LAYERS = {"iformer_small": "blocks2.2", "coatnet_0": "stages.1.blocks.2", "coatnet_0_simple": "s2.2",
-          "convmixer_256_8": "10", "mobileformer_26m": "features.3", "mobileformer_26m_pvit": "blocks.2",
-          "dfformer_s18": "stages.1.2", "poolformer_s12": "network.2.1"}
+LAYERS = {"iformer_small": "blocks2.2", "coatnet_0": "stages.1.blocks.2", "convmixer_256_8": "10",
+          "mobileformer_26m": "features.3", "dfformer_s18": "stages.1.2", "poolformer_s12": "network.2.1"}
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_cams_choose_a_layer_of_every_family(name: str) -> None:
-    subject = subject_of(create_model(name, 10, 32), f"MODEL.NAME={name}", "MODEL.ARGS={}")
-    layer = attributions.default_layer(subject, picture())
-    found = attributions.grad_cam(subject, picture(), range(4))
-    print(f"{name}: {layer}, largest {found.max():.1e}")
-    assert layer == LAYERS[name]
+    model = image_model(create_model(name, 10, 32), f"MODEL.NAME={name}", "MODEL.ARGS={}")
+    assert attributions.default_layer(model, picture()) == LAYERS[name]
+    found = attributions.grad_cam(model, picture(), range(4))
     assert found.shape == (4, 32, 32) and np.isfinite(found).all() and found.min() >= 0 and found.max() > 0
 
 
 def test_layers_that_give_no_cam_are_refused() -> None:
-    subject = subject_of(Convolutions())
-    for layer, said in (("mops", "is the name of no layer .nearest: maps"), ("head", "puts out no map")):
+    model = image_model(Convolutions())
+    for layer, said in (("mops", "is not the name of a layer .nearest: maps"), ("head", "outputs 0 maps")):
         with pytest.raises(UserError, match=said):
-            explain(subject, picture(), "gradcam", layer=layer)
+            explain(model, picture(), "gradcam", layer=layer)
+    assert method_names("all") == tuple(METHODS) == ("lime", "gradcam", "scorecam", "ig", "smoothgrad", "occlusion")
     with pytest.raises(UserError, match=r"'lim' is unknown.*nearest: lime"):
         method_names("lim")
 
 
 def test_an_explanation_is_of_the_predicted_and_the_true_class_and_is_kept(tmp_path) -> None:
-    subject, image = subject_of(Convolutions()), picture()
-    order = subject.probabilities_of(image).argsort()
-    found = explain(subject, image, "gradcam", label=int(order[0]), layer="maps")
+    model, image = image_model(Convolutions()), picture()
+    order = model.probabilities_of(image).argsort()
+    found = explain(model, image, "gradcam", label=int(order[0]), layer="maps")
     assert found.classes == (order[-1], order[0])
     with np.load(found.save(tmp_path / "one.npz")) as kept:
         np.testing.assert_allclose(kept["maps"], found.maps, atol=1e-7)
         assert kept["label"] == order[0] and kept["layer"] == "maps" and kept["image"].shape == (32, 32, 3)
-    assert explain(subject, image, "gradcam", label=int(order[-1]), layer="maps").classes == (order[-1],)
+    assert explain(model, image, "gradcam", label=int(order[-1]), layer="maps").classes == (order[-1],)
 
 
 def test_curves_of_a_ranking_that_knows_and_of_one_that_is_wrong() -> None:
     """Sixteen equal regions, one of which is all that counts: its place in the ranking is the area under the curve."""
-    subject, image = subject_of(OnePatch()), picture()
+    model, image = image_model(OnePatch()), picture()
     rows, columns = np.divmod(np.arange(1024).reshape(32, 32), 32)
     segments = (rows // 8) * 4 + (columns + 4) // 8 % 4  # the patch is region 4·1 + 3
     heat = (segments == 7).astype(float)
-    probabilities = subject.probabilities_of(image)
+    probabilities = model.probabilities_of(image)
     index = int(probabilities.argmax())
     assert index == 0
     right, wrong = (Explanation(name, image, (index,), maps[None], probabilities)
                     for name, maps in (("lime", heat), ("ig", -heat)))
-    curves = measure_curves(subject, [right, wrong], segments, randoms=40, cover="colour")
+    curves = measure_curves(model, [right, wrong], segments, randoms=40, cover="colour")
     high, low = probabilities[0], 1 / (1 + np.exp(2))
     areas = {kind: {name: np.trapezoid(values, GRID, axis=1) for name, values in getattr(curves, kind).items()}
              for kind in ("deletion", "insertion")}
@@ -173,11 +170,7 @@ def test_a_network_that_gives_no_numbers_is_refused() -> None:
     network = Convolutions()
     network.head.bias.set_value(paddle.full([4], float("nan")))
     with pytest.raises(UserError, match="not finite"):
-        explain(subject_of(network), picture(), "occlusion")
-
-
-def test_the_table_names_every_method() -> None:
-    assert method_names("all") == tuple(METHODS) == ("lime", "gradcam", "scorecam", "ig", "smoothgrad", "occlusion")
+        explain(image_model(network), picture(), "occlusion")
 
 
 def _imagenet_of_grey() -> np.ndarray:

@@ -9,11 +9,12 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from explaining import Convolutions, picture, subject_of
+from explaining import Convolutions, image_model, picture
 
-from analysis.explain.interpretdl import FromImageNet, NormalizedRidge, lime_interpreter, load_interpretdl
-from analysis.explain.lime import explain_lime, mean_colours, superpixels
-from analysis.explain.subject import Regions
+from analysis.explain.image_model import Regions
+from analysis.explain.interpretdl import FromImageNet, lime_interpreter, load_interpretdl
+from analysis.explain.lime import mean_colours, superpixels
+from analysis.explain.methods import explain
 from datasets.digits import read_digits
 from errors import UserError
 from processes import ROOT
@@ -31,11 +32,11 @@ def _weighted_least_squares(samples: np.ndarray, values: np.ndarray, weights: np
 def test_weights_are_those_of_an_independent_computation() -> None:
     """The same perturbations made one by one, InterpretDL's kernel, and the normal equations."""
     network, image, samples = Convolutions(), picture(), 300
-    subject = subject_of(network)
+    model = image_model(network)
     segments = superpixels(image, 12)
     count = int(segments.max()) + 1
-    label = int(subject.probabilities_of(image).argmin())
-    found = explain_lime(subject, image, label, samples, segments, seed=5)
+    label = int(model.probabilities_of(image).argmin())
+    found = explain(model, image, "lime", label, num_samples=samples, segments=segments, seed=5)
 
     masks = np.random.RandomState(5).randint(0, 2, samples * count).reshape(samples, count)
     masks[0] = 1
@@ -45,7 +46,7 @@ def test_weights_are_those_of_an_independent_computation() -> None:
     probabilities = []
     for mask in masks:
         perturbed = np.where(mask[segments][..., None] == 1, image, hidden)
-        probabilities.append(subject.probabilities_of(perturbed))
+        probabilities.append(model.probabilities_of(perturbed))
     distances = 1 - np.sqrt(masks.sum(1) / count)  # the cosine distance of a mask to the mask of ones
     kernel = np.sqrt(np.exp(-(distances**2) / 0.25**2))
     for row, index in enumerate(found.classes):
@@ -56,61 +57,36 @@ def test_weights_are_those_of_an_independent_computation() -> None:
               f"R² {found.arrays['score'][row]:.3f}")
         assert error < 1e-5 and error_intercept < 1e-5
         assert found.arrays["score"][row] > 0.5
-    assert found.classes == (found.predicted, label)
+    assert found.classes == (int(found.probabilities.argmax()), label)
 
 
 def test_weights_are_those_of_the_loop_of_interpretdl() -> None:
     """The batches, the deduplication and the direct normalisation change nothing but the time."""
     network, image, samples = Convolutions(), picture(1), 200
-    subject = subject_of(network, "AUGMENT.MEAN=[0.4, 0.5, 0.6]", "AUGMENT.STD=[0.2, 0.3, 0.25]")
+    model = image_model(network, "AUGMENT.MEAN=[0.4, 0.5, 0.6]", "AUGMENT.STD=[0.2, 0.3, 0.25]")
     segments = superpixels(image, 8)
-    found = explain_lime(subject, image, None, samples, segments, seed=3)
+    found = explain(model, image, "lime", num_samples=samples, segments=segments, seed=3)
     interpreter = lime_interpreter(FromImageNet(network, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)), segments, None, seed=3)
     theirs = interpreter.interpret(image, num_samples=samples, batch_size=50, visual=False)
-    expected = np.array([weight for _, weight in sorted(theirs[found.predicted])])
+    expected = np.array([weight for _, weight in sorted(theirs[found.classes[0]])])
     error = np.abs(found.arrays["weights"][0] - expected).max() / np.abs(expected).max()
     print(f"largest difference {error:.1e} of the largest weight")
-    assert list(theirs) == [found.predicted]
+    assert list(theirs) == list(found.classes)
     assert error < 1e-4
 
 
 def test_equal_masks_are_computed_once() -> None:
     network, image = Convolutions(), picture()
-    subject = subject_of(network)
+    model = image_model(network)
     segments = np.zeros((32, 32), np.int64)
     segments[:, 10:20], segments[16:, 20:] = 1, 2
-    regions = Regions(subject.normalise(image), subject.normalise(mean_colours(image, segments)), segments)
+    regions = Regions(model.normalise(image), model.normalise(mean_colours(image, segments)), segments)
     masks = np.random.default_rng(0).integers(0, 2, (500, 3))
-    told: list[int] = []
-    subject.batch_size = 3
-    found = regions.probabilities(subject, masks, told.append)
+    model.batch_size = 3
+    found = regions.probabilities(model, masks)
     assert network.seen == 8
-    assert sum(told) == 500 and len(told) == 3
-    direct = subject.probabilities(lambda start, stop: regions.compose(masks[start:stop]), len(masks))
+    direct = model.probabilities(lambda start, stop: regions.compose(masks[start:stop]), len(masks))
     np.testing.assert_allclose(found, direct, atol=1e-6)
-
-
-def test_ridge_is_that_of_scikit_learn_1_1() -> None:
-    """Coefficients, intercepts and R² that scikit-learn 1.1.3 gave for ``Ridge(alpha, normalize=True)``."""
-    i = np.arange(24)
-    samples = np.stack([i * 7 % 5 < 2, i % 3 == 0, i * 5 % 7 < 4, np.ones(24)], axis=1).astype(float)
-    values = 0.3 * samples[:, 0] - 0.2 * samples[:, 1] + 0.05 * np.sin(i) + 0.1
-    weights = np.exp(-(i % 6) / 3.0)
-    cases = {
-        (0.0, False): ([0.29607523466665475, -0.19909737314196882, 0.015398156817242279, 0], 0.09439344722926347),
-        (0.5, True): ([0.19032957588764732, -0.13896976142087777, 0.014891435880538758, 0], 0.11622227581850181),
-        (0.5, False): ([0.1917602021984174, -0.1237880505341585, 0.009383464302020266, 0], 0.1162635071889718),
-    }
-    for (alpha, weighted), (coefficients, intercept) in cases.items():
-        ridge = NormalizedRidge(alpha).fit(samples, values, weights if weighted else None)
-        np.testing.assert_allclose(ridge.coef_, coefficients, atol=1e-14)
-        np.testing.assert_allclose(ridge.intercept_, intercept, atol=1e-14)
-    ridge = NormalizedRidge(0.0).fit(samples[:, :3], values, weights)
-    expected = [0.2979938151116054, -0.22411400747009042, 0.017224591463898424]
-    np.testing.assert_allclose(ridge.coef_, expected, atol=1e-13)
-    assert ridge.score(samples[:, :3], values, weights) == pytest.approx(0.9736351490901988, abs=1e-13)
-    constant = NormalizedRidge(0.0).fit(samples, values, weights)  # a column of ones
-    np.testing.assert_allclose(constant.coef_, [*ridge.coef_, 0], atol=1e-13)
 
 
 def test_superpixels_are_those_of_the_source_at_224_and_enough_at_32() -> None:
@@ -141,25 +117,23 @@ def test_hidden_superpixels_have_their_mean_colour() -> None:
 def test_fewer_samples_than_superpixels_are_refused() -> None:
     segments = superpixels(picture(), 12)
     with pytest.raises(UserError, match=f"10 samples, expected more than the {segments.max() + 1} superpixels"):
-        explain_lime(subject_of(Convolutions()), picture(), num_samples=10, segments=segments)
+        explain(image_model(Convolutions()), picture(), "lime", num_samples=10, segments=segments)
 
 
 def test_display_is_lent_for_the_import_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """IPython 9 has no ``display`` in ``IPython.core.display``; InterpretDL finds one there, and leaves none."""
-    old = types.ModuleType("IPython.core.display")
-    monkeypatch.setitem(sys.modules, "IPython.core.display", old)
-    monkeypatch.delitem(sys.modules, "interpretdl")
+    old_module = types.ModuleType("IPython.core.display")
+    monkeypatch.setattr("IPython.core.display", old_module)
     seen = []
     monkeypatch.setattr("analysis.explain.interpretdl.importlib.import_module",
-                        lambda name: old if name == old.__name__ else seen.append(callable(old.display)))
+                        lambda name: seen.append(callable(old_module.display)))
     load_interpretdl()
-    assert seen == [True]
-    assert not hasattr(old, "display")
+    assert seen == [True] and not hasattr(old_module, "display")
 
 
 def test_nothing_needs_interpretdl_until_it_is_used() -> None:
     program = ("import sys\nfor name in ('interpretdl', 'skimage', 'IPython'): sys.modules[name] = None\n"
-               "import analysis.explain.methods, analysis.explain_gallery\n"
+               "import analysis.explain.methods, analysis.explain.gallery\n"
                "from analysis.explain.interpretdl import load_interpretdl\n"
                "from errors import UserError\n"
                "try: load_interpretdl()\nexcept UserError as error: print(error)\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import pytest
 from configs.load import load_config
 from engine.model import build_model
 from engine.weights.load import save_weights
-from processes import ROOT, TINY, overrides, start_tool, tool
+from errors import UserError
+from processes import ROOT, TINY, overrides, start_tool
 
 if find_spec("interpretdl") is None:
     pytest.skip("requirements-explain.txt is not installed", allow_module_level=True)
@@ -28,13 +30,12 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["-c", "configs/quickstart.yaml", "-w", str(weights), *overrides(*TINY)]
 
 
-def test_every_method_in_one_sheet(arguments: list[str], tmp_path: Path) -> None:
+def test_every_method_in_one_sheet(arguments: list[str], tmp_path: Path, command: Callable[..., str]) -> None:
     file = tmp_path / "a photograph.png"
     cv2.imwrite(str(file), np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
     out = tmp_path / "out"
-    run = tool("explain", *arguments, "--method", "all", "--index", "3", "--samples", "150", "--superpixels", "12",
-               "--curves", "3", "--out", out, file)
-    assert run.returncode == 0, run.stderr
+    command("explain", *arguments, "--method", "all", "--index", "3", "--samples", "150", "--superpixels", "12",
+            "--curves", "3", "--out", out, file)
     names = {path.name for path in out.iterdir()}
     methods = ("lime", "gradcam", "scorecam", "ig", "smoothgrad", "occlusion")
     assert names == {"all.png", "all.json", "all_curves.png", *(f"{image}_{method}.npz" for method in methods
@@ -53,14 +54,15 @@ def test_every_method_in_one_sheet(arguments: list[str], tmp_path: Path) -> None
     assert sheet.shape[1] > 7 * 150 and sheet.std() > 20
 
 
-def test_mistakes_are_told_in_one_sentence(arguments: list[str]) -> None:
+def test_invalid_arguments_are_refused(arguments: list[str], command: Callable[..., str]) -> None:
     for words, said in ((["--method", "grad-cam", "--index", "0"], "'grad-cam' is unknown: expected all or one of"),
                         (["--index", "360"], "--index 360: expected 0 to 359"),
                         ([], "no images: name files, or test images by --index 0 1 2 or --count 12")):
-        run = tool("explain", *arguments, *words)
-        assert run.returncode == 2 and said in run.stderr and run.stderr.count("\n") == 1, run.stderr
+        with pytest.raises(UserError, match=said):
+            command("explain", *arguments, *words)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_with_130(arguments: list[str], tmp_path: Path) -> None:
     process = start_tool("explain", *arguments, "--index", "0", "1", "--samples", "300000", "--out", tmp_path)
     assert process.stdout.readline() == f"2 images, LIME, into {tmp_path}\n"

@@ -5,36 +5,45 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from analysis.error_analysis import Predictions, calibration, class_table, draw_mistakes, draw_reliability
+from analysis.error_analysis import (
+    Predictions,
+    calibration,
+    class_table,
+    draw_errors,
+    draw_reliability,
+    softmax,
+    write_errors,
+)
 from datasets.dataset import ImageDataset
 from engine.evaluate import Evaluation
-from processes import tiny_run, tool
+from errors import UserError
 
 
-def _given(probabilities: np.ndarray, dataset: ImageDataset) -> Predictions:
-    logits = np.log(np.maximum(probabilities, 1e-300))
-    return Predictions(Evaluation(np.zeros(len(logits)), logits, dataset.labels, 1.0), dataset)
+def predictions_of(logits: np.ndarray, labels: np.ndarray, names: str) -> Predictions:
+    images = np.random.default_rng(6).integers(0, 255, (len(labels), 8, 8, 3)).astype(np.uint8)
+    dataset = ImageDataset(images, labels, tuple(names), "set", "test")
+    return Predictions(Evaluation(np.zeros(len(labels)), logits.astype(np.float32), labels, 1.0), dataset)
 
 
-def predictions(count: int = 400, classes: int = 4, outputs: int = 4, sharpness: float = 2.0) -> Predictions:
-    """Return random predictions, right more often than not."""
+@pytest.fixture(scope="module")
+def given() -> Predictions:
+    """Return 400 random predictions of five outputs for three classes, right more often than not."""
     rng = np.random.default_rng(5)
-    labels = rng.integers(0, classes, count)
-    logits = rng.standard_normal((count, outputs)) * sharpness
-    logits[np.arange(count), labels] += 1.5
-    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    images = rng.integers(0, 255, (count, 8, 8, 3)).astype(np.uint8)
-    return _given(probabilities, ImageDataset(images, labels, tuple("abcd")[:classes], "set", "test"))
+    labels = rng.integers(0, 3, 400)
+    logits = rng.standard_normal((400, 5)) * 2
+    logits[np.arange(400), labels] += 1.5
+    return predictions_of(logits, labels, "abc")
 
 
-def test_calibration_is_that_of_plain_counting() -> None:
-    given = predictions()
+def test_calibration_is_that_of_plain_counting(given: Predictions) -> None:
     expected, largest, covered = 0.0, 0.0, 0
     for low in range(10):
         inside = [index for index in range(400)
@@ -45,32 +54,30 @@ def test_calibration_is_that_of_plain_counting() -> None:
             expected += gap * len(inside) / 400
             largest = max(largest, gap)
             covered += len(inside)
-    figures = calibration(given, bins=10)
-    assert covered == 400
-    assert figures["ece"] == pytest.approx(expected, rel=1e-12)
-    assert figures["mce"] == pytest.approx(largest, rel=1e-12)
-    one_hot = np.eye(4)[given.labels]
-    assert figures["brier"] == pytest.approx(((given.probabilities - one_hot) ** 2).sum(1).mean(), rel=1e-12)
-    assert figures["negative_log_likelihood"] == pytest.approx(
+    found = calibration(given.probabilities, given.labels, bins=10)
+    assert covered == 400 == sum(row["images"] for row in found["bins"])
+    assert found["ece"] == pytest.approx(expected, rel=1e-12)
+    assert found["mce"] == pytest.approx(largest, rel=1e-12)
+    one_hot = np.eye(5)[given.labels]
+    assert found["brier"] == pytest.approx(((given.probabilities - one_hot) ** 2).sum(1).mean(), rel=1e-12)
+    assert found["negative_log_likelihood"] == pytest.approx(
         np.mean([-np.log(row[label]) for row, label in zip(given.probabilities, given.labels, strict=True)]))
-    assert sum(row["images"] for row in figures["bins"]) == 400
 
 
-def test_a_sure_and_right_network_has_no_calibration_error() -> None:
+def test_calibration_of_extremes(tmp_path: Path) -> None:
     labels = np.arange(40) % 4
-    dataset = ImageDataset(np.zeros((40, 2, 2, 3), np.uint8), labels, tuple("abcd"), "set", "test")
-    figures = calibration(_given(np.eye(4)[labels], dataset))
-    assert figures["ece"] == figures["mce"] == figures["brier"] == 0
-    wrong = calibration(_given(np.eye(4)[(labels + 1) % 4], dataset))
-    assert wrong["ece"] == wrong["mce"] == 1
-    assert wrong["brier"] == 2
+    right, wrong = calibration(np.eye(4)[labels], labels), calibration(np.eye(4)[(labels + 1) % 4], labels)
+    assert right["ece"] == right["mce"] == right["brier"] == 0
+    assert wrong["ece"] == wrong["mce"] == 1 and wrong["brier"] == 2
     assert np.isfinite(wrong["negative_log_likelihood"])
+    np.testing.assert_array_equal(softmax(np.array([[1000.0, -1000.0]])), [[1, 0]])
+    assert draw_reliability(right, tmp_path / "one.png").stat().st_size > 1000
+    perfect = predictions_of(np.ones((3, 1)), np.zeros(3, int), "o")
+    assert draw_errors(perfect, tmp_path / "none.png") is None and not (tmp_path / "none.png").exists()
 
 
-def test_the_table_of_classes_counts() -> None:
-    given = predictions(classes=3, outputs=5)
-    confusion = given.confusion()
-    rows = class_table(given)
+def test_the_table_of_classes_counts(given: Predictions) -> None:
+    confusion, rows = given.confusion(), class_table(given)
     assert [row["class"] for row in rows] == ["a", "b", "c"]
     for index, row in enumerate(rows):
         hits = sum((given.predicted == index) & (given.labels == index))
@@ -83,20 +90,13 @@ def test_the_table_of_classes_counts() -> None:
     assert given.names[3:] == ["class 3", "class 4"]
 
 
-def test_mistakes_come_surest_first() -> None:
-    given = predictions()
-    mistakes = given.mistakes()
-    assert set(mistakes) == {index for index in range(400) if given.predicted[index] != given.labels[index]}
-    assert (np.diff(given.confidence[mistakes]) <= 0).all()
-
-
-def test_pictures_of_extremes(tmp_path: Path) -> None:
-    labels = np.zeros(3, int)
-    dataset = ImageDataset(np.zeros((3, 2, 2, 3), np.uint8), labels, ("only",), "set", "test")
-    perfect = _given(np.ones((3, 1)), dataset)
-    assert draw_mistakes(perfect, tmp_path / "none.png") is None
-    assert not (tmp_path / "none.png").exists()
-    assert draw_reliability(calibration(perfect), tmp_path / "one.png").stat().st_size > 1000
+def test_errors_come_most_confident_first(given: Predictions, tmp_path: Path) -> None:
+    with write_errors(given, tmp_path / "mistakes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {int(row["index"]) for row in rows} == set(np.flatnonzero(given.predicted != given.labels))
+    confidence = [float(row["confidence"]) for row in rows]
+    assert confidence == sorted(confidence, reverse=True)
+    assert all(row["true"] == given.names[given.labels[int(row["index"])]] != row["predicted"] for row in rows)
 
 
 class Page(HTMLParser):
@@ -112,19 +112,19 @@ class Page(HTMLParser):
         self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
 
 
-def test_the_page_of_a_run_is_one_file(tmp_path: Path) -> None:
-    done = tool("train", *tiny_run(tmp_path, "TRAIN.EPOCHS=2", "NAME=<script>alert(1)<script>&"))
-    assert done.returncode == 0, done.stderr
-    run = tmp_path / "<script>alert(1)<script>&"
+def test_the_page_of_a_run_is_one_file(runs: list[Path], tmp_path: Path, command: Callable[..., str]) -> None:
+    name = "<script>alert(1)<script>&"
+    run = shutil.copytree(runs[0], tmp_path / name)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("NAME: seed42", f"NAME: {name!r}"))
     (run / "explain").mkdir()
-    (run / "explain" / "lime.png").write_bytes((run / "loss.png").read_bytes())
-    done = tool("report", run)
-    assert done.returncode == 0, done.stderr
-    assert f"wrote {run / 'report.html'}" in done.stdout
+    (run / "explain" / "lime.png").write_bytes(draw_reliability(calibration(np.eye(2), np.arange(2)),
+                                                                tmp_path / "x.png").read_bytes())
+    assert f"wrote {run / 'report.html'}" in command("report", run)
     text = (run / "report.html").read_text(encoding="utf-8")
     page = Page()
     page.feed(text)
-    assert "script" not in page.tags
+    assert "script" not in page.tags and "&lt;script&gt;" in text
     assert len(page.sources) == 7  # two curves, predictions, mistakes, confusion, reliability, an explanation
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in page.sources)
     assert not re.search(r"https?://", text)
@@ -137,9 +137,7 @@ def test_the_page_of_a_run_is_one_file(tmp_path: Path) -> None:
         assert len(list(csv.DictReader(file))) == round((1 - summary["top1"]) * 360)
 
 
-def test_what_is_no_run_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_refused(tmp_path: Path, command: Callable[..., str]) -> None:
     for folder, said in ((tmp_path, "no config"), (tmp_path / "nothing", "no such weights")):
-        done = tool("report", folder)
-        assert done.returncode == 2
-        assert len(done.stderr.splitlines()) == 1
-        assert said in done.stderr
+        with pytest.raises(UserError, match=said):
+            command("report", folder)

@@ -1,8 +1,9 @@
-"""Fourier analysis: known spectra come out as they are, layouts are told apart, the command draws and writes."""
+"""Fourier analysis: known spectra come out as they are, layouts are recognised, the command draws and writes."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -15,7 +16,6 @@ from analysis.features import find_blocks, watching
 from analysis.spectrum import BlockSpectrum, ModelSpectrum, log_amplitude
 from errors import UserError
 from models import create_model
-from processes import TINY, overrides, tool
 
 
 def relative(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -67,17 +67,16 @@ def test_upsampling_by_repetition_leaves_nothing_at_the_highest_frequency() -> N
     assert values[-1] < -12
 
 
-@pytest.mark.parametrize("name", ["iformer_small", "coatnet_0", "coatnet_0_simple", "convmixer_256_8",
-                                  "mobileformer_26m", "mobileformer_26m_pvit", "dfformer_s18", "poolformer_s12",
-                                  "paddle/resnet18"])
-def test_the_blocks_of_every_family_are_maps(name: str) -> None:
+@pytest.mark.parametrize(("name", "depth"), [
+    ("iformer_small", 18), ("coatnet_0", 12), ("coatnet_0_simple", 12), ("convmixer_256_8", 8),
+    ("mobileformer_26m", 9), ("mobileformer_26m_pvit", 8), ("dfformer_s18", 18), ("poolformer_s12", 12),
+    ("paddle/resnet18", 8)])
+def test_the_blocks_of_every_family_are_maps(name: str, depth: int) -> None:
     model = create_model(name, num_classes=3, image_size=64)
     model.eval()
-    depth = {"iformer_small": 18, "coatnet_0": 12, "coatnet_0_simple": 12, "convmixer_256_8": 8, "mobileformer_26m": 9,
-             "mobileformer_26m_pvit": 8, "dfformer_s18": 18, "poolformer_s12": 12, "paddle/resnet18": 8}[name]
     assert name.startswith("paddle/") or type(model).block_pattern
     seen = {}
-    with paddle.no_grad(), watching(model, find_blocks(model), lambda block, maps: seen.update({block: maps.shape})):
+    with paddle.no_grad(), watching(model, find_blocks(model), lambda block, maps, _: seen.update({block: maps.shape})):
         model(paddle.randn([2, 3, 64, 64]))
         count = len(seen)
     assert count == depth
@@ -92,7 +91,7 @@ def test_the_blocks_of_every_family_are_maps(name: str) -> None:
     assert not seen, "the hooks are gone"
 
 
-def test_layouts_are_told_apart_also_where_channels_equal_sides() -> None:
+def test_layouts_are_recognised_also_where_channels_equal_sides() -> None:
     class ChannelsLast(nn.Layer):
         map_layout = "NHWC"
 
@@ -104,14 +103,14 @@ def test_layouts_are_told_apart_also_where_channels_equal_sides() -> None:
             return self.turn(x)
 
     model, seen = ChannelsLast(), []
-    with watching(model, ["turn"], lambda name, maps: seen.append(maps.shape)):
+    with watching(model, ["turn"], lambda name, maps, _: seen.append(maps.shape)):
         for shape in ([1, 4, 4, 4], [1, 4, 4, 7], [1, 7, 4, 4], [1, 4, 6, 5]):
             model(paddle.zeros(shape))
     assert seen == [[1, 4, 4, 4], [1, 7, 4, 4], [1, 7, 4, 4], [1, 5, 4, 6]]
 
 
-@pytest.mark.parametrize(("pattern", "said"), [("(", "no regular expression"), ("blocks9", "name of no layer")])
-def test_a_bad_pattern_is_told(pattern: str, said: str) -> None:
+@pytest.mark.parametrize(("pattern", "said"), [("(", "no regular expression"), ("blocks9", "not the name of a layer")])
+def test_a_bad_pattern_is_refused(pattern: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         find_blocks(create_model("convmixer_256_8", num_classes=2, image_size=32), pattern)
 
@@ -125,18 +124,13 @@ def test_spectra_add_up_over_batches() -> None:
     np.testing.assert_allclose(parts.blocks[0].log_amplitude, whole.blocks[0].log_amplitude, rtol=1e-12)
 
 
-def test_the_command_draws_two_networks_and_writes_their_numbers(tmp_path: Path) -> None:
-    settings = overrides(*TINY, f"OUTPUT={tmp_path}", "TRAIN.MAX_STEPS=2")
-    for name in ("first", "second"):
-        done = tool("train", "-c", "configs/quickstart.yaml", *settings, "-o", f"NAME={name}")
-        assert done.returncode == 0, done.stderr
-    done = tool("spectrum", "-w", tmp_path / "first", tmp_path / "second", "--count", "8", "--out", tmp_path / "s.png")
-    assert done.returncode == 0, done.stderr
+def test_the_command_draws_two_networks_and_writes_their_numbers(runs: list[Path], tmp_path: Path,
+                                                                 command: Callable[..., str]) -> None:
+    printed = command("spectrum", "-w", *runs, "--count", "8", "--out", tmp_path / "s.png")
     numbers = json.loads((tmp_path / "s.json").read_text())
-    assert list(numbers) == ["first", "second"]
-    assert [row["map"] for row in numbers["first"]] == [[8, 8], [4, 4], [2, 2], [1, 1]]
-    assert all(row["relative_log_amplitude"][0] == 0 for row in numbers["first"])
+    assert list(numbers) == ["seed42", "seed43"] and "seed43: Δ log amplitude" in printed
+    assert [row["map"] for row in numbers["seed42"]] == [[8, 8], [4, 4], [2, 2], [1, 1]]
+    assert all(row["relative_log_amplitude"][0] == 0 for row in numbers["seed42"])
     assert cv2.imread(str(tmp_path / "s.png")).std() > 10
-    done = tool("spectrum", "-w", tmp_path / "first", "--layers", "nothing")
-    assert done.returncode == 2
-    assert "name of no layer" in done.stderr
+    with pytest.raises(UserError, match="not the name of a layer"):
+        command("spectrum", "-w", runs[0], "--layers", "nothing")

@@ -5,29 +5,23 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
-import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from analysis.formatting import quantity
 from analysis.parity import fixture_names, model_for
 from analysis.results import zoo
-from analysis.results.zoo_page import MODEL_HEADINGS, PARITY_HEADINGS, page
+from analysis.results.zoo import MODEL_HEADINGS, PARITY_HEADINGS, page
 from errors import UserError
 from models import list_models, model_info
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "references"
 MEASURED = {MODEL_HEADINGS: ("#Params", "FLOPs"), PARITY_HEADINGS: PARITY_HEADINGS[1:]}
-
-
-def tool(name: str, *arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "tools" / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def cells(line: str) -> list[str]:
@@ -67,12 +61,12 @@ def sections(text: str) -> dict[str, list[str]]:
 
 
 def test_page_is_the_generated_one() -> None:
-    """A paper that the page does not show at all is told, no failure: a new one comes before its measurements."""
+    """A paper that the page does not show at all is a warning: a new one comes before its measurements."""
     committed = sections((ROOT / "MODEL_ZOO.md").read_text(encoding="utf-8"))
     generated = sections(page({}, {}, fixture_names(REFERENCE)))
     if missing := generated.keys() - committed.keys():
-        told = f"MODEL_ZOO.md lacks {', '.join(missing)}: run tools/summary.py --write MODEL_ZOO.md"
-        warnings.warn(told, stacklevel=1)
+        message = f"MODEL_ZOO.md lacks {', '.join(missing)}: run tools/summary.py --write MODEL_ZOO.md"
+        warnings.warn(message, stacklevel=1)
     shown = {heading: lines for heading, lines in generated.items() if heading not in missing}
     assert committed == shown, "run tools/summary.py --write MODEL_ZOO.md"
 
@@ -84,7 +78,7 @@ def test_page_has_the_counts_of_the_registry() -> None:
         variant = model_info(name).variant
         assert row["#Params"].split(" ")[0] == f"{variant.parameters:,}"
         if variant.macs is not None:
-            assert row["FLOPs"].split(" ")[0] == zoo.quantity(variant.macs)
+            assert row["FLOPs"].split(" ")[0] == quantity(variant.macs)
 
 
 def test_page_shows_parity_of_every_fixture() -> None:
@@ -125,23 +119,19 @@ def test_patterns_and_names_select_models() -> None:
         zoo.select(["iformr_*"])
 
 
-def test_summary_prints_and_writes(tmp_path: Path) -> None:
-    done = tool("summary.py", "iformer_small", "convmixer_256_8", "--json", tmp_path / "table.json")
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"iformer_small +224 +19,866,344 +19\.866M += +4\.826G +4\.849G +-0\.5 % +26\.4M\n", done.stdout)
+def test_summary_prints_and_writes(tmp_path: Path, command: Callable[..., str]) -> None:
+    printed = command("summary", "iformer_small", "convmixer_256_8", "--json", tmp_path / "table.json")
+    assert re.search(r"iformer_small +224 +19,866,344 +19\.866M += +4\.826G +4\.849G +-0\.5 % +26\.\d\dM\n", printed)
     first, second = json.loads((tmp_path / "table.json").read_text())
     assert (first["parameters"], first["macs"]) == (19_866_344, 4_825_828_736)
     assert first["macs_deviation"] == pytest.approx(4_825_828_736 / 4.849e9 - 1)
     assert second["image_size"] == [32, 32]
-
-    done = tool("summary.py", "iformer_small", "--image-size", "32x64", "--num-classes", "10")
-    assert done.returncode == 0, done.stderr
-    assert "32x64" in done.stdout
-    assert "19.866M" not in done.stdout
+    printed = command("summary", "iformer_small", "--image-size", "32x64", "--num-classes", "10")
+    assert "32x64" in printed and "19.866M" not in printed
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "said"),
     [
         (("iformer_smal",), "nearest: iformer_small"),
         (("iformer_small", "--image-size", "-3"), "--image-size is '-3'"),
@@ -149,44 +139,33 @@ def test_summary_prints_and_writes(tmp_path: Path) -> None:
         (("iformer_small", "--write", "page.md"), "--write is for all models"),
     ],
 )
-def test_summary_tells_mistakes(arguments: tuple[str, ...], told: str) -> None:
-    done = tool("summary.py", *arguments)
-    assert done.returncode == 2
-    assert told in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+def test_summary_refuses_invalid_arguments(arguments: tuple[str, ...], said: str, command: Callable[..., str]) -> None:
+    with pytest.raises(UserError, match=said):
+        command("summary", *arguments)
 
 
-@pytest.mark.parametrize("name", ["summary.py", "parity.py"])
-def test_help_comes_at_once(name: str) -> None:
-    start = time.monotonic()
-    done = tool(name, "--help")
-    assert done.returncode == 0
-    assert time.monotonic() - start < 1.0
-    assert len(done.stdout.splitlines()) <= 24
-
-
-def test_parity_prints_errors_and_ends_with_1_for_another_network(tmp_path: Path) -> None:
+def test_parity_prints_errors_and_returns_1_for_another_network(
+        tmp_path: Path, command: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(REFERENCE / "convmixer_256_8.json", tmp_path)
     (tmp_path / "fill.py").write_text("raise SystemExit('code of the folder has run')")
     arrays = dict(np.load(REFERENCE / "convmixer_256_8.npz"))
     np.savez(tmp_path / "convmixer_256_8.npz", **arrays)
-    done = tool("parity.py", "--fixtures", tmp_path, "--json", tmp_path / "errors.json")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 of 1 equal their references" in done.stdout
+    printed = command("parity", "--fixtures", tmp_path, "--json", tmp_path / "errors.json")
+    assert "1 of 1 equal their references" in printed
     (record,) = json.loads((tmp_path / "errors.json").read_text())
-    assert record["missed"] == []
-    assert 0 < record["logits_float64"] < 1e-8
+    assert record["missed"] == [] and 0 < record["logits_float64"] < 1e-8
 
     arrays["logits_float64"][1, 3] += 1e-3
     np.savez(tmp_path / "convmixer_256_8.npz", **arrays)
-    done = tool("parity.py", "--fixtures", tmp_path)
-    assert done.returncode == 1
-    assert "not equal: logits_float32" in done.stdout
-    assert "0 of 1 equal their references" in done.stdout
+    import parity
+
+    assert parity.main(parity.parser().parse_args(["--fixtures", str(tmp_path)])) == 1
+    printed = capsys.readouterr().out
+    assert "not equal: logits_float32" in printed and "0 of 1 equal their references" in printed
 
 
-def test_parity_tells_mistakes(tmp_path: Path) -> None:
-    done = tool("parity.py", "iformer_smal")
-    assert (done.returncode, "nearest: iformer_small" in done.stderr) == (2, True)
-    done = tool("parity.py", "--fixtures", tmp_path)
-    assert (done.returncode, "has no fixtures" in done.stderr) == (2, True)
+def test_parity_refuses_unknown_names_and_empty_folders(tmp_path: Path, command: Callable[..., str]) -> None:
+    with pytest.raises(UserError, match="nearest: iformer_small"):
+        command("parity", "iformer_smal")
+    with pytest.raises(UserError, match="has no fixtures"):
+        command("parity", "--fixtures", tmp_path)

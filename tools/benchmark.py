@@ -1,9 +1,8 @@
-"""Measure speed on this machine as ratios, against stock Paddle and another program in the same run."""
+"""Measure speed on this machine as ratios to stock Paddle and to other programs in the same run."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +12,8 @@ import cli
 from analysis.benchmark.measure import SECTIONS, Plan, count_cells, measure
 from errors import UserError, nearest
 
-EPILOG = """All take turns, round by round, in processes of their own; docs/PERFORMANCE.md tells how to read the
-figures, and what --against COMMAND has to answer. The default takes some minutes."""
+EPILOG = """All take turns, round by round, in processes of their own. docs/PERFORMANCE.md explains the results and
+what --against COMMAND has to answer. The default takes some minutes."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,45 +25,49 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--batch-size", metavar="B", nargs="+", type=int,
                         help="one for all image sizes, or one for each (default: 32 2)")
     result.add_argument("--sections", metavar="NAME", nargs="*",
-                        help=f"of {', '.join(SECTIONS)} (default: all but the last; none: only write)")
+                        help=f"of {', '.join(SECTIONS)} (default: all; none: only write)")
     result.add_argument("--rounds", metavar="N", type=int, help="default: 3")
     result.add_argument("--quick", action="store_true", help="the first network at the first size, under a minute")
-    result.add_argument("--against", metavar="COMMAND", default="", help="another program to time beside")
-    result.add_argument("--json", metavar="FILE", type=Path, help="write all figures to this file")
-    result.add_argument("--start-from", metavar="FILE", type=Path, help="figures of before, replaced where measured")
-    result.add_argument("--write", metavar="PAGE", type=Path,
-                        help="put the tables into this page, and the plot beside it")
+    result.add_argument("--against", metavar="COMMAND", action="append", default=[],
+                        help="another program to time beside (repeatable)")
+    result.add_argument("--json", metavar="FILE", type=Path, help="write all results to this file")
+    result.add_argument("--start-from", metavar="FILE", type=Path, help="earlier results, replaced where measured")
+    result.add_argument("--write", metavar="PAGE", type=Path, help="put the tables into this page, the plot beside it")
     result.add_argument("--worker", choices=("suite", "stock"), help=argparse.SUPPRESS)
     return result
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Measure, print the tables, and write what is asked for; also what stands when Ctrl-C comes."""
+    """Measure, print the tables, and write what is asked for; after Ctrl-C too."""
     if arguments.worker:
         from analysis.benchmark.worker import serve
 
         serve(arguments.worker)
         return
     from analysis.benchmark.charts import draw
-    from analysis.benchmark.tables import check_page, write_page
-    from utils.fileio import write_json
+    from analysis.benchmark.tables import check_page, tables, write_page
+    from analysis.formatting import text_table
+    from utils.fileio import read_json, write_json
 
     plan = plan_of(arguments)
     if arguments.write:
         check_page(arguments.write)
-    results = _read(arguments.start_from) if arguments.start_from else {}
+    results = read_json(arguments.start_from) if arguments.start_from else {}
+    if results and "machine" not in results:
+        raise UserError(f"{arguments.start_from}: not results of this command, expected what --json wrote")
     if not (plan.sections or results):
-        raise UserError("--sections is empty, expected one, or the figures of --start-from")
+        raise UserError("--sections is empty, expected one, or the results of --start-from")
     try:
         with cli.batches("benchmark", count_cells(plan)) as bar:
-            def tell(text: str) -> None:
+            def report(text: str) -> None:
                 bar.write(text, file=sys.stderr)
                 bar.update()
 
             if plan.sections:
-                measure(plan, results, tell)
+                measure(plan, results, report)
     finally:
-        _print(results)
+        for found in tables(results).values():
+            print("\n".join([found.title, text_table(found.headings, found.rows), *found.notes, ""]))
         if arguments.json and results:
             write_json(arguments.json, results)
             print(f"wrote {arguments.json}")
@@ -75,7 +78,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def plan_of(arguments: argparse.Namespace) -> Plan:
-    """Return the plan that the arguments ask for; raises UserError for names and numbers that are none."""
+    """Return the plan that the arguments ask for; raises UserError for invalid names and numbers."""
     plan = Plan()
     if arguments.quick:
         plan = replace(plan, models=plan.models[:1], image_sizes=plan.image_sizes[:1], batch_sizes=plan.batch_sizes[:1],
@@ -96,35 +99,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
             raise UserError(f"--sections has {section!r}, expected one of {', '.join(SECTIONS)}"
                             f"{nearest(section, SECTIONS)}")
     return replace(plan, models=tuple(arguments.models or plan.models), image_sizes=sizes, batch_sizes=batches,
-                   sections=sections, rounds=arguments.rounds or plan.rounds, against=arguments.against)
-
-
-def _read(path: Path) -> dict:
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not isinstance(results, dict) or "machine" not in results:
-        raise UserError(f"{path}: no figures of this command, expected what --json wrote")
-    return results
-
-
-def _print(results: dict) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from analysis.benchmark.tables import tables
-
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    for found in tables(results).values():
-        table = Table(*found.headings, title=found.title, title_justify="left")
-        for index, column in enumerate(table.columns):
-            column.justify = "right" if index else "left"
-        for row in found.rows:
-            table.add_row(*row)
-        console.print(table)
-        for note in found.notes:
-            console.print(note, markup=False)
+                   sections=sections, rounds=arguments.rounds or plan.rounds, against=tuple(arguments.against))
 
 
 if __name__ == "__main__":

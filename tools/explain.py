@@ -20,16 +20,16 @@ def main(arguments: argparse.Namespace) -> None:
 
     from analysis.explain.faithfulness import curves_text
     from analysis.explain.gallery import Picture, Settings, explain_pictures
+    from analysis.explain.image_model import ImageModel
     from analysis.explain.interpretdl import load_interpretdl
     from analysis.explain.methods import method_names
-    from analysis.explain.subject import Subject
     from datasets import build_dataset
     from datasets.files import read_image
     from engine.model import load_model
 
     methods = method_names(arguments.method)
     if "lime" in methods or arguments.curves:
-        load_interpretdl()  # what is missing is told before anything is computed
+        load_interpretdl()  # raises UserError before anything is computed
     runtime.start(config)
     pictures = [Picture(Path(path).name, read_image(Path(path))) for path in arguments.images]
     if arguments.index or arguments.count:
@@ -38,11 +38,11 @@ def main(arguments: argparse.Namespace) -> None:
             if not 0 <= index < len(dataset):
                 raise UserError(f"--index {index}: expected 0 to {len(dataset) - 1}, the test images of {dataset.name}")
             pictures.append(Picture(f"test image {index}", dataset.images[index], int(dataset.labels[index])))
-    subject = Subject(config, load_model(config, arguments.weights)[0])
+    model = ImageModel(config, load_model(config, arguments.weights)[0])
     settings = Settings(methods, arguments.samples, arguments.superpixels, arguments.layer, arguments.seed,
                         arguments.curves, arguments.cover)
     folder = Path(arguments.out) if arguments.out else cli.work_folder(arguments.weights, config) / "explain"
-    summary = explain_pictures(subject, pictures, settings, folder, arguments.method)
+    summary = explain_pictures(model, pictures, settings, folder, arguments.method)
     if "curves" in summary:
         print(curves_text(summary["curves"]))
         print(f"wrote {folder / f'{arguments.method}_curves.png'}")

@@ -1,4 +1,4 @@
-"""Hold our networks against the numbers of their reference implementations, and print the errors achieved."""
+"""Compare our networks with the numbers of their reference implementations, and print the errors."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from errors import UserError, nearest
 from utils.paths import ROOT
 
 EPILOG = """Errors of logits are relative to their standard deviation over classes, all others to the reference's
-value; a dash stands where the fixture holds no such numbers. Ends with exit code 1 where a network is not equal to
-its reference."""
-COLUMNS = ("logits_float32", "logits_float64", "train_logits", "loss", "gradients", "running_stats")
+value; a dash: not in the fixture. The exit code is 1 if a network is not equal to its reference."""
 HEADINGS = ("float32", "float64", "training", "loss", "gradients", "statistics")
 
 
@@ -26,13 +24,13 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("names", metavar="NAME", nargs="*", help="a fixture (default: all)")
     result.add_argument("--fixtures", metavar="FOLDER", type=Path,
                         default=ROOT / "references",
-                        help="folder of fixtures (default: references)")
+                        help="read .json and .npz from this folder (default: references)")
     result.add_argument("--json", metavar="FILE", type=Path, help="also write the errors as JSON")
     return result
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Print the table; return 1 where a network is not equal to its reference."""
+    """Print the table; return 1 if a network is not equal to its reference."""
     from engine.runtime import prepare
 
     prepare()
@@ -54,7 +52,7 @@ def main(arguments: argparse.Namespace) -> int:
         parity = compare(name, arguments.fixtures)
         seconds = time.monotonic() - start
         records.append({**asdict(parity), "missed": parity.missed, "seconds": round(seconds, 1)})
-        errors = ("–" if value is None else f"{value:.1e}" for value in (getattr(parity, key) for key in COLUMNS))
+        errors = ("–" if value is None else f"{value:.1e}" for value in parity.errors())
         print(f"{name:{width}}" + "".join(f"{error:>11}" for error in errors)
               + f" {parity.parameters:>12,} {seconds:>8.1f}", flush=True)
         for phrase in parity.missed:

@@ -23,11 +23,7 @@ def main(arguments: argparse.Namespace) -> None:
 
     runtime.start(config)
     with cli.batches(f"{arguments.split} split", 0, "image") as bar:
-        def advance(done: int, images: int) -> None:
-            bar.total = images
-            bar.update(done - bar.n)
-
-        page = write_report(run, arguments.split, Path(arguments.out) if arguments.out else None, advance,
+        page = write_report(run, arguments.split, Path(arguments.out) if arguments.out else None, bar.update,
                             home=cli.work_folder(arguments.run, config), overrides=arguments.override)
     print(f"wrote {page}")
 

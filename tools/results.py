@@ -1,4 +1,4 @@
-"""What was trained here: python tools/results.py"""
+"""List the released checkpoints: python tools/results.py"""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from utils.paths import ROOT
 
 def main(arguments: argparse.Namespace) -> None:
     """Print a line for each released checkpoint, or write the page and its picture."""
-    from analysis.results.page import page, read_released, read_rows, terminal_table
-    from utils.fileio import write_text
+    from analysis.results.page import page, read_released, terminal_table
+    from utils.fileio import read_csv, write_text
 
     trained = read_released(Path(arguments.checkpoints))
     if not arguments.write:
-        print("\n".join(terminal_table(trained)) if trained else f"no released checkpoints in {arguments.checkpoints}")
+        print(terminal_table(trained) if trained else f"no released checkpoints in {arguments.checkpoints}")
         return
-    published = read_rows(ROOT / "analysis" / "published.csv")
-    recipes = {path.stem: read_rows(path) for path in sorted(Path(arguments.recipes).glob("*.csv"))}
+    published = read_csv(ROOT / "analysis" / "published.csv")
+    recipes = {path.stem: read_csv(path) for path in sorted(Path(arguments.recipes).glob("*.csv"))}
     out = Path(arguments.write)
     write_text(out, page(trained, published, recipes))
     print(f"wrote {out}: {len(trained)} released checkpoints, {len(recipes)} tables of what was tried")

@@ -1,4 +1,4 @@
-"""Print what networks cost, beside the figures of their papers."""
+"""Print the parameters and MACs of networks, beside their papers' figures."""
 
 from __future__ import annotations
 
@@ -59,7 +59,6 @@ def main(arguments: argparse.Namespace) -> None:
 def _write_page(path: Path) -> None:
     from analysis.parity import compare, fixture_names
     from analysis.results import zoo
-    from analysis.results.zoo_page import page
     from utils.fileio import write_text
 
     references = ROOT / "references"
@@ -71,7 +70,7 @@ def _write_page(path: Path) -> None:
     for name in fixtures:
         parities[name] = compare(name, references)
         print(f"compared {len(parities)} of {len(fixtures)}: {name}", flush=True)
-    write_text(path, page(rows, parities, fixtures))
+    write_text(path, zoo.page(rows, parities, fixtures))
     print(f"wrote {path}")
 
 

@@ -1,4 +1,4 @@
-"""The benchmark's side of a worker process: its environment, questions and answers, its peak of memory."""
+"""A worker process as the benchmark sees it: its environment, questions and answers, its peak of memory."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,8 @@ from utils.paths import ROOT
 
 # What the suite sets, or a user may have set, and a plain Paddle has not.
 SETTINGS = ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE", "GLIBC_TUNABLES", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
-
 LEAVING = 2.0  # seconds from the end of a worker's input to its own
 LINGERING = 10.0  # seconds from the end of a worker's output to its own
-OTHER = "against"  # the name of the arm that --against adds
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,7 @@ class Arm:
     name: str
     command: tuple[str, ...]
     settings: dict[str, str] | None = None  # in the place of SETTINGS; None: the user's own
+    ours: bool = True
 
 
 def suite_arm() -> Arm:
@@ -42,13 +40,16 @@ def suite_arm() -> Arm:
     return Arm("suite", _command("suite"))
 
 
-def stock_arm(name: str = "stock", **settings: str) -> Arm:
-    """Return the same networks on Paddle's operators in Paddle's environment, but for ``settings``."""
-    return Arm(name, _command("stock"), settings)
+def stock_arm() -> Arm:
+    """Return the same networks on Paddle's operators in Paddle's own environment."""
+    return Arm("stock", _command("stock"), {})
 
 
 def other_arm(command: str) -> Arm:
-    """Return another program that follows the protocol; raises UserError for a command that is none."""
+    """Return another program that follows the protocol, named as it calls itself (or as its file).
+
+    Raises UserError for a command that cannot be started.
+    """
     try:
         words = tuple(shlex.split(command))
     except ValueError as error:
@@ -57,17 +58,12 @@ def other_arm(command: str) -> Arm:
         raise UserError("--against is empty, expected a command")
     if not shutil.which(words[0]):
         raise UserError(f"--against {words[0]!r}: no such program")
-    return Arm(OTHER, words)
-
-
-@contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Let SIGINT wait until the end of the block, and with processes that are started in it for ever."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with WorkerProcess(Arm("", words, ours=False)) as worker:
+        try:
+            name = str(worker.ask({"work": "describe", "seconds": 0})["name"])
+        except (WorkerFailed, KeyError):
+            name = Path(words[-1]).name
+    return Arm(name[:40], words, ours=False)
 
 
 def _command(mode: str) -> tuple[str, ...]:
@@ -75,7 +71,7 @@ def _command(mode: str) -> tuple[str, ...]:
 
 
 class WorkerFailed(Exception):
-    """A worker that says it cannot, or that ended."""
+    """A worker that answered with an error, or that ended."""
 
 
 class WorkerProcess:
@@ -105,23 +101,14 @@ class WorkerProcess:
         self._errors.close()
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        """Return the answer to a question.
-
-        Raises WorkerFailed, and RuntimeError for a defect of our own worker.
-        """
+        """Return the answer to a question; raises WorkerFailed, and RuntimeError for a defect of our own worker."""
         process = self._process or self._start()
-        try:
+        with suppress(BrokenPipeError):  # it has ended: there is no answer
             process.stdin.write(json.dumps(question) + "\n")
             process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended: the empty answer tells
         line = process.stdout.readline()
         if not line:
-            code = self._exit_code()
-            if code > 0 and self.arm.name != OTHER:
-                raise RuntimeError(f"the worker {self.arm.name!r} ended:\n{self._said()}")
-            raise WorkerFailed(f"ended with exit code {code}: "
-                               f"{(self._said().splitlines() or ['it said nothing'])[-1][:200]}")
+            raise self._ended()
         shown = line.strip()[:80]
         try:
             answer = json.loads(line)
@@ -135,34 +122,37 @@ class WorkerProcess:
         return answer
 
     def peak_bytes(self) -> int | None:
-        """Return the most memory that the process has had (resident), None where the system does not tell."""
+        """Return the largest resident size of the process, None where the system has no such figure."""
         try:
             lines = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii").splitlines()
         except (OSError, AttributeError):
             return None
-        found = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
-        return 1024 * found[0] if found else None
+        return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
 
     def _start(self) -> subprocess.Popen[str]:
         environment = dict(os.environ)
         if self.arm.settings is not None:
             environment = {key: value for key, value in environment.items() if key not in SETTINGS}
             environment |= self.arm.settings
-        # Ctrl-C is for the benchmark, which then ends its workers. A session of their own would keep it away as well,
-        # but also their priority from what `nice` gave the benchmark (Linux's autogroups).
-        with _interrupts_held_back():
+        # Ctrl-C is for the benchmark, which then ends its workers: they inherit a mask that holds SIGINT back. A
+        # session of their own would do so too, but lose the priority of `nice` (Linux's autogroups).
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
             self._process = subprocess.Popen(self.arm.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                              stderr=self._errors, text=True, encoding="utf-8", env=environment)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return self._process
 
-    def _exit_code(self) -> int:
-        """Return the exit code of a worker that answers no more; one that lingers is ended."""
+    def _ended(self) -> Exception:
+        """Return the error of a worker that no longer answers; one that lingers is ended."""
         try:
-            return self._process.wait(LINGERING)
+            code = self._process.wait(LINGERING)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            return self._process.wait()
-
-    def _said(self) -> str:
+            code = self._process.wait()
         self._errors.seek(0)
-        return self._errors.read().decode(errors="replace").strip()
+        said = self._errors.read().decode(errors="replace").strip()
+        if code > 0 and self.arm.ours:
+            return RuntimeError(f"the worker {self.arm.name!r} ended:\n{said}")
+        return WorkerFailed(f"ended with exit code {code}: {(said.splitlines() or ['it printed nothing'])[-1][:200]}")

@@ -1,16 +1,16 @@
-"""What the benchmark found, as tables: for a terminal and for ``docs/PERFORMANCE.md``."""
+"""The benchmark's results as tables: for a terminal and for ``docs/PERFORMANCE.md``."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.markdown import table
+from analysis.formatting import table
 from errors import UserError
-from utils.fileio import write_text
+from utils.fileio import unreadable, write_text
 
 Results = dict[str, Any]
 Cell = dict[str, Any]
@@ -20,7 +20,7 @@ _PLACE = re.compile(r"<!-- measured: (\w+) -->.*?<!-- end -->", re.DOTALL)
 
 @dataclass(frozen=True)
 class Table:
-    """A title, headings, and rows of as many texts; ``notes`` stand below."""
+    """A title, headings, rows of as many texts, and notes below."""
 
     title: str
     headings: tuple[str, ...]
@@ -34,21 +34,24 @@ class Table:
 
 def tables(results: Results) -> dict[str, Table]:
     """Return the tables of what was measured, by the names of their places in the page."""
-    makers: dict[str, Callable[[Results], Table]] = {
-        "machine": _machine, "ceilings": _ceilings, "training": _speed("training"), "inference": _speed("inference"),
-        "pipelines": _pipelines, "ablation": _ablation, "batch_sizes": _sizes("batch_sizes", "Batch size"),
-        "image_sizes": _sizes("image_sizes", "Image size")}
-    needed = {"training": "speed", "inference": "speed"}
-    return {name: make(results) for name, make in makers.items() if results.get(needed.get(name, name))}
+    made = {"machine": _machine(results["machine"])} if "machine" in results else {}
+    if "ceilings" in results:
+        made["ceilings"] = _ceilings(results["ceilings"])
+    for work in ("training", "inference"):
+        if cells := [cell for cell in results.get("speed", []) if cell["work"] == work]:
+            made[work] = _speed(work, cells)
+    if "pipelines" in results:
+        made["pipelines"] = _pipelines(results["pipelines"])
+    return made | {name: _sizes(results[name], name.removesuffix("s")) for name in ("batch_sizes", "image_sizes")
+                   if name in results}
 
 
 def check_page(path: Path) -> str:
-    """Return the page's text; raises UserError for one without a place ``<!-- measured: NAME -->`` to ``<!-- end -->``.
-    """
+    """Return the page's text; raises UserError where no ``<!-- measured: NAME -->`` to ``<!-- end -->`` is in it."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise unreadable(path, error) from None
     if not _PLACE.search(text):
         raise UserError(f"{path}: has no place for a table, expected <!-- measured: training --> and <!-- end -->")
     return text
@@ -65,13 +68,7 @@ def write_page(path: Path, results: Results) -> None:
     write_text(path, _PLACE.sub(fill, check_page(path)))
 
 
-def rate(value: float) -> str:
-    """Return a number in three digits: ``0.0123``, ``1.23``, ``123``, ``1,234``."""
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
-
-
-def _machine(results: Results) -> Table:
-    machine = results["machine"]
+def _machine(machine: Cell) -> Table:
     kernels = machine["kernels"] or {}
     rows = [["processor", machine["processor"]], ["cores, threads", f"{machine['cores']}, {machine['threads']}"],
             ["system, Python", f"{machine['system']}, {machine['python']}"], ["Paddle", machine["paddle"]],
@@ -81,109 +78,63 @@ def _machine(results: Results) -> Table:
     return Table("Machine", ("what", "found"), rows)
 
 
-def _ceilings(results: Results) -> Table:
-    ceilings = results["ceilings"]
-    names = {"kernels": "the suite's", "suite": "Paddle with the settings", "stock": "stock Paddle",
-             "against": _shown("against", results)}
-    rows = [[f"matrix product 2048³, {names[name]}", f"{product['gflops']:.0f} GFLOP/s"]
+def _ceilings(ceilings: Cell) -> Table:
+    names = {"kernels": "the suite's", "suite": "Paddle with the suite's settings", "stock": "stock Paddle"}
+    rows = [[f"matrix product 2048³, {names.get(name, name)}", f"{product['gflops']:.0f} GFLOP/s"]
             for name, product in ceilings["products"].items()]
-    rows += [[f"memory, {name}", f"{value:.1f} GB/s"] for name, value in ceilings["bandwidth"].items()]
     return Table(f"Ceilings, {ceilings['threads']} threads", ("what", "measured"), rows)
 
 
-def _speed(work: str) -> Callable[[Results], Table]:
-    def make(results: Results) -> Table:
-        cells = [cell for cell in results["speed"] if cell["work"] == work]
-        others = _others(cells)
-        shown = [_shown(name, results) for name in others]
-        headings = ["network", "image", "batch", "suite", *shown, "of the ceiling", "memory",
-                    *(f"to {name}" for name in shown)]
-        rows = []
-        for cell in cells:
-            suite = cell["arms"]["suite"]
-            rows.append([cell["model"], str(cell["image_size"]), str(cell["batch_size"]),
-                         *(_rate(cell["arms"].get(name)) for name in ("suite", *others)), _share(suite),
-                         _memory(cell["arms"], ("suite", *others)), *(_ratio(cell, name) for name in others)])
-        return Table(f"{work.capitalize()}, images/s", tuple(headings), rows, _failures(cells))
-
-    return make
-
-
-def _sizes(section: str, heading: str) -> Callable[[Results], Table]:
-    axis = section.removesuffix("s")
-    other = "image_size" if axis == "batch_size" else "batch_size"
-
-    def make(results: Results) -> Table:
-        cells = sorted(results[section], key=lambda cell: cell[axis])
-        by_size: dict[int, dict[str, Cell]] = {}
-        for cell in cells:
-            by_size.setdefault(cell[axis], {})[cell["work"]] = cell["arms"]["suite"]
-        rows = [[str(size), *(text for work in ("training", "inference")
-                              for text in (_milliseconds(works.get(work)), _share(works.get(work, {})),
-                                           _peak(works.get(work))))] for size, works in by_size.items()]
-        fixed = f"{cells[0]['model']}, {other.replace('_', ' ')} {cells[0][other]}"
-        return Table(f"{heading}: {fixed}",
-                     (heading.lower(), "training, ms an image", "of the ceiling", "memory", "inference, ms an image",
-                      "of the ceiling", "memory"), rows, _failures(cells))
-
-    return make
-
-
-def _pipelines(results: Results) -> Table:
-    cells = results["pipelines"]
+def _speed(work: str, cells: list[Cell]) -> Table:
     names = list(dict.fromkeys(name for cell in cells for name in cell["arms"]))
-    others = names[1:]
+    rows = [[cell["model"], str(cell["image_size"]), str(cell["batch_size"]),
+             *(_rate(cell["arms"].get(name)) for name in names), _share(cell["arms"]["suite"]),
+             " / ".join(_peak(cell["arms"].get(name)).removesuffix(" GB") for name in names) + " GB",
+             *(_ratio(cell, name) for name in names[1:])] for cell in cells]
+    return Table(f"{work.capitalize()}, images/s", (
+        "network", "image", "batch", *names, "of the ceiling", "memory", *(f"to {name}" for name in names[1:])), rows,
+        _failures(cells))
+
+
+def _sizes(cells: list[Cell], axis: str) -> Table:
+    fixed, heading = "image_size" if axis == "batch_size" else "batch_size", axis.replace("_", " ")
+    by_size: dict[int, dict[str, Cell]] = {}
+    for cell in sorted(cells, key=lambda cell: cell[axis]):
+        by_size.setdefault(cell[axis], {})[cell["work"]] = cell["arms"]["suite"]
+    rows = [[str(size), *(text for arm in map(works.get, ("training", "inference"))
+                          for text in (_milliseconds(arm), _share(arm), _peak(arm)))]
+            for size, works in by_size.items()]
+    return Table(f"{heading.capitalize()}: {cells[0]['model']}, {fixed.replace('_', ' ')} {cells[0][fixed]}",
+                 (heading, "training, ms an image", "of the ceiling", "memory", "inference, ms an image",
+                  "of the ceiling", "memory"), rows, _failures(cells))
+
+
+def _pipelines(cells: list[Cell]) -> Table:
+    names = list(dict.fromkeys(name for cell in cells for name in cell["arms"]))
     rows = [[cell["recipe"], *(_rate(cell["arms"].get(name)) for name in names),
-             *(_ratio(cell, name) for name in others)] for cell in cells]
-    return Table("Input pipelines, images/s", ("recipe", *names, *(f"to {name}" for name in others)), rows,
+             *(_ratio(cell, name) for name in names[1:])] for cell in cells]
+    return Table("Input pipelines, images/s", ("recipe", *names, *(f"to {name}" for name in names[1:])), rows,
                  _failures(cells))
 
 
-def _ablation(results: Results) -> Table:
-    cells = results["ablation"]
-    steps = list(dict.fromkeys(name for cell in cells for name in cell["arms"]))
-    headings = ["step"]
-    columns = []
-    for cell in cells:
-        where = f"{cell['model']} at {cell['image_size']}, batch {cell['batch_size']}"
-        headings += [where, "gain", "in all"]
-        rates = [cell["arms"].get(step, {}).get("images_per_second") for step in steps]
-        column = []
-        for before, now in zip([None, *rates], rates, strict=False):
-            first = rates[0]
-            column.append([_DASH if not now else rate(now), f"{now / before:.2f}×" if now and before else "",
-                           f"{now / first:.2f}×" if now and first else ""])
-        columns.append(column)
-    rows = [[step, *(text for column in columns for text in column[index])] for index, step in enumerate(steps)]
-    return Table("Training step by step, images/s", tuple(headings), rows, _failures(cells))
-
-
-def _others(cells: Iterable[Cell]) -> list[str]:
-    return [name for name in dict.fromkeys(name for cell in cells for name in cell["arms"]) if name != "suite"]
-
-
-def _shown(name: str, results: Results) -> str:
-    return results.get("against", "against") if name == "against" else name
-
-
 def _rate(arm: Cell | None) -> str:
-    return rate(arm["images_per_second"]) if arm and "error" not in arm else _DASH
+    """Return images/s in three digits: ``0.0123``, ``1.23``, ``123``, ``1,234``."""
+    if not arm or "error" in arm:
+        return _DASH
+    value = arm["images_per_second"]
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
 def _milliseconds(arm: Cell | None) -> str:
     return f"{1e3 / arm['images_per_second']:.3g}" if arm and "error" not in arm else _DASH
 
 
-def _share(arm: Cell) -> str:
-    return f"{arm['utilisation']:.0%}" if "utilisation" in arm else _DASH
+def _share(arm: Cell | None) -> str:
+    return f"{arm['utilisation']:.0%}" if arm and "utilisation" in arm else _DASH
 
 
 def _peak(arm: Cell | None) -> str:
     return f"{arm['peak_bytes'] / 1e9:.2f} GB" if arm and arm.get("peak_bytes") else _DASH
-
-
-def _memory(arms: dict[str, Cell], names: Iterable[str]) -> str:
-    return " / ".join(_peak(arms.get(name)).removesuffix(" GB") for name in names) + " GB"
 
 
 def _ratio(cell: Cell, name: str) -> str:

@@ -1,8 +1,7 @@
 """The process that is timed: ``python tools/benchmark.py --worker suite`` (or ``stock``).
 
-It reads one question a line from its standard input and answers each with one line (JSON both ways), so that it
-waits without work while another process is timed. docs/PERFORMANCE.md describes the protocol, which any program may
-follow (``tools/benchmark.py --against``).
+It reads one question a line from standard input and answers each with one line (JSON both ways), so that it idles while
+another process is timed. docs/PERFORMANCE.md describes the protocol, which any program may follow (``--against``).
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr
+from collections.abc import Callable
+from contextlib import closing, redirect_stderr
 from typing import Any
 
 import numpy as np
@@ -29,26 +28,28 @@ class Worker:
     """Answers questions; keeps the network of the last one."""
 
     def __init__(self, mode: str, settings: list[str]) -> None:
-        from analysis.operator_groups import Selection
+        import kernels
 
         self.mode, self.settings = mode, settings
-        self.operators = Selection(mode == "suite")
+        kernels.configure("auto" if mode == "suite" else "stock")
         self._built: tuple[Any, ...] | None = None
 
     def answer(self, question: Question) -> dict[str, Any]:
-        """Return ``{"seconds": [...]}``, the time of each step, or what else the question asks for."""
+        """Return ``{"seconds": [...]}``, the time of each step, or what ``describe`` asks for."""
         if question["work"] == "describe":
             return self._describe(question)
-        self.operators.choose(question.get("operators"))
         if question["work"] == "pipeline":
             from analysis.benchmark.pipelines import batches
 
-            return {"seconds": _timed_batches(batches(question), question["seconds"])}
+            with closing(batches(question)) as prepared:
+                for _ in range(8):  # those prepared ahead
+                    next(prepared)
+                return {"seconds": _timed(functools.partial(next, prepared), question["seconds"])}
         steps = {"training": self._training, "inference": self._inference, "product": self._product}
         return {"seconds": _timed(steps[question["work"]](question), question["seconds"])}
 
     def _describe(self, question: Question) -> dict[str, Any]:
-        """Return what the named networks are, what one costs, or where all this runs."""
+        """Return the families of ``models``, the cost of one ``model``, or the environment."""
         if "models" in question:
             from models import model_info
 
@@ -58,46 +59,31 @@ class Worker:
             from models import create_model
 
             size = question["image_size"]
-            cost = count(create_model(question["model"], question["num_classes"], size), size)
-            return {"macs": cost.macs, "parameters": cost.parameters}
+            return {"macs": count(create_model(question["model"], question["num_classes"], size), size).macs}
         from engine import runtime
 
         return runtime.environment("cpu", self.settings)
 
-    def _training(self, question: Question) -> Callable[[], None]:
+    def _training(self, question: Question) -> Callable[[], object]:
         state, images, labels = self._build(question)
         state.model.train()
+        return lambda: float(state.step(images, labels, 0, 1e-4).loss)
 
-        def step() -> None:
-            float(state.step(images, labels, 0, 1e-4).loss)
-
-        return step
-
-    def _inference(self, question: Question) -> Callable[[], None]:
+    def _inference(self, question: Question) -> Callable[[], object]:
         import paddle
 
         state, images, _ = self._build(question)
         state.model.eval()
+        return paddle.no_grad()(lambda: state.model(paddle.to_tensor(images)).numpy())
 
-        def step() -> None:
-            with paddle.no_grad():
-                state.model(paddle.to_tensor(images)).numpy()
-
-        return step
-
-    def _product(self, question: Question) -> Callable[[], None]:
+    def _product(self, question: Question) -> Callable[[], object]:
         import paddle
 
         import kernels
 
         matrices = [paddle.randn([PRODUCT_SIZE, PRODUCT_SIZE]) for _ in range(2)]
         multiply = kernels.linear if self.mode == "suite" and question["by"] == "kernels" else paddle.matmul
-
-        def step() -> None:
-            with paddle.no_grad():
-                float(multiply(*matrices)[0, 0])
-
-        return step
+        return paddle.no_grad()(lambda: float(multiply(*matrices)[0, 0]))
 
     def _build(self, question: Question) -> tuple[Any, np.ndarray, np.ndarray]:
         key = tuple(question[name] for name in ("model", "image_size", "batch_size", "num_classes"))
@@ -105,7 +91,7 @@ class Worker:
             from configs.load import load_config
             from engine.state import TrainingState
 
-            self._built = None
+            self._built = None  # frees the memory of the one before
             name, size, batch, classes = key
             config = load_config(None, [f"MODEL.NAME={name}", f"MODEL.NUM_CLASSES={classes}", "TRAIN.ACCUMULATE=1",
                                         f"DATA.IMAGE_SIZE={size}", f"DATA.BATCH_SIZE={batch}", "OPTIMIZER.NAME=adamw",
@@ -115,7 +101,7 @@ class Worker:
         return self._built[1:]
 
 
-def _timed(step: Callable[[], Any], seconds: float) -> list[float]:
+def _timed(step: Callable[[], object], seconds: float) -> list[float]:
     """Return the seconds of each step, of as many as fill ``seconds``, and of one at least."""
     taken: list[float] = []
     while not taken or sum(taken) < seconds:
@@ -125,19 +111,9 @@ def _timed(step: Callable[[], Any], seconds: float) -> list[float]:
     return taken
 
 
-def _timed_batches(prepared: Iterator[Any], seconds: float) -> list[float]:
-    """Time batches of an endless pipeline, after those that it has prepared ahead."""
-    try:
-        for _ in range(8):
-            next(prepared)
-        return _timed(functools.partial(next, prepared), seconds)
-    finally:
-        prepared.close()
-
-
 def serve(mode: str) -> None:
-    """Answer questions until the input ends; ``mode`` is suite, or stock for Paddle as it starts by itself."""
-    os.setpgid(0, 0)  # with the processes of a DataLoader, to be ended together
+    """Answer questions until the input ends; ``mode`` is suite, or stock for Paddle as it starts alone."""
+    os.setpgid(0, 0)  # ended together with the processes of a DataLoader
     settings = []
     if mode == "suite":
         from engine import runtime
@@ -147,7 +123,7 @@ def serve(mode: str) -> None:
         with redirect_stderr(io.StringIO()):  # Paddle warns of every OMP_NUM_THREADS but 1
             import paddle  # noqa: F401
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries is no answer
     worker = Worker(mode, settings)
     for line in sys.stdin:
         try:
@@ -155,4 +131,3 @@ def serve(mode: str) -> None:
         except (UserError, MemoryError) as error:
             answer = {"error": str(error) or type(error).__name__}
         print(json.dumps(answer), file=answers, flush=True)
-

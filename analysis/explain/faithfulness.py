@@ -1,16 +1,13 @@
-"""Does a ranking of regions say what matters? Deletion and insertion (Petsiuk et al. 2018) against random rankings.
+"""Deletion and insertion (Petsiuk et al. 2018): does a ranking of regions beat random rankings?
 
-Regions (superpixels) are covered one after another, the most important first (deletion), or shown one after another
-on an image that is covered (insertion); the probability of the predicted class is drawn against the share of pixels
-covered or shown. A ranking that knows what matters has a small area under the curve of deletion and a large one under
-that of insertion. Every method and the random rankings rank the same superpixels: single pixels covered at random make
-noise that hurts a network more than what any explanation points at. ``COVERS`` says what stands where a region is
-covered; blur, the default, is none of the methods' own idea of "nothing", so that it favours none.
+Superpixels are covered one after another, the most important first (deletion), or shown one after another on a covered
+image (insertion). The probability of the predicted class is drawn against the share of pixels. A good ranking has a
+small area under the deletion curve and a large one under the insertion curve. All methods rank the same superpixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,61 +16,47 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis.explain.explanation import Explanation
+from analysis.explain.image_model import ImageModel, Regions
 from analysis.explain.lime import mean_colours, region_means
-from analysis.explain.methods import METHODS
-from analysis.explain.subject import Advance, Regions, Subject, ignore
+from analysis.explain.methods import METHODS, Explanation
 from analysis.figures import save_figure
 
-RANDOM_RANKINGS = 10
 GRID = np.linspace(0, 1, 101)
+COVERS: dict[str, Callable[[np.ndarray, np.ndarray, Sequence[float]], np.ndarray]] = {
+    "blur": lambda image, segments, mean: cv2.GaussianBlur(image, (0, 0), min(image.shape[:2]) / 8),
+    "colour": lambda image, segments, mean: np.broadcast_to(np.round(255 * np.array(mean)).astype(np.uint8),
+                                                            image.shape),
+    "superpixels": lambda image, segments, mean: mean_colours(image, segments),
+}
+"""The covered image, from an image (uint8 ``[H, W, 3]``), its segments and AUGMENT.MEAN.
 
-
-def blurred(image: np.ndarray, segments: np.ndarray, colour: Sequence[float]) -> np.ndarray:
-    """Return the image under a Gaussian blur whose deviation is an eighth of its shorter side."""
-    return cv2.GaussianBlur(image, (0, 0), min(image.shape[:2]) / 8)
-
-
-def one_colour(image: np.ndarray, segments: np.ndarray, colour: Sequence[float]) -> np.ndarray:
-    """Return an image of the config's mean colour, which gradients and occlusion take for nothing."""
-    return np.broadcast_to(np.round(255 * np.array(colour)).astype(np.uint8), image.shape)
-
-
-def superpixel_colours(image: np.ndarray, segments: np.ndarray, colour: Sequence[float]) -> np.ndarray:
-    """Return the image with each superpixel in its mean colour, which LIME takes for nothing."""
-    return mean_colours(image, segments)
-
-
-COVERS = {"blur": blurred, "colour": one_colour, "superpixels": superpixel_colours}
-"""What stands where a region is covered: of an image, uint8 ``[H, W, 3]``, its segments, and AUGMENT.MEAN."""
+Blur, the default, is the baseline of no method; the mean colour is that of gradients and occlusion, superpixels in
+their mean colours that of LIME.
+"""
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Deletion and insertion of one image, of the explanations and of random rankings.
-
-    ``deletion[name]`` and ``insertion[name]`` are probabilities ``[rankings, len(GRID)]`` at the shares of pixels of
-    ``GRID``; ``name`` is a method (one ranking) or ``random``.
-    """
+    """Probabilities ``[rankings, len(GRID)]`` of one image, by method (one ranking) or ``random``."""
 
     deletion: dict[str, np.ndarray]
     insertion: dict[str, np.ndarray]
 
 
-def measure_curves(subject: Subject, found: Sequence[Explanation], segments: np.ndarray, randoms: int = RANDOM_RANKINGS,
-                   seed: int = 0, cover: str = "blur", advance: Advance = ignore) -> Curves:
-    """Return the curves of one image's explanations for its predicted class, its ``segments`` ``[H, W]`` as regions."""
+def measure_curves(model: ImageModel, found: Sequence[Explanation], segments: np.ndarray, randoms: int = 10,
+                   seed: int = 0, cover: str = "blur") -> Curves:
+    """Return the curves of one image's explanations, for its predicted class and regions ``segments`` ``[H, W]``."""
     image = found[0].image
-    hidden = np.ascontiguousarray(COVERS[cover](image, segments, subject.config.AUGMENT.MEAN))
-    regions = Regions(subject.normalise(image), subject.normalise(hidden), segments)
+    hidden = np.ascontiguousarray(COVERS[cover](image, segments, model.config.AUGMENT.MEAN))
+    regions = Regions(model.normalise(image), model.normalise(hidden), segments)
     rng = np.random.default_rng(seed)
     rankings = {one.method: np.argsort(-region_means(one.maps[0], segments), kind="stable")[None] for one in found}
     rankings["random"] = np.stack([rng.permutation(regions.count) for _ in range(randoms)])
     orders = np.concatenate(list(rankings.values()))
-    places = np.argsort(orders, axis=1)  # of each region in each ranking
-    first = places[:, None] < np.arange(regions.count + 1)[None, :, None]  # [rankings, steps, regions]
+    ranks = np.argsort(orders, axis=1)  # of each region in each ranking
+    first = ranks[:, None] < np.arange(regions.count + 1)[None, :, None]  # [rankings, steps, regions]
     masks = np.concatenate([~first, first]).reshape(-1, regions.count)
-    probabilities = regions.probabilities(subject, masks, advance)[:, found[0].predicted]
+    probabilities = regions.probabilities(model, masks)[:, found[0].classes[0]]
     sizes = np.bincount(segments.ravel())[orders].cumsum(1) / segments.size
     shares = np.concatenate([np.zeros((len(orders), 1)), sizes], axis=1)
     both = probabilities.reshape(2, len(orders), -1)
@@ -86,9 +69,8 @@ def measure_curves(subject: Subject, found: Sequence[Explanation], segments: np.
 def summarise(curves: Sequence[Curves]) -> dict[str, Any]:
     """Return the areas under the curves, means over images.
 
-    For each of ``deletion`` and ``insertion``: of each method ``auc``, ``random_mean`` and ``random_std`` (mean and
-    deviation over random rankings, each of which ranks all images), and ``better_than_random``, the share of images
-    where the method beats the mean of the random rankings.
+    ``random_mean`` and ``random_std`` are over random rankings, each of all images; ``better_than_random`` is the share
+    of images where a method beats the mean of the random rankings.
     """
     result: dict[str, Any] = {"images": len(curves), "random_rankings": len(curves[0].deletion["random"])}
     for kind, sign in (("deletion", -1), ("insertion", 1)):
@@ -106,7 +88,7 @@ def summarise(curves: Sequence[Curves]) -> dict[str, Any]:
 
 
 def curves_text(summary: dict[str, Any]) -> str:
-    """Return the summary as lines to print."""
+    """Return the summary as text."""
     lines = []
     for kind, wanted in (("deletion", "smaller is better"), ("insertion", "larger is better")):
         part = summary[kind]
@@ -119,7 +101,7 @@ def curves_text(summary: dict[str, Any]) -> str:
 
 
 def draw_curves(curves: Sequence[Curves], path: Path, title: str = "") -> Path:
-    """Write both curves, means over images; the grey band is one standard deviation of the random rankings."""
+    """Write both curves, means over images, with one standard deviation of the random rankings in grey."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     figure.suptitle(title)
     labels = {"deletion": "covered", "insertion": "shown"}

@@ -1,36 +1,34 @@
-"""LIME (Ribeiro et al. 2016, https://arxiv.org/abs/1602.04938) with InterpretDL, as fast as the network allows."""
+"""LIME (Ribeiro et al. 2016, https://arxiv.org/abs/1602.04938) with InterpretDL's sampling and regression."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
-from analysis.explain.explanation import Explanation
+from analysis.explain.image_model import ImageModel, Regions
 from analysis.explain.interpretdl import FromImageNet, lime_interpreter, load_interpretdl
-from analysis.explain.subject import Advance, Regions, Subject, ignore
 from errors import UserError
 
 SOURCE_SIDE = 224  # pixels a side for which InterpretDL's superpixels are made
-SAMPLES = 10_000  # the source's number of perturbed images
+SAMPLES = 10_000  # perturbed images, as in the source
 
 
 def superpixels(image: np.ndarray, count: int = 0) -> np.ndarray:
     """Return the superpixels of an RGB image, uint8 ``[H, W, 3]``, as numbers from 0, int64 ``[H, W]``.
 
-    ``count`` 0 is InterpretDL's default, quickshift with sigma 1 (kernel size 5, distance 10). It is meant for images
-    of 224 pixels a side: of an image whose shorter side is less, a copy of that size is segmented (as the source
-    scales CIFAR-10 to 224 pixels before anything else), and each pixel takes the superpixel at its centre. An image
-    of 32 pixels has 3 to 10 superpixels otherwise. A ``count`` above 0 makes about as many by SLIC (compactness 10).
+    ``count`` 0 is InterpretDL's default, quickshift with sigma 1. Smaller images than ``SOURCE_SIDE`` are segmented in
+    a copy of that size (at 32 pixels there are 3 to 10 superpixels otherwise). A ``count`` above 0 makes about as many
+    by SLIC (compactness 10).
     """
-    load_interpretdl()  # which brings scikit-image along, or says how to get both
+    load_interpretdl()  # raises UserError where scikit-image is missing too
+    from skimage.segmentation import quickshift, slic
+
     height, width = image.shape[:2]
     if count:
-        from skimage.segmentation import slic
-
         found = slic(image, n_segments=count, compactness=10, start_label=0)
     else:
-        from skimage.segmentation import quickshift
-
         scale = max(1.0, SOURCE_SIDE / min(height, width))
         if scale > 1:
             size = (round(width * scale), round(height * scale))
@@ -43,59 +41,32 @@ def superpixels(image: np.ndarray, count: int = 0) -> np.ndarray:
 
 
 def mean_colours(image: np.ndarray, segments: np.ndarray) -> np.ndarray:
-    """Return an image, uint8 ``[H, W, 3]``, with each superpixel in its mean colour, rounded down as InterpretDL does.
-
-    That is what LIME puts in place of a superpixel that it hides.
-    """
-    flat, pixels = segments.ravel(), image.reshape(-1, 3)
-    sums = np.stack([np.bincount(flat, weights=channel) for channel in pixels.T.astype(np.float64)], axis=1)
-    means = sums / np.bincount(flat)[:, None]
+    """Return an image, uint8 ``[H, W, 3]``, with each superpixel in its mean colour, rounded down as in InterpretDL."""
+    means = np.stack([region_means(channel, segments) for channel in image.transpose(2, 0, 1)], axis=1)
     return means.astype(np.uint8)[segments]
-
-
-def explain_lime(subject: Subject, image: np.ndarray, label: int | None = None, num_samples: int = SAMPLES,
-                 segments: np.ndarray | None = None, seed: int = 0, advance: Advance = ignore) -> Explanation:
-    """Explain what the network predicts for a prepared image, and the true class ``label`` where it is known.
-
-    A linear model is fitted to the probabilities of ``num_samples`` images in which each superpixel is hidden (shown
-    in its mean colour) with probability 1/2, weighted by their cosine similarity to the image. A superpixel's weight
-    is the change of the class's probability that showing it makes in that model. ``arrays`` of what is returned:
-    ``segments`` ``[H, W]``; for each class explained ``weights`` ``[classes, superpixels]``, ``intercept`` and
-    ``score`` (weighted R²).
-
-    Raises UserError where InterpretDL is not installed, and for fewer samples than superpixels.
-    """
-    if segments is None:
-        segments = superpixels(image)
-    regions = Regions(subject.normalise(image), subject.normalise(mean_colours(image, segments)), segments)
-    if num_samples <= regions.count:
-        raise UserError(f"LIME has {num_samples} samples, expected more than the {regions.count} superpixels")
-    probabilities = subject.probabilities_of(image)
-    classes = explained_classes(probabilities, label)
-    augment = subject.config.AUGMENT
-    interpreter = lime_interpreter(FromImageNet(subject.model, tuple(augment.MEAN), tuple(augment.STD)), segments,
-                                   lambda masks: regions.probabilities(subject, masks, advance), seed)
-    found = interpreter.interpret(image, interpret_class=list(classes), num_samples=num_samples, visual=False)
-    weights = np.zeros((len(classes), regions.count))
-    for row, index in zip(weights, classes, strict=True):
-        for superpixel, weight in found[index]:
-            row[superpixel] = weight
-    arrays = {
-        "segments": segments,
-        "weights": weights,
-        "intercept": np.array([interpreter.lime_base.intercepts[index] for index in classes]),
-        "score": np.array([interpreter.lime_results["r2_scores"][index] for index in classes]),
-    }
-    return Explanation("lime", image, classes, weights[:, segments], probabilities, label, arrays)
-
-
-def explained_classes(probabilities: np.ndarray, label: int | None) -> tuple[int, ...]:
-    """Return the predicted class and, where it is known and another, the true one."""
-    predicted = int(probabilities.argmax())
-    return (predicted,) if label is None or label == predicted else (predicted, int(label))
 
 
 def region_means(heat: np.ndarray, segments: np.ndarray) -> np.ndarray:
     """Return the mean of a map ``[H, W]`` over each superpixel, ``[superpixels]``."""
     flat = segments.ravel()
     return np.bincount(flat, weights=np.asarray(heat, np.float64).ravel()) / np.bincount(flat)
+
+
+def explain_lime(model: ImageModel, image: np.ndarray, classes: Sequence[int], num_samples: int, segments: np.ndarray,
+                 seed: int) -> dict[str, np.ndarray]:
+    """Fit a linear model to the probabilities of ``num_samples`` images with superpixels hidden at random.
+
+    A superpixel is hidden (in its mean colour) with probability 1/2; samples are weighted by their cosine similarity
+    to the image. Returns ``segments`` ``[H, W]``, ``weights`` ``[classes, superpixels]`` (the change of the class's
+    probability), and ``intercept`` and ``score`` (weighted R²) ``[classes]``. Raises UserError where InterpretDL is
+    missing, and for fewer samples than superpixels.
+    """
+    regions = Regions(model.normalise(image), model.normalise(mean_colours(image, segments)), segments)
+    if num_samples <= regions.count:
+        raise UserError(f"LIME has {num_samples} samples, expected more than the {regions.count} superpixels")
+    network = FromImageNet(model.network, tuple(model.config.AUGMENT.MEAN), tuple(model.config.AUGMENT.STD))
+    interpreter = lime_interpreter(network, segments, lambda masks: regions.probabilities(model, masks), seed)
+    found = interpreter.interpret(image, interpret_class=list(classes), num_samples=num_samples, visual=False)
+    return {"segments": segments, "weights": np.array([[weight for _, weight in sorted(found[k])] for k in classes]),
+            "intercept": np.array([interpreter.lime_base.intercepts[k] for k in classes]),
+            "score": np.array([interpreter.lime_results["r2_scores"][k] for k in classes])}

@@ -1,35 +1,36 @@
-"""Explain what a network sees in an image: one entry for every method.
+"""The table of explanation methods, and one call for all of them.
 
 In a notebook::
 
-    subject = Subject(config, load_model(config, run)[0])
-    image = subject.prepare(dataset.images[3])
-    found = explain(subject, image, "lime", label=dataset.labels[3])
-    draw_explanations(subject, [[found]], ["test image 3"], Path("lime.png"))
+    model = ImageModel(config, load_model(config, run)[0])
+    image = model.prepare(dataset.images[3])
+    found = explain(model, image, "lime", label=dataset.labels[3])
+    draw_explanations(model, [[found]], ["test image 3"], Path("lime.png"))
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from analysis.explain import attributions
-from analysis.explain.explanation import Explanation
-from analysis.explain.lime import SAMPLES, explain_lime, explained_classes
-from analysis.explain.subject import Advance, Subject, ignore
+from analysis.explain.image_model import ImageModel
+from analysis.explain.lime import SAMPLES, explain_lime, superpixels
 from errors import UserError, nearest
+from utils.fileio import write_atomically
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a method is called, what a value of its maps is, and whether that has a sign."""
+    """A method's title, the unit of its maps, and whether these have a sign; ``function`` is None for LIME."""
 
     title: str
     unit: str
     signed: bool
-    function: Callable[..., np.ndarray] | None = None  # None: LIME, which gives more than maps
+    function: Callable[..., np.ndarray] | None = None
     uses_layer: bool = False
 
 
@@ -43,6 +44,40 @@ METHODS: dict[str, Method] = {
 }
 
 
+@dataclass(frozen=True)
+class Explanation:
+    """One image, uint8 ``[H, W, 3]`` at the network's size, explained by one method.
+
+    ``classes`` are the predicted class and, where known and different, the true one (``label``). ``maps``
+    ``[classes, H, W]`` are in the method's unit; ``arrays`` is what the method gives besides.
+    """
+
+    method: str
+    image: np.ndarray
+    classes: tuple[int, ...]
+    maps: np.ndarray
+    probabilities: np.ndarray  # [num_classes]
+    label: int | None = None
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def map_of(self, index: int) -> np.ndarray:
+        """Return the map ``[H, W]`` of one of ``classes``."""
+        return self.maps[self.classes.index(index)]
+
+    def save(self, path: Path) -> Path:
+        """Write all of it as ``.npz``, atomically: the fields' names, and those of ``arrays``; label -1 for none."""
+        arrays = {"image": self.image, "classes": np.array(self.classes), "maps": self.maps.astype(np.float32),
+                  "probabilities": self.probabilities, "label": np.array(-1 if self.label is None else self.label),
+                  **self.arrays}
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:
+                np.savez_compressed(file, **arrays)
+
+        write_atomically(path, write)
+        return path
+
+
 def method_names(method: str) -> tuple[str, ...]:
     """Return the methods that a name stands for: itself, or every one for ``all``; UserError for an unknown name."""
     if method == "all":
@@ -53,23 +88,23 @@ def method_names(method: str) -> tuple[str, ...]:
     return (method,)
 
 
-def explain(subject: Subject, image: np.ndarray, method: str = "lime", label: int | None = None, *,
-            num_samples: int = SAMPLES, segments: np.ndarray | None = None, layer: str = "", seed: int = 0,
-            advance: Advance = ignore) -> Explanation:
-    """Explain a prepared image (``Subject.prepare``) by one of ``METHODS``, for the predicted and the true class.
+def explain(model: ImageModel, image: np.ndarray, method: str = "lime", label: int | None = None, *,
+            num_samples: int = SAMPLES, segments: np.ndarray | None = None, layer: str = "",
+            seed: int = 0) -> Explanation:
+    """Explain a prepared image by one of ``METHODS``, for the predicted class and the true one (``label``, if known).
 
-    ``label`` is the true class where it is known. LIME alone takes ``num_samples``, ``segments`` and ``seed``, the
-    CAMs alone ``layer``. ``advance`` is told how many images the network has seen.
+    LIME alone uses ``num_samples``, ``segments`` and ``seed``; the CAMs alone ``layer``.
     """
     (name,) = method_names(method)
-    chosen = METHODS[name]
+    chosen, probabilities = METHODS[name], model.probabilities_of(image)
+    predicted = int(probabilities.argmax())
+    classes = (predicted,) if label is None or label == predicted else (predicted, int(label))
     if chosen.function is None:
-        return explain_lime(subject, image, label, num_samples, segments, seed, advance)
-    probabilities = subject.probabilities_of(image)
-    classes = explained_classes(probabilities, label)
+        arrays = explain_lime(model, image, classes, num_samples, superpixels(image) if segments is None else segments,
+                              seed)
+        return Explanation(name, image, classes, arrays["weights"][:, arrays["segments"]], probabilities, label, arrays)
     if chosen.uses_layer and not layer:
-        layer = attributions.default_layer(subject, image)
-    maps = chosen.function(subject, image, classes, layer, advance)
+        layer = attributions.default_layer(model, image)
+    maps = chosen.function(model, image, classes, layer)
     arrays = {"layer": np.array(layer)} if chosen.uses_layer else {}
     return Explanation(name, image, classes, maps, probabilities, label, arrays)
-

@@ -1,9 +1,7 @@
-"""``RESULTS.md``: what was trained, what it reached, what it cost, and what was tried; all from files, none by hand."""
+"""``RESULTS.md``: accuracy and cost of every released network, beside published ones, and what was tried."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,28 +10,22 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from analysis.markdown import table
-from analysis.results.run_record import commands_of
+from analysis.formatting import quantity, table, text_table
 from engine.weights.released import RESULTS, check_released, released_names
 from errors import UserError
-from utils.fileio import read_json
+from utils.fileio import read_csv, read_json
 
 PLOT = "docs/results.png"
-IMAGES_OF_AN_EPOCH = 50_000  # of CIFAR-10, where a published figure tells epochs alone
-BACKWARD = 3  # forward and backward pass, in forward passes
 INTRODUCTION = """\
 # Results
 
 Written by `python tools/results.py --write RESULTS.md`; do not edit by hand.
 
-**Selected** are the weights of the epoch that was best on held-out training images, of a run that held none out those
-of the last epoch; they, or a mean with them where that is told, are released, and their figures, top-5 and ECE too, are
-those of the file in `checkpoints/` as it is there. **Final** are the weights of the last epoch, with the figure of the
-run itself. **ECE** is the expected calibration error (15 bins). "CIFAR-10 (JPEG re-encoding)" is a copy of CIFAR-10
-whose pixels went through JPEG; order, labels and split are the official ones. Behind figures on fewer than 10,000
-images stands one standard error, and in brackets the figure on the re-encoded pixels of the same pictures. Shares are
-in %. Times and images/s are those of training alone, without evaluations; MACs are multiply-accumulates of one image,
-of a training 3 × MACs × images seen, and those of one forward pass where it has teachers.
+**Selected**: the weights of the epoch with the best held-out accuracy (the last epoch if `DATA.HOLDOUT` is 0). These
+are released; top-1, top-5 and ECE are those of the file in `checkpoints/`. **Final**: the weights of the last epoch.
+**ECE** is the expected calibration error (15 bins). Shares are in %; ± is one standard error where there are fewer than
+10,000 images. Times and images/s are of training alone. MACs are multiply-accumulates of one image; of a training,
+3 × MACs × images.
 """
 EVALUATING = """\
 ## Evaluating
@@ -43,12 +35,11 @@ python tools/eval.py -w {name}
 python tools/eval.py -w {name} -o DATA.ROOT=FOLDER
 ```
 
-The weights are checked against their SHA-256, the data set is looked for in `data/` or the FOLDER (and downloaded where
-it is missing), and the figures are printed beside those above.
+Checks the weights against their SHA-256, finds the data set in `data/` or the FOLDER (or downloads it), and prints the
+metrics beside those above.
 """
 _DASH = "–"
-_GONE = " (no longer in `checkpoints/`; made by the commands before its own)"
-_TEXT = "checkpoint", "family", "network", "machine", "command", "changed", "note", "data", "published by"
+_TEXT = "checkpoint", "family", "network", "machine", "changed", "note", "data", "published by"
 
 
 @dataclass(frozen=True)
@@ -60,35 +51,27 @@ class Trained:
     seeds: list[dict[str, str]]
 
     @property
-    def main(self) -> dict[str, Any]:
-        """Return the figures on the data set that it was trained for."""
+    def test(self) -> dict[str, Any]:
+        """Return the metrics on the test images."""
         return self.results["test"][0]
 
     @property
-    def before(self) -> dict[str, Any]:
-        """Return what the checkpoint whose weights it started from had cost; empty where it started from none."""
-        return self.results["training"].get("before", {})
+    def training(self) -> dict[str, Any]:
+        """Return command, data and cost of the training."""
+        return self.results["training"]
 
     @property
-    def teachers(self) -> list[str]:
-        """Return the names of the checkpoints whose predictions it learned from beside the labels."""
-        return list(self.results["training"].get("teachers", {}))
-
-    @property
-    def epochs(self) -> str:
-        """Return its epochs, behind those of the checkpoint that it started from: ``30 + 11``."""
-        own = str(self.results["training"]["epochs"])
-        return f"{self.before['epochs']} + {own}" if self.before else own
-
-    def spent(self, key: str) -> float:
-        """Return the ``seconds`` or ``macs`` of its training and of what it started from."""
-        return self.results["training"][key] + self.before.get(key, 0)
+    def final(self) -> float | None:
+        """Return the top-1 of the last epoch, None where it was not measured on the same images."""
+        if "final" not in self.results or self.training["data"] != self.test["data"]:
+            return None
+        return self.results["final"]["test"]["top1"]
 
 
-def read_released(folder: Path, names: Iterable[str] | None = None) -> list[Trained]:
+def read_released(folder: Path) -> list[Trained]:
     """Return the checkpoints of a folder by name; UserError where one is not as it was released."""
     found = []
-    for name in released_names(folder) if names is None else names:
+    for name in released_names(folder):
         check_released(folder / name)
         results = read_json(folder / name / RESULTS)
         try:
@@ -96,23 +79,8 @@ def read_released(folder: Path, names: Iterable[str] | None = None) -> list[Trai
         except (KeyError, IndexError, TypeError):
             raise UserError(f"{folder / name / RESULTS}: not the results of a released checkpoint, as tools/release.py "
                             "writes them") from None
-        found.append(Trained(name, results, read_rows(folder / name / "seeds.csv")))
+        found.append(Trained(name, results, read_csv(folder / name / "seeds.csv")))
     return found
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file with a heading; none where there is no file; UserError where it is no table."""
-    if not path.is_file():
-        return []
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), restkey="", restval=None))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    for number, row in enumerate(rows, 2):
-        if "" in row or None in row.values():
-            raise UserError(f"{path}: row {number} has not as many cells as the heading")
-    return rows
 
 
 def page(trained: Sequence[Trained], published: Sequence[Mapping[str, str]],
@@ -129,119 +97,85 @@ def page(trained: Sequence[Trained], published: Sequence[Mapping[str, str]],
     return "\n".join(part for part in parts if part)
 
 
-def terminal_table(trained: Sequence[Trained]) -> list[str]:
-    """Return a line for each checkpoint."""
-    width = max([len(each.name) for each in trained] + [10])
-    lines = [f"{'checkpoint':<{width}} {'top-1':>8} {'params':>10} {'MACs':>7} {'epochs':>7} {'training':>9}  data"]
-    for each in trained:
-        results = each.results
-        lines.append(f"{each.name:<{width}} {each.main['top1']:8.2%} {results['parameters']:10,} "
-                     f"{quantity(results['macs']):>7} {each.epochs:>7} {duration(each.spent('seconds')):>9}  "
-                     f"{each.main['data']}")
-    return lines
-
-
-def quantity(number: float) -> str:
-    """Return a count in M or G, with three digits."""
-    for limit, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if number >= limit:
-            return f"{number / limit:.3g}{letter}" if number < 999.5 * limit else f"{number / limit:,.0f}{letter}"
-    return f"{number:,.0f}"
+def terminal_table(trained: Sequence[Trained]) -> str:
+    """Return the checkpoints as text."""
+    return text_table(("checkpoint", "top-1", "params", "MACs", "epochs", "training", "data"), [
+        (each.name, f"{each.test['top1']:.2%}", quantity(each.results["parameters"]), quantity(each.results["macs"]),
+         str(each.training["epochs"]), duration(each.training["seconds"]), each.test["data"]) for each in trained])
 
 
 def duration(seconds: float) -> str:
-    """Return a time in the unit that fits it."""
+    """Return a time in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def share(value: float | None, images: int = 10_000) -> str:
+    """Return a share in %, with its standard error for fewer than 10,000 images."""
+    if value is None:
+        return _DASH
+    return f"{100 * value:.2f}" + (f" ± {100 * math.sqrt(value * (1 - value) / images):.2f}" if images < 10_000 else "")
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return table(headings, rows, _TEXT) + "\n"
 
 
-def share(value: float | None, images: int = 0) -> str:
-    """Return a share in %, with the standard error that so many images leave."""
-    if value is None:
-        return _DASH
-    error = f" ± {100 * math.sqrt(value * (1 - value) / images):.2f}" if images else ""
-    return f"{100 * value:.2f}{error}"
-
-
 def _accuracies(trained: Sequence[Trained]) -> list[str]:
-    """Return a table for each data set, in % of the test images."""
+    """Return a table for each data set, in % of the test images, and notes."""
     parts = ["## Released checkpoints\n"]
-    for data, group in groupby(sorted(trained, key=lambda each: each.main["data"]), key=lambda each: each.main["data"]):
-        rows = sorted(group, key=lambda each: -each.main["top1"])
-        others = list(dict.fromkeys(row["data"] for each in rows for row in each.results["test"][1:]))
-        headings = ["Checkpoint", "Family", "#Params", "MACs", "Top-1 selected", "Top-1 final", "Top-5", "ECE",
-                    *(f"Top-1 on {other}" for other in others), "Weights"]
-        parts += [f"### {data}\n", _table(headings, (_accuracy_cells(each, others) for each in rows))]
-        told = [f"`{each.name}` held no images out: its final weights are released, none were selected" for each in rows
-                if each.results["weights"]["kind"] == "final"]
-        told += [f"`{each.name}` is the mean of the run's selected weights and those of "
-                 f"`{each.before['checkpoint']}` that it started from: {_held_out(each.results['weights'])}"
-                 for each in rows if each.results["weights"]["kind"] == "averaged"]
-        told += [f"`{each.name}` was selected on the test set" for each in rows
-                 if each.results["weights"]["kind"] == "selected" and each.results.get("selected_on") == "test"]
-        told += [f"`{each.name}` stands after {each.results['training']['epochs']} of "
-                 f"{each.results['training']['epochs_planned']} epochs" for each in rows if "final" not in each.results]
-        parts += ["".join(f"- {line}.\n" for line in told)]
+    headings = ("Checkpoint", "Family", "#Params", "MACs", "Top-1 selected", "Top-1 final", "Top-5", "ECE", "Weights")
+    for data, group in groupby(sorted(trained, key=lambda each: each.test["data"]), key=lambda each: each.test["data"]):
+        rows = sorted(group, key=lambda each: -each.test["top1"])
+        parts += [f"### {data}\n", _table(headings, map(_accuracy_cells, rows)), _notes(rows)]
     return [*parts, f"![Accuracy against training cost]({PLOT})\n"]
 
 
-def _held_out(weights: Mapping[str, Any]) -> str:
-    return (f"{share(weights['holdout_top1'])} % of the held-out images, the selected ones alone "
-            f"{share(weights['selected_holdout_top1'])} %")
-
-
-def _accuracy_cells(each: Trained, others: Sequence[str]) -> list[str]:
-    results, main = each.results, each.main
-    elsewhere = {row["data"]: share(row["top1"], row["images"]) + _same_pictures(row) for row in results["test"][1:]}
-    final = results["final"]["test"]["top1"] if "final" in results else None
-    weights = results["weights"]
+def _accuracy_cells(each: Trained) -> list[str]:
+    results, test, weights = each.results, each.test, each.results["weights"]
     return [f"`{each.name}`", results["family"], f"{results['parameters']:,}", quantity(results["macs"]),
-            share(main["top1"], 0 if main["images"] >= 10_000 else main["images"]), share(final), share(main["top5"]),
-            share(main.get("ece")), *(elsewhere.get(other, _DASH) for other in others),
+            share(test["top1"], test["images"]), share(each.final), share(test["top5"]), share(test.get("ece")),
             f"{weights['precision'].split()[0]}, {weights['bytes'] / 1e6:.1f} MB"]
 
 
-def _same_pictures(row: Mapping[str, Any]) -> str:
-    return f" ({share(row['same_pictures_top1'])})" if "same_pictures_top1" in row else ""
+def _notes(rows: Sequence[Trained]) -> str:
+    """Return what is unusual about some checkpoints, a line for each."""
+    notes: dict[str, list[str]] = {}
+    for each in rows:
+        training = each.training
+        found = {
+            f"trained on {training['data']}, evaluated on {each.test['data']}": training["data"] != each.test["data"],
+            "no held-out images, so the final weights are released": each.results["weights"]["kind"] == "final",
+            "selected on the test set": (each.results.get("selected_on") == "test"
+                                         and each.results["weights"]["kind"] == "selected"),
+            f"released after {training['epochs']} of {training['epochs_planned']} epochs":
+                "final" not in each.results}
+        for note in (note for note, holds in found.items() if holds):
+            notes.setdefault(note, []).append(f"`{each.name}`")
+    return "".join(f"- {', '.join(names)}: {note}.\n" for note, names in notes.items())
 
 
 def _costs(trained: Sequence[Trained]) -> str:
-    rows, commands, told, names = [], [], [], {each.name for each in trained}
-    for each in sorted(trained, key=lambda each: each.spent("macs")):
-        training = each.results["training"]
+    rows, commands = [], []
+    for each in sorted(trained, key=lambda each: each.training["macs"]):
+        training = each.training
         precision = "" if training["precision"] == "float32" else f", {training['precision']}"
         rate = _DASH if training["images_per_second"] is None else f"{training['images_per_second']:,.0f}"
-        rows.append([f"`{each.name}`", each.epochs, duration(each.spent("seconds")), rate,
-                     quantity(each.spent("macs")), "; then ".join(training["machines"]) + precision])
-        start = each.before.get("checkpoint")
-        gone = start is not None and start not in names
-        commands += [f"# {each.name}", *(each.before.get("commands", []) if gone else []), *commands_of(each.results)]
-        if start:
-            told.append(f"- `{each.name}` starts from the weights of `{start}`{_GONE if gone else ''}: its time and "
-                        "MACs are those of all its trainings, images/s and machine of the last.\n")
-        if each.teachers:
-            told.append(f"- `{each.name}` learns from {' and '.join(f'`{name}`' for name in each.teachers)} too: a "
-                        "forward pass of each for every image is in its MACs, their own trainings are not.\n")
+        rows.append([f"`{each.name}`", str(training["epochs"]), duration(training["seconds"]), rate,
+                     quantity(training["macs"]), "; then ".join(training["machines"]) + precision])
+        commands += [f"# {each.name}", training["command"]]
     headings = ("Checkpoint", "Epochs", "Training time", "Images/s", "MACs of the training", "Machine")
-    notes = ["".join(told)] if told else []
-    return "\n".join(["## What they cost\n", _table(headings, rows), *notes,
-                      "The commands, from the suite's folder:\n", "```", *commands, "```\n"])
+    return "\n".join(["## What they cost\n", _table(headings, rows), "The commands, from the suite's folder:\n", "```",
+                      *commands, "```\n"])
 
 
 def _beside(trained: Sequence[Trained], published: Sequence[Mapping[str, str]]) -> str:
     """Return ours and the published ones, the most accurate first."""
-    rows: list[tuple[float, list[str]]] = []
-    for each in trained:
-        if each.main["data"].startswith("CIFAR-10"):
-            results, how = each.results, ", with teachers" if each.teachers else ""
-            rows.append((100 * each.main["top1"], [
-                f"**`{each.name}`** ({results['family']}{how})", f"**{share(each.main['top1'])}**", each.epochs,
-                quantity(results["parameters"]), quantity(results["macs"]), each.main["data"], "here"]))
+    rows = [(100 * each.test["top1"], [
+        f"**`{each.name}`** ({each.results['family']})", f"**{share(each.test['top1'])}**",
+        str(each.training["epochs"]), quantity(each.results["parameters"]), quantity(each.results["macs"]),
+        each.test["data"], "here"]) for each in trained if each.test["data"].startswith("CIFAR-10")]
     for row in published:
         publisher = f"[{row['publisher']}]({row['url']})" if row["url"] else row["publisher"]
         before, behind = ("more than ", "") if row["note"] == "more than" else ("", row["note"])
@@ -251,25 +185,22 @@ def _beside(trained: Sequence[Trained], published: Sequence[Mapping[str, str]]) 
     headings = ("Network", "Top-1", "Epochs", "#Params", "MACs", "Data", "Published by")
     text = _table(headings, (row for _, row in sorted(rows, key=lambda row: -row[0])))
     return ("## Beside published figures\n\nTrained from scratch on CIFAR-10, in % of the test images.\n"
-            f"[Where two cores end](docs/recipes/README.md#where-two-cores-end) tells why ours are lower.\n\n{text}")
+            f"[Where two cores end](docs/recipes/README.md#where-two-cores-end) explains why ours are lower.\n\n{text}")
 
 
 def _seeds(trained: Sequence[Trained]) -> str:
     rows = []
     for each in trained:
         if len(each.seeds) > 1:
-            selected, final = ([float(row[column]) for row in each.seeds] for column in ("selected_top1", "final_top1"))
-            rows.append([f"`{each.name}`", ", ".join(row["seed"] for row in each.seeds), _spread(selected),
-                         _spread(final), ", ".join(share(value) for value in selected)])
+            both = [[100 * float(row[f"{kind}_top1"]) for row in each.seeds] for kind in ("selected", "final")]
+            rows.append([f"`{each.name}`", ", ".join(row["seed"] for row in each.seeds),
+                         *(f"{statistics.fmean(found):.2f} ± {statistics.stdev(found):.2f}" for found in both),
+                         ", ".join(f"{value:.2f}" for value in both[0]), each.training["data"]])
     if not rows:
         return ""
-    headings = ("Checkpoint", "Seeds", "Top-1 selected", "Top-1 final", "Each, selected")
+    headings = ("Checkpoint", "Seeds", "Top-1 selected", "Top-1 final", "Each, selected", "Data")
     return ("## Several seeds\n\nMean and standard deviation (of the sample) over runs that differ in their seed "
-            f"alone, each with the weights as trained.\n\n{_table(headings, rows)}")
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{100 * statistics.fmean(values):.2f} ± {100 * statistics.stdev(values):.2f}"
+            f"alone, each with the weights as trained, on the test images of its own data.\n\n{_table(headings, rows)}")
 
 
 def _tried(name: str, rows: Sequence[Mapping[str, str]]) -> str:

@@ -1,8 +1,7 @@
-"""Accuracy against the cost of the training: one picture of ours and of published figures."""
+"""Accuracy against the cost of the training: one picture of ours and of published networks."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,23 +9,22 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.path import Path as Line
 from matplotlib.text import Annotation, Text
-from matplotlib.ticker import NullFormatter
 from matplotlib.transforms import Bbox
 
 from analysis.figures import save_figure
-from analysis.results.page import BACKWARD, IMAGES_OF_AN_EPOCH, Trained
+from analysis.results.page import Trained
 
-_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 OURS, THEIRS = "tab:blue", "0.45"
+BACKWARD = 3  # forward and backward pass, in forward passes
+IMAGES_OF_AN_EPOCH = 50_000  # of CIFAR-10
 # Of a label beside its point: right or left, and font points above it; the nearest first.
-_PLACES = [(side, height) for height in (0, 9, -9, 18, -18, 27, -27, 36, -36, 45, -45) for side in (1, -1)]
+_OFFSETS = [(side, height) for height in (0, 9, -9, 18, -18, 27, -27, 36, -36, 45, -45) for side in (1, -1)]
 
 
 @dataclass(frozen=True)
 class Point:
-    """A training: multiply-accumulates in all, accuracy in %, what is written beside it, and whether it is ours."""
+    """A training: multiply-accumulates, accuracy in %, label, and whether it is ours."""
 
     macs: float
     accuracy: float
@@ -35,9 +33,9 @@ class Point:
 
 
 def points(trained: Sequence[Trained], published: Sequence[Mapping[str, str]]) -> list[Point]:
-    """Return what is drawn: our checkpoints for CIFAR-10, and the published ones."""
-    found = [Point(each.spent("macs"), 100 * each.main["top1"], f"{each.name}, {each.epochs} epochs", True)
-             for each in trained if each.main["data"].startswith("CIFAR-10")]
+    """Return our checkpoints for CIFAR-10 and the published ones."""
+    found = [Point(each.training["macs"], 100 * each.test["top1"], f"{each.name}, {each.training['epochs']} epochs",
+                   True) for each in trained if each.test["data"].startswith("CIFAR-10")]
     for row in published:
         cost = BACKWARD * float(row["macs"]) * IMAGES_OF_AN_EPOCH * int(row["epochs"])
         more = f", more than {row['top1']} %" if row["note"] == "more than" else ""
@@ -46,19 +44,15 @@ def points(trained: Sequence[Trained], published: Sequence[Mapping[str, str]]) -
 
 
 def draw_results(shown: Sequence[Point], path: Path) -> Path:
-    """Write the picture; every point is labelled beside itself."""
+    """Write the picture, with a label beside every point."""
     figure = Figure(figsize=(8.4, 5.2), layout="constrained")
     axes = figure.add_subplot()
-    for ours, colour, marker, label in ((True, OURS, "o", "trained here, CIFAR-10 (JPEG re-encoding)"),
-                                        (False, THEIRS, "D", "published, CIFAR-10")):
+    for ours, colour, marker, label in ((True, OURS, "o", "trained here"), (False, THEIRS, "D", "published")):
         chosen = [point for point in shown if point.ours == ours]
         axes.scatter([point.macs for point in chosen], [point.accuracy for point in chosen], s=34, zorder=3,
                      color=colour if ours else "white", edgecolors=colour, marker=marker, label=label)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda macs, place: f"10{str(round(math.log10(macs))).translate(_RAISED)}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set(xlabel="cost of the training: multiply-accumulates, (3 × network + teachers) × images seen",
-             ylabel="test accuracy in %")
+    axes.set(xscale="log", xlabel="cost of the training: 3 × multiply-accumulates × images",
+             ylabel="CIFAR-10 test accuracy in %")
     axes.margins(x=0.3, y=0.1)  # room for a label on either side
     axes.grid(alpha=0.3, which="both")
     axes.set_axisbelow(True)
@@ -68,38 +62,28 @@ def draw_results(shown: Sequence[Point], path: Path) -> Path:
 
 
 def _label(figure: Figure, axes: Axes, shown: Sequence[Point]) -> None:
-    """Write each label where it covers neither a point nor a label before it: ours first, the costliest before others.
-
-    Of such places each takes that whose line to the point crosses the fewest of them, and of these the nearest.
-    """
+    """Write each label at the nearest offset where it covers no point, label or legend; ours first."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    figure.set_layout_engine("none")  # what is measured now stays where it is
-    renderer, frame = canvas.get_renderer(), axes.get_window_extent()
-    scale = figure.dpi / 72
-    marks = [axes.transData.transform((point.macs, point.accuracy)) for point in shown]
-    taken = [Bbox.from_extents(x - 6 * scale, y - 6 * scale, x + 6 * scale, y + 6 * scale) for x, y in marks]
-    dots = list(zip(shown, marks, taken, strict=True))
-    legend = axes.get_legend()
-    taken += [legend.get_window_extent(renderer)] if legend else []
-    for point, mark, dot in sorted(dots, key=lambda each: (not each[0].ours, -each[0].macs)):
-        others = [box for box in taken if box is not dot]
-        fitting: list[tuple[int, int, int, Bbox]] = []  # boxes crossed, the place's two numbers, the box
-        for side, height in _PLACES:
+    figure.set_layout_engine("none")  # positions measured now stay
+    renderer, frame, radius = canvas.get_renderer(), axes.get_window_extent(), 6 * figure.dpi / 72
+    taken = [axes.get_legend().get_window_extent(renderer)]
+    dots = []
+    for point in shown:
+        x, y = axes.transData.transform((point.macs, point.accuracy))
+        dots.append(Bbox.from_extents(x - radius, y - radius, x + radius, y + radius))
+    for point, dot in sorted(zip(shown, dots, strict=True), key=lambda each: (not each[0].ours, -each[0].macs)):
+        for side, height in _OFFSETS:
             text = _write(axes, point, side, height)
             text.update_positions(renderer)
             box = Text.get_window_extent(text, renderer)  # of the words, without the line to the point
+            others = [*taken, *(other for other in dots if other is not dot)]
+            if frame.x0 <= box.x0 and box.x1 <= frame.x1 and not any(map(box.overlaps, others)):
+                taken.append(box)
+                break
             text.remove()
-            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-            if inside and not any(map(box.overlaps, others)):
-                line = Line([mark, (box.x0 if side > 0 else box.x1, (box.y0 + box.y1) / 2)])
-                fitting.append((sum(line.intersects_bbox(other, filled=False) for other in others), side, height, box))
-        if fitting:
-            _, side, height, box = min(fitting, key=lambda place: place[0])
-            _write(axes, point, side, height)
-            taken.append(box)
         else:
-            _write(axes, point, *_PLACES[0])
+            _write(axes, point, *_OFFSETS[0])
 
 
 def _write(axes: Axes, point: Point, side: int, height: int) -> Annotation:

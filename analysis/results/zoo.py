@@ -1,25 +1,49 @@
-"""The zoo measured: what each network costs, beside what its authors print, as a table and as a page."""
+"""The model zoo: what each network costs beside its paper's figures, as a table, and as the page ``MODEL_ZOO.md``."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from analysis.complexity import Complexity, count
+from analysis.formatting import quantity, table
+from analysis.parity import Parity, model_for
 from errors import UserError
 from models import ModelInfo, create_model, list_models, model_info
 
-TOLERANCE = 0.01
-"""Deviations from a printed figure beyond this share are explained in a note."""
+TOLERANCE = 0.01  # larger deviations from a printed figure need a note
+INTRODUCTION = """\
+# Model zoo
 
+Written by `python tools/summary.py --write MODEL_ZOO.md`; do not edit by hand.
+
+**Acc@1** and **Acc@5** are what the authors publish on ImageNet-1k (validation, one crop). **#Params** (trainable) and
+**FLOPs** (multiply-accumulates of one image) are counted by us with 1,000 classes at the image size given. In brackets:
+how far ours are from the paper's (`=`: ours round to the paper's). Counted are convolutions, fully connected layers and
+matrix products, not norms, activation functions, pooling, element-wise products and FFTs. **Link**: the authors'
+weights, which `tools/convert.py` reads.
+
+The **parity** tables compare our networks with the reference implementation on the same weights and images
+(`python tools/parity.py`, on a CPU): the largest error of the logits in float32 and float64 over their standard
+deviation, and for one training step in float64 the relative errors of logits, loss, gradients, and running statistics.
+The references' numbers are stored in float32, so gradients and statistics end near 1e-7. A dash: not measured.
+"""
+MODEL_HEADINGS = ("Model", "Acc@1", "Acc@5", "#Params", "#Params (paper)", "FLOPs", "FLOPs (paper)", "Image Size",
+                  "Crop_pct", "Interpolation", "Link")
+PARITY_HEADINGS = ("Parity with the reference", "#Params", "Logits, float32", "Logits, float64", "Training logits",
+                   "Loss", "Gradients", "Statistics")
 _UNITS = {"K": 1e3, "M": 1e6, "G": 1e9}
+_HEADINGS = ("image", "parameters", "paper", "", "MACs", "paper", "", "activations")
+_WIDTHS = (9, 13, 9, 9, 10, 9, 9, 13)
+_DASH = "–"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One network as measured; ``as_published`` where its classes and image size are those of the paper's figures."""
+    """One network as measured."""
 
     info: ModelInfo
     num_classes: int
@@ -28,8 +52,8 @@ class Row:
 
     @property
     def as_published(self) -> bool:
-        size = self.info.variant.image_size
-        return self.num_classes == 1000 and self.image_size == (size, size)
+        """Return True where classes and image size are those of the paper's figures."""
+        return self.num_classes == 1000 and self.image_size == (self.info.variant.image_size,) * 2
 
     @property
     def parameters_deviation(self) -> float | None:
@@ -55,18 +79,12 @@ class Row:
 
 
 def select(patterns: Sequence[str]) -> list[str]:
-    """Return the models that names or shell patterns stand for, each once; all of the registry for none.
-
-    Raises UserError for an unknown name, naming the nearest, and for a pattern that fits nothing.
-    """
+    """Return the models that names or shell patterns stand for, each once; all for none; UserError for no match."""
     names: dict[str, None] = {}
     for pattern in patterns or ["*"]:
-        if re.search(r"[*?\[]", pattern):
-            found = list_models(pattern)
-            if not found:
-                raise UserError(f"no model fits the pattern {pattern!r}; tools/summary.py lists all")
-        else:
-            found = [model_info(pattern).name]
+        found = list_models(pattern) if re.search(r"[*?\[]", pattern) else [model_info(pattern).name]
+        if not found:
+            raise UserError(f"no model fits the pattern {pattern!r}; tools/summary.py lists all")
         names.update(dict.fromkeys(found))
     return list(names)
 
@@ -79,54 +97,19 @@ def measure(name: str, num_classes: int = 1000, image_size: tuple[int, int] | No
     return Row(info, num_classes, size, count(model, size))
 
 
-def printed_value(figure: str) -> tuple[float, float] | None:
-    """Return the number that a paper prints (``4.8G``) and half the last digit's worth; None where it prints none."""
+def deviation(value: int, figure: str) -> float | None:
+    """Return ``value`` over a printed figure such as ``4.8G``, less 1: 0 if it rounds to it; None without a figure."""
     match = re.fullmatch(r"(\d+)(?:\.(\d+))?([KMG])", figure)
     if not match:
         return None
     unit = _UNITS[match[3]]
-    return float(figure[:-1]) * unit, 0.5 * unit / 10 ** len(match[2] or "")
-
-
-def deviation(value: int, figure: str) -> float | None:
-    """Return ``value`` over a printed figure, less 1: 0 where it rounds to the figure; None without a figure."""
-    printed = printed_value(figure)
-    if printed is None:
-        return None
-    number, half = printed
+    number, half = float(figure[:-1]) * unit, 0.5 * unit / 10 ** len(match[2] or "")
     return 0.0 if abs(value - number) <= half else value / number - 1
 
 
 def explained(info: ModelInfo, deviations: Iterable[float | None]) -> bool:
-    """Tell whether every deviation is small or the variant's note says where it comes from."""
+    """Return True where every deviation is small or the variant has a note."""
     return bool(info.variant.note) or all(abs(value or 0) <= TOLERANCE for value in deviations)
-
-
-HEADINGS = ("image", "parameters", "paper", "", "MACs", "paper", "", "activations")
-_WIDTHS = (9, 13, 9, 9, 10, 9, 9, 13)
-
-
-def heading(names: Sequence[str]) -> str:
-    """Return the first line of the text table for these models."""
-    return _line("model", HEADINGS, names)
-
-
-def line(row: Row, names: Sequence[str]) -> str:
-    """Return a row of the text table."""
-    variant, complexity = row.info.variant, row.complexity
-    height, width = row.image_size
-    published = row.as_published
-    cells = (
-        str(height) if height == width else f"{height}x{width}",
-        f"{complexity.parameters:,}",
-        variant.paper_parameters if published else "",
-        percent(row.parameters_deviation),
-        quantity(complexity.macs),
-        variant.paper_macs if published else "",
-        percent(row.macs_deviation),
-        quantity(complexity.activations),
-    )
-    return _line(row.info.name, cells, names)
 
 
 def notes(infos: Iterable[ModelInfo]) -> dict[str, list[str]]:
@@ -138,17 +121,78 @@ def notes(infos: Iterable[ModelInfo]) -> dict[str, list[str]]:
     return about
 
 
-def quantity(value: int) -> str:
-    """Return a count in four digits with its unit: ``4.826G``, ``92.0M``."""
-    for unit, size in reversed(_UNITS.items()):
-        if value >= size:
-            return f"{value / size:.3f}{unit}" if unit == "G" else f"{value / size:.1f}{unit}"
-    return str(value)
+def heading(names: Sequence[str]) -> str:
+    """Return the first line of the text table for these models."""
+    return _line("model", _HEADINGS, names)
 
 
-def percent(share: float | None) -> str:
-    """Return a deviation in percent, nothing for None."""
+def line(row: Row, names: Sequence[str]) -> str:
+    """Return a row of the text table."""
+    variant, complexity = row.info.variant, row.complexity
+    height, width = row.image_size
+    papers = (variant.paper_parameters, variant.paper_macs) if row.as_published else ("", "")
+    return _line(row.info.name, (
+        str(height) if height == width else f"{height}x{width}",
+        f"{complexity.parameters:,}", papers[0], _percent(row.parameters_deviation),
+        quantity(complexity.macs), papers[1], _percent(row.macs_deviation), quantity(complexity.activations)), names)
+
+
+def page(rows: Mapping[str, Row], parities: Mapping[str, Parity], fixtures: Iterable[str]) -> str:
+    """Return the page for all models; ``rows`` (by model) and ``parities`` (by fixture) are what was measured."""
+    by_model: dict[str, list[str]] = {}
+    for fixture in fixtures:
+        by_model.setdefault(model_for(fixture)[0], []).append(fixture)
+    families = groupby(map(model_info, list_models()), key=lambda info: (info.family, info.reference))
+    return "\n".join([INTRODUCTION, *(_section(list(family), rows, parities, by_model) for _, family in families)])
+
+
+def models_table(rows: Iterable[Row]) -> str:
+    """Return the page's table for some measured models, as Markdown."""
+    return table(MODEL_HEADINGS, (_model_cells(row.info, row) for row in rows))
+
+
+def _section(family: list[ModelInfo], rows: Mapping[str, Row], parities: Mapping[str, Parity],
+             fixtures: Mapping[str, list[str]]) -> str:
+    first = family[0]
+    repository, _, commit = first.reference.partition("@")
+    source = f"https://github.com/{repository}" + (f"/tree/{commit}" if commit else "")
+    lines = [f"## {first.family}: `{first.name}`" + (f" to `{family[-1].name}`" if family[1:] else ""), "",
+             f"[{first.paper}]({first.paper_url}). Reference: [{first.reference}]({source}).", "",
+             table(MODEL_HEADINGS, (_model_cells(info, rows.get(info.name)) for info in family))]
+    noted = notes(family)
+    if noted:
+        lines += ["", *(f"- {'all' if len(names) == len(family) else ', '.join(f'`{name}`' for name in names)}: {note}."
+                        for note, names in noted.items())]
+    named = [fixture for info in family for fixture in fixtures.get(info.name, ())]
+    if named:
+        lines += ["", table(PARITY_HEADINGS, (_parity_cells(name, parities.get(name)) for name in named))]
+    return "\n".join(lines) + "\n"
+
+
+def _model_cells(info: ModelInfo, row: Row | None) -> list[str]:
+    variant, parameters, macs = info.variant, _DASH, _DASH
+    if row:
+        parameters = f"{row.complexity.parameters:,}" + _bracketed(row.parameters_deviation)
+        macs = quantity(row.complexity.macs) + _bracketed(row.macs_deviation)
+    return [f"`{info.name}`", *(_DASH if value is None else str(value) for value in (variant.top1, variant.top5)),
+            parameters, variant.paper_parameters or _DASH, macs, variant.paper_macs or _DASH, str(variant.image_size),
+            str(variant.crop_pct or _DASH), variant.interpolation or _DASH,
+            f"[file]({variant.weights_url})" if variant.weights_url else _DASH]
+
+
+def _parity_cells(name: str, parity: Parity | None) -> list[str]:
+    if parity is None:
+        return [f"`{name}`"] + [_DASH] * (len(PARITY_HEADINGS) - 1)
+    parameters = "equal" if parity.parameters == parity.reference_parameters else "**not equal**"
+    return [f"`{name}`", parameters, *(_DASH if error is None else f"{error:.0e}" for error in parity.errors())]
+
+
+def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:+.1f} %" if share else "="
+
+
+def _bracketed(share: float | None) -> str:
+    return "" if share is None else f" ({_percent(share)})"
 
 
 def _line(name: str, cells: Sequence[str], names: Sequence[str]) -> str:

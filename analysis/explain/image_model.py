@@ -1,0 +1,107 @@
+"""A network with its config's transforms, as explanations use it: images in, probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+from yacs.config import CfgNode
+
+from analysis.grids import class_name
+from datasets import class_names
+from datasets.transforms import build_eval_transforms
+from errors import UserError
+
+BATCH_PIXELS = {"cpu": 256 * 32 * 32, "gpu": 256 * 224 * 224}  # of a forward pass; on a CPU its maps stay in cache
+
+
+class ImageModel:
+    """A network in evaluation mode, and the transforms of its config.
+
+    ``prepare`` scales an image as evaluation does; explanations then change pixels of this uint8 ``[H, W, 3]``, or of
+    its normalised float32 ``[3, H, W]``, where 0 is AUGMENT.MEAN. ``advance`` is called with the number of images after
+    each forward pass.
+    """
+
+    def __init__(self, config: CfgNode, network: nn.Layer) -> None:
+        self.config, self.network = config, network
+        self.advance: Callable[[int], object] = lambda images: None
+        network.eval()
+        *self.geometry, self.normalize = build_eval_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE).transforms
+        size = config.DATA.IMAGE_SIZE
+        self.size = tuple(size) if isinstance(size, list) else (size, size)
+        self.names = class_names(config.DATA.NAME, config.DATA.ROOT)
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """Return an RGB image, uint8 ``[H, W, 3]``, at the network's size."""
+        for transform in self.geometry:
+            image = transform.apply(image, None)
+        return np.ascontiguousarray(image)
+
+    def normalise(self, image: np.ndarray) -> np.ndarray:
+        """Return a prepared image as the network takes it: float32 ``[3, H, W]``."""
+        return self.normalize.apply(image)
+
+    def class_name(self, index: int) -> str:
+        """Return the name of an output."""
+        return class_name(self.names, index)
+
+    @cached_property
+    def batch_size(self) -> int:
+        """Images of one forward pass without gradients."""
+        device = paddle.device.get_device().partition(":")[0]
+        return max(1, BATCH_PIXELS.get(device, BATCH_PIXELS["gpu"]) // (self.size[0] * self.size[1]))
+
+    def logits(self, images: paddle.Tensor) -> paddle.Tensor:
+        """Return logits ``[N, num_classes]`` of normalised images ``[N, 3, H, W]``, with gradients."""
+        logits = self.network(images)
+        self.advance(len(images))
+        return logits
+
+    @paddle.no_grad()
+    def probabilities(self, compose: Callable[[int, int], np.ndarray], count: int) -> np.ndarray:
+        """Return class probabilities ``[count, num_classes]`` of images that are composed batch by batch.
+
+        ``compose(start, stop)`` returns normalised images ``[stop - start, 3, H, W]``. Raises UserError where a
+        probability is not finite.
+        """
+        batches = []
+        for start in range(0, count, self.batch_size):
+            logits = self.logits(paddle.to_tensor(compose(start, min(start + self.batch_size, count))))
+            batches.append(F.softmax(logits.astype("float32"), axis=-1).numpy())
+        result = np.concatenate(batches)
+        if not np.isfinite(result).all():
+            raise UserError(f"{self.config.MODEL.NAME} gives probabilities that are not finite and cannot be "
+                            "explained; were its weights trained with another config?")
+        return result
+
+    def probabilities_of(self, image: np.ndarray) -> np.ndarray:
+        """Return the class probabilities ``[num_classes]`` of one prepared image."""
+        return self.probabilities(lambda start, stop: self.normalise(image)[None], 1)[0]
+
+
+class Regions:
+    """An image with regions that can be hidden, for LIME and for deletion and insertion.
+
+    ``segments`` ``[H, W]`` numbers the regions from 0; ``shown`` and ``hidden`` are normalised images ``[3, H, W]``.
+    """
+
+    def __init__(self, shown: np.ndarray, hidden: np.ndarray, segments: np.ndarray) -> None:
+        self.shown, self.hidden, self.segments = shown, hidden, segments
+        self.count = int(segments.max()) + 1
+
+    def compose(self, masks: np.ndarray) -> np.ndarray:
+        """Return images ``[N, 3, H, W]`` that show the regions with 1 in ``masks`` ``[N, count]``."""
+        return np.where(masks.astype(bool)[:, self.segments][:, None], self.shown, self.hidden)
+
+    def probabilities(self, model: ImageModel, masks: np.ndarray) -> np.ndarray:
+        """Return class probabilities ``[N, num_classes]`` for masks ``[N, count]``; equal masks are computed once."""
+        packed = np.packbits(masks.astype(bool), axis=1)
+        keys = np.ascontiguousarray(packed).view(np.dtype((np.void, packed.shape[1]))).ravel()
+        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        distinct = masks[first]
+        return model.probabilities(lambda start, stop: self.compose(distinct[start:stop]), len(distinct))[inverse]
