@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -79,6 +80,7 @@ class _Peers:
 
     def end(self, code: int, error: str = "") -> None:
         """Leave the group. An exit code other than 0 ends the other ranks too, and rank 0 reports the error."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, since another rank was faster, hides the code
         self._send(code, error)
         if self.rank and code and not self._links[0].poll(GRACE_SECONDS):
             self._report(error)
