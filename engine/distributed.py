@@ -34,7 +34,8 @@ Result = TypeVar("Result")
 
 GRACE_SECONDS = 30.0  # for rank 0 to report another rank's error before that rank ends
 LOST_SECONDS = 5.0  # from the failure of a collective to the message why
-_KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # notice a lost machine within 25 s
+# A machine that lost power or network is noticed within 25 seconds (the last in milliseconds).
+_KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 25_000}
 
 
 class _Peers:

@@ -165,7 +165,8 @@ def test_a_user_error_is_reported_once_and_under_the_older_launcher_too(tmp_path
 
 
 RANKS = """
-import os, sys, time
+import os, time
+import paddle
 from configs.load import load_config
 from engine import distributed
 from errors import UserError
@@ -178,6 +179,10 @@ def main(arguments):
         if arguments.case == "wait":  # longer than Gloo does
             assert distributed.main_process_first(lambda: other or time.sleep(31)) == (other or None)
             assert distributed.gather(*{False: [[[2.0]], [0]], True: [[[3.0]], [1]]}[other], 2).tolist() == [[2.0, 3.0]]
+        if arguments.case == "killed":  # inside a collective
+            if other:
+                os.kill(os.getpid(), 9)
+            distributed.collective(paddle.distributed.all_reduce, paddle.zeros([9]))
         if other:
             raise UserError("no disk") if arguments.case == "wait" else ValueError("a defect")
         distributed.all_gather_object(None)
@@ -192,6 +197,7 @@ cli.run(main, parser, several_processes=True)
 @pytest.mark.parametrize(("case", "code", "error"), [
     ("seed", 2, "processes 0 and 1 have different configs: RUNTIME.SEED"),
     ("wait", 2, "process 1: no disk"),
+    ("killed", 2, "process 1: ended without a message"),
     ("defect", 1, "process 1: ValueError: a defect (traceback in its own log)"),
 ])
 def test_an_error_of_one_process_ends_all_and_rank_0_reports_it(
