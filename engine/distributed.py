@@ -1,104 +1,183 @@
-"""Several processes training as one: what each takes of a batch, and how their results become one.
+"""Data-parallel training: the process group, its collectives, and each rank's shard of a batch.
 
-A launcher starts the processes (docs/TRAINING.md); each holds the whole network and a share of every batch. A run of
-one process goes through the same functions, which then do nothing.
+``python -m paddle.distributed.launch`` starts the processes (docs/TRAINING.md). Tensors go through Paddle's collectives
+(NCCL or Gloo). Without a launcher every function works as for a group of one.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
+import secrets
+import signal
+import socket
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection, Listener, wait
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import paddle
 from yacs.config import CfgNode
 
 from configs.load import flatten
-from engine import control
 from engine.checkpoint import Checkpoint
 from errors import UserError
 
 log = logging.getLogger("suite")
 Result = TypeVar("Result")
-_line: control.Line | None = None  # none: this process is the only one
-_size = 1
+
+GRACE_SECONDS = 30.0  # for rank 0 to report another rank's error before that rank ends
+LOST_SECONDS = 5.0  # from the failure of a collective to the message why
+# A machine that lost power or network is noticed within 25 seconds (the last in milliseconds).
+_KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 25_000}
+
+
+class _Peers:
+    """Object collectives over one connection between rank 0 and each other rank, which also notices a dead process.
+
+    A message is JSON: ``[null, value]``, or ``[exit code, error]`` from a rank that ends. Paddle's own collectives are
+    no substitute: Gloo gives up after 30 s, NCCL waits for a dead process. A ``TCPStore.get`` takes 90 ms.
+    """
+
+    def __init__(self, rank: int, size: int, links: dict[int, Connection]) -> None:
+        self.rank, self.size, self.error = rank, size, ""
+        self._links = links
+        for link in links.values():
+            with socket.socket(fileno=os.dup(link.fileno())) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for name, value in _KEEPALIVE.items():
+                    connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Return the value of every rank, by rank."""
+        if self.rank:
+            self._send(None, value)
+            return self.receive()[0]
+        received = self.receive()
+        values = [value, *(received[peer] for peer in sorted(received))]
+        self._send(None, values)
+        return values
+
+    def receive(self, timeout: float | None = None) -> dict[int, Any]:
+        """Return the values of the peers, by rank; exit if one has ended. Stop after ``timeout`` seconds of silence."""
+        waiting, values = {link: peer for peer, link in self._links.items()}, {}
+        while waiting and (ready := wait(list(waiting), timeout)):
+            for link in ready:
+                peer = waiting.pop(link)
+                try:
+                    code, values[peer] = json.loads(link.recv_bytes())
+                except (EOFError, OSError):
+                    self._exit(peer, 2, "ended without a message (killed, or out of memory?); the newest checkpoint is "
+                               "intact, continue with --resume", report=True)
+                if code is not None:
+                    self._exit(peer, code, values[peer], report=self.rank == 0)
+        return values
+
+    def end(self, code: int, error: str = "") -> None:
+        """Leave the group. An exit code other than 0 ends the other ranks too, and rank 0 reports the error."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, since another rank was faster, hides the code
+        self._send(code, error)
+        if self.rank and code and not self._links[0].poll(GRACE_SECONDS):
+            self._report(error)
+        for link in self._links.values():
+            link.close()
+
+    def _send(self, code: int | None, value: Any) -> None:
+        message = json.dumps([code, value]).encode()
+        for link in self._links.values():
+            with suppress(OSError):  # the next receive reports the lost peer
+                link.send_bytes(message)
+
+    def _exit(self, peer: int, code: int, error: str, *, report: bool) -> NoReturn:
+        self.error = f"process {peer}: {error}"
+        if report:
+            self._report(self.error)
+        raise SystemExit(code)
+
+    def _report(self, error: str) -> None:
+        if self.rank == 0 and log.handlers:
+            log.error(error)
+        else:
+            print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr, flush=True)
+
+
+_peers: _Peers | None = None  # None: a group of one
 
 
 def rank() -> int:
-    """Return the number of this process; 0 is the one that writes."""
-    return _line.rank if _line else 0
+    """Return the rank of this process. Rank 0 is the main process, the only one that writes."""
+    return _peers.rank if _peers else 0
 
 
 def world_size() -> int:
-    """Return the number of processes of this run."""
-    return _size
+    """Return the number of processes."""
+    return _peers.size if _peers else 1
 
 
 def is_main() -> bool:
-    """Tell whether this process is the one that writes."""
+    """Return True on the main process."""
     return rank() == 0
 
 
 @contextmanager
 def process_group(config: CfgNode) -> Iterator[None]:
-    """Make this process one of those that a launcher started together, for the length of a ``with`` block.
+    """Join the group that the launcher started.
 
-    An error in one process ends all of them: it is told once, by process 0. Raises UserError where they differ in
-    their configs or the device cannot be had.
+    An error in any process stops all; rank 0 reports it once. Raises UserError if the launcher's variables are missing,
+    the device cannot be used by several processes, or the ranks' configs differ.
     """
-    global _line, _size
+    global _peers
     size = int(os.environ.get("PADDLE_TRAINERS_NUM") or 1)
     if size < 2:
         yield
         return
+    _check_launcher(size)
     _choose_backend(config)
     with redirect_stderr(io.StringIO()):  # Paddle lists its changed flags
         paddle.distributed.init_parallel_env()
     number = paddle.distributed.get_rank()
-    line = control.Line(number, _connections(number, size), _tell)
-    _line, _size = line, size
+    peers = _peers = _Peers(number, size, _connect(number, size))
     if number:
         log.addHandler(logging.NullHandler())
         log.propagate = False
-    code, failure = 1, ""
+    code, failure = 0, ""
     try:
-        _compare(config)
+        _check_same_config(config)
         yield
-        code = 0
     except UserError as error:
         code, failure = 2, str(error)
         if number == 0:
             raise
         raise SystemExit(code) from None
-    except Exception as error:
-        failure = f"a defect, told in full in its own log: {type(error).__name__}: {error}"
+    except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) else 1
+        failure = peers.error or f"{type(error).__name__}: {error} (traceback in its own log)"
         raise
     finally:
-        line.end(code, failure if number else "")
-        _line, _size = None, 1
+        peers.end(code, failure)
+        _peers = None
 
 
 def all_gather_object(value: Any) -> list[Any]:
-    """Wait for all processes and return the value (anything JSON takes) of each, by rank."""
-    return _line.exchange(value) if _line else [value]
+    """Return the value (of JSON types) of every rank, by rank. Waits without limit for ranks that are alive."""
+    return _peers.all_gather(value) if _peers else [value]
 
 
 def on_all_processes(action: Callable[[], Result]) -> Result:
-    """Do something in every process; a UserError in any of them is raised in all. No collectives inside."""
+    """Call ``action`` in every process; a UserError in any is raised in all. ``action`` must not use collectives."""
     result, failure = None, None
     try:
         result = action()
     except UserError as error:
-        if not _line:
-            raise
         failure = str(error)
+        if not _peers:
+            raise
     for number, text in enumerate(all_gather_object(failure)):
         if text is not None:
             raise UserError(f"process {number}: {text}" if number else text)
@@ -106,27 +185,27 @@ def on_all_processes(action: Callable[[], Result]) -> Result:
 
 
 def on_main_process(action: Callable[[], Result]) -> Result | None:
-    """Do something in process 0 while the others wait, and raise in all the UserError that it raises there."""
+    """Call ``action`` on the main process while the others wait; a UserError is raised in all."""
     return on_all_processes(lambda: action() if is_main() else None)
 
 
 def main_process_first(action: Callable[[], Result]) -> Result:
-    """Do something in process 0, then in all others: what is downloaded is there when they look for it."""
+    """Call ``action`` on the main process, then on the others, which find what it downloaded."""
     result = on_main_process(action)
     return on_all_processes(lambda: result if is_main() else action())
 
 
 def shard_indices(batch: int) -> np.ndarray | None:
-    """Return which images of a batch this process takes, ascending; None for all.
+    """Return the ascending indices of this rank's images in a batch; None for all.
 
-    Image i and its mirror ``batch - 1 - i``, which mixup and cutmix pair, stay together and stay mirrors. Raises
-    UserError for a batch too small for every process to have two.
+    Image i and its mirror ``batch - 1 - i``, which mixup and CutMix pair, are in the same shard. Raises UserError for
+    fewer than two images a rank.
     """
     return _shard(batch, rank(), world_size()) if world_size() > 1 else None
 
 
 def shard_sizes(batch: int) -> list[int]:
-    """Return how many images of a batch each process takes."""
+    """Return the number of a batch's images on each rank."""
     return [len(_shard(batch, number, world_size())) for number in range(world_size())] if world_size() > 1 else [batch]
 
 
@@ -138,17 +217,27 @@ def _shard(batch: int, rank: int, size: int) -> np.ndarray:
     return np.unique(np.concatenate([first, batch - 1 - first]))
 
 
+def collective(operation: Callable[..., Any], *arguments: Any) -> None:
+    """Call a collective of Paddle; if it fails because a process has ended, exit as that process's error says."""
+    try:
+        operation(*arguments)
+    except RuntimeError:
+        if _peers:
+            _peers.receive(LOST_SECONDS)
+        raise
+
+
 def all_reduce(tensor: paddle.Tensor) -> None:
-    """Replace a tensor by its sum over the processes, the same in all of them."""
-    if _line:
-        all_gather_object(None)  # Gloo waits for half a minute only
+    """Replace a tensor by its sum over the ranks."""
+    if _peers:
+        all_gather_object(None)  # a barrier without Gloo's limit of 30 s
         collective(paddle.distributed.all_reduce, tensor)
 
 
 @paddle.no_grad()
 def all_reduce_coalesced(tensors: Sequence[paddle.Tensor]) -> None:
-    """Replace float32 tensors by their sums over the processes, in one message."""
-    if not _line:
+    """Replace float32 tensors by their sums over the ranks, in one message."""
+    if not _peers:
         return
     flat = paddle.concat([tensor.flatten() for tensor in tensors])
     all_reduce(flat)
@@ -156,40 +245,28 @@ def all_reduce_coalesced(tensors: Sequence[paddle.Tensor]) -> None:
         tensor.copy_(piece.reshape(tensor.shape), False)
 
 
-def collective(operation: Callable[..., Any], *arguments: Any) -> None:
-    """Call one of Paddle's collectives; where it fails since a process has died, that ends this one in a moment."""
-    try:
-        operation(*arguments)
-    except RuntimeError:
-        threading.Event().wait(2 * control.GRACE_SECONDS)
-        raise
-
-
 def gather(parts: np.ndarray, positions: np.ndarray, count: int) -> np.ndarray:
-    """Return float64 ``[K, count]`` from what each process has of it: ``[K, len(positions)]``.
-
-    Every column comes from one process and is added to zeros: nothing is rounded, counted twice, or left out.
-    """
-    if not _line:
+    """Return float64 ``[K, count]`` from each rank's columns ``[K, len(positions)]``; every column is of one rank."""
+    if not _peers:
         return parts
     whole = np.zeros((len(parts), count))
     whole[:, positions] = parts
     tensor = paddle.to_tensor(whole)
-    all_reduce(tensor)
+    all_reduce(tensor)  # adds zeros: exact
     return tensor.numpy()
 
 
 def broadcast(tensors: Iterable[paddle.Tensor]) -> None:
-    """Give all processes the tensors of process 0."""
-    if _line:
+    """Replace the tensors of every rank by those of rank 0."""
+    if _peers:
         all_gather_object(None)
         for tensor in tensors:
             collective(paddle.distributed.broadcast, tensor, 0)
 
 
 def broadcast_checkpoint(saved: Checkpoint | None) -> Checkpoint | None:
-    """Give all processes the checkpoint that process 0 has read, or its None."""
-    if not _line:
+    """Return the checkpoint that rank 0 has read, or its None, on every rank."""
+    if not _peers:
         return saved
     header = saved and [str(saved.path), saved.progress, [
         [part, name, str(array.dtype), array.shape] for part, arrays in saved.parts.items()
@@ -209,8 +286,16 @@ def broadcast_checkpoint(saved: Checkpoint | None) -> Checkpoint | None:
     return Checkpoint(Path(path), parts, progress)
 
 
+def _check_launcher(size: int) -> None:
+    names = ("PADDLE_TRAINER_ID", "PADDLE_CURRENT_ENDPOINT", "PADDLE_TRAINER_ENDPOINTS")
+    missing = [name for name in names if not os.environ.get(name)]
+    if missing:
+        raise UserError(f"PADDLE_TRAINERS_NUM is {size}, but {', '.join(missing)} not set: start {size} processes with "
+                        "python -m paddle.distributed.launch, or unset PADDLE_TRAINERS_NUM")
+
+
 def _choose_backend(config: CfgNode) -> None:
-    """Settle NCCL or Gloo by the device, before Paddle does."""
+    """Choose NCCL or Gloo by RUNTIME.DEVICE."""
     device, gloo = config.RUNTIME.DEVICE, os.environ.get("PADDLE_DISTRI_BACKEND") == "gloo"
     gpus = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
     if ":" in device:
@@ -222,31 +307,30 @@ def _choose_backend(config: CfgNode) -> None:
         os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
 
 
-def _connections(rank: int, size: int) -> dict[int, Any]:
-    """Connect every process with process 0, whose address goes through a broadcast."""
-    text = np.zeros(256, np.uint8)
-    host = os.environ["PADDLE_CURRENT_ENDPOINT"].rpartition(":")[0]
+def _connect(rank: int, size: int) -> dict[int, Connection]:
+    """Connect every rank with rank 0, which listens on the address that the launcher gave it."""
+    offer, links = [None], {}
     if rank == 0:
-        listener, address = control.listen(host)
-        text[: len(address)] = np.frombuffer(address.encode(), np.uint8)
-    tensor = paddle.to_tensor(text)
-    paddle.distributed.broadcast(tensor, 0)
-    address = tensor.numpy().tobytes().rstrip(b"\0").decode()
-    return control.connect(address, rank) if rank else control.accept(listener, address, size)
+        host, token = os.environ["PADDLE_CURRENT_ENDPOINT"].rpartition(":")[0], secrets.token_bytes(16)
+        listener = Listener((host, 0), backlog=size, authkey=token)
+        offer = [(listener.address, token)]
+    paddle.distributed.broadcast_object_list(offer, 0)  # pickled: trusts rank 0, which runs the same job
+    if rank:
+        links[0] = Client(offer[0][0], authkey=offer[0][1])
+        links[0].send_bytes(b"%d" % rank)
+        return links
+    with listener:
+        while len(links) < size - 1:
+            with suppress(AuthenticationError, EOFError, OSError):  # a stranger without the token
+                link = listener.accept()
+                links[int(link.recv_bytes())] = link
+    return links
 
 
-def _compare(config: CfgNode) -> None:
-    """Raise UserError where the processes were started with different configs, but for their folders."""
+def _check_same_config(config: CfgNode) -> None:
+    """Raise UserError if the ranks' configs differ in more than their folders."""
     own = {key: repr(value) for key, value in flatten(config) if key not in ("OUTPUT", "DATA.ROOT")}
     for number, other in enumerate(all_gather_object(own)):
         differing = [key for key in own if other.get(key) != own[key]]
         if differing:
-            raise UserError(f"processes {rank()} and {number} were started with different configs: "
-                            f"{', '.join(differing)}")
-
-
-def _tell(sentence: str) -> None:
-    if log.handlers and is_main():
-        log.error(sentence)
-    else:
-        print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr, flush=True)
+            raise UserError(f"processes {rank()} and {number} have different configs: {', '.join(differing)}")

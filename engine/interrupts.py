@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP as a request to stop at the next safe point, in all processes at the same."""
+"""SIGINT, SIGTERM and SIGHUP request a stop at the next safe point, the same in all processes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from types import FrameType
 from engine import distributed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-LAUNCHERS_PATIENCE = 2.0  # seconds: Paddle's launchers send SIGTERM up to three times within one
+LAUNCHER_SECONDS = 2.0  # Paddle's launchers send SIGTERM up to three times within one second
 
 
 class Interrupted(Exception):
-    """The run was asked to stop and has saved; ``signum`` says by which signal."""
+    """Signal ``signum`` stopped the run after it had saved."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -22,10 +22,10 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Inside a ``with`` block the first signal is remembered; the second ends the process at once.
+    """Record the first signal inside a ``with`` block; a second one ends the process at once.
 
-    SIGHUP stays ignored where it was, as under nohup. Under a launcher what comes within LAUNCHERS_PATIENCE of the
-    first is no second signal, and the launcher's own death counts as SIGHUP.
+    SIGHUP stays ignored under nohup. Under a launcher, signals within LAUNCHER_SECONDS count as one, its death
+    counts as SIGHUP, and the handlers stay after the block, since it sends more while the process ends.
     """
 
     def __init__(self) -> None:
@@ -41,13 +41,11 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._launcher and self.signum is not None:
-            return  # the launcher sends more while this process ends
-        for signum, handler in self._previous.items():
+        for signum, handler in () if self._launcher else self._previous.items():
             signal.signal(signum, handler)
 
     def check(self) -> None:
-        """Raise Interrupted if a signal has come to any process of the run: in all, at the same place."""
+        """Raise Interrupted in all processes if any of them has received a signal."""
         if self._launcher not in (None, os.getppid()):
             self._remember(signal.SIGHUP)
         for signum in distributed.all_gather_object(self.signum):
@@ -62,5 +60,5 @@ class StopRequest:
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is None:
             self._remember(signum)
-        elif not self._launcher or time.monotonic() - self._came > LAUNCHERS_PATIENCE:
+        elif not self._launcher or time.monotonic() - self._came > LAUNCHER_SECONDS:
             os._exit(128 + signum)

@@ -17,13 +17,13 @@ from yacs.config import CfgNode
 from datasets.loader import EvalLoader
 from datasets.mix import BatchMix, mix_images, mix_labels
 from engine import checkpoint, distributed, runtime
-from engine.batch_norm import synchronize
 from engine.evaluate import Evaluation, evaluate
 from engine.losses import LabelSmoothingCrossEntropy
 from engine.metrics import RunningMean
 from engine.model import build_model
 from engine.optim import ModelEma, build_optimizer
 from engine.run import RunFolder
+from engine.sync_batch_norm import convert_sync_batch_norm
 from engine.weights.load import save_weights
 from errors import UserError
 from kernels import optimizer as compiled
@@ -78,7 +78,7 @@ class TrainingState:
         self.precision = precision or runtime.choose_precision(config.TRAIN.PRECISION)
         self.model = build_model(config)
         if config.TRAIN.SYNC_BATCH_NORM and distributed.world_size() > 1:
-            synchronize(self.model)
+            convert_sync_batch_norm(self.model)
         self.loss = LabelSmoothingCrossEntropy(config.LOSS.LABEL_SMOOTHING)
         self.optimizer = build_optimizer(self.model, config.OPTIMIZER, config.TRAIN.GRAD_CLIP)
         self.scaler = paddle.amp.GradScaler(enable=self.precision == "float16")

@@ -168,13 +168,13 @@ def test_sequence_is_paddles_and_those_who_watch_a_layer_see_it(ours):
 
 
 def test_sequence_with_synchronised_norms(monkeypatch):
-    from engine.batch_norm import synchronize
+    from engine.sync_batch_norm import convert_sync_batch_norm
 
     monkeypatch.setattr(paddle.distributed, "all_reduce", lambda tensor: None)
     own, other = norms()[0], norms()[0]
     x = paddle.randn([4, 6, 5, 7])
     other.set_state_dict(own.state_dict())
-    synchronize(other)
+    convert_sync_batch_norm(other)
     assert not any(isinstance(layer, BatchNorm2D) for layer in other.sublayers())
     share = paddle.to_tensor([0.0, 1.0, 2.0, 3.0]).reshape([4, 1, 1, 1])
     for one, two in ((own(x), other(x)), (own(x, x), other(x, x)), (own(x, None, share), other(x, None, share))):

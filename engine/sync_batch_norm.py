@@ -1,8 +1,9 @@
-"""Batch norms whose statistics are those of the whole batch, wherever its images are."""
+"""Synchronised batch norm on any device: ``paddle.nn.SyncBatchNorm`` has no CPU kernel (Paddle 3.3.1)."""
 
 from __future__ import annotations
 
 import paddle
+import paddle.nn.functional as F
 from paddle import nn
 
 from engine import distributed
@@ -10,19 +11,19 @@ from errors import UserError
 
 
 class _Normalize(paddle.autograd.PyLayer):
-    """``(x - mean) / sqrt(var + epsilon)`` over all processes' images, with gradients through mean and variance."""
+    """``(x - mean) / sqrt(var + epsilon)`` over the images of all ranks, with the gradient through both statistics."""
 
     @staticmethod
     def forward(ctx, x, epsilon):
         axes = [0, *range(2, x.ndim)]
         shape = [1, x.shape[1]] + [1] * (x.ndim - 2)
-        count = float(x.size // x.shape[1])
+        count = paddle.full([1], float(x.size // x.shape[1]))
         mean = x.mean(axes)
         spread = (x - mean.reshape(shape)).square().sum(axes)
         rows = paddle.zeros([distributed.world_size(), 2 * x.shape[1] + 1])
-        rows[distributed.rank()] = paddle.concat([mean, spread, paddle.full([1], count)])
+        rows[distributed.rank()] = paddle.concat([mean, spread, count])
         distributed.collective(paddle.distributed.all_reduce, rows)
-        counts, means, spreads = rows[:, -1:], rows[:, : x.shape[1]], rows[:, x.shape[1] : -1]
+        means, spreads, counts = rows.split([x.shape[1], x.shape[1], 1], axis=1)
         total = counts.sum()
         mean = (counts * means).sum(0) / total
         variance = (spreads + counts * (means - mean).square()).sum(0) / total
@@ -42,32 +43,32 @@ class _Normalize(paddle.autograd.PyLayer):
 
 
 class SyncBatchNorm(nn.Layer):
-    """A batch norm of Paddle's ``[B, C, ...]`` with the parameters of another, synchronised over the processes.
+    """Batch norm of ``[B, C, ...]`` over the images of all ranks, with the parameters and buffers of another layer.
 
-    Two messages a layer and step, of 2 C + 1 numbers a process forward and 2 C backward; statistics in float32
-    whatever the input's type, and exact for shares of different sizes. Paddle's own SyncBatchNorm has no CPU operator.
+    A step sends two messages: 2 C + 1 numbers of each rank forward, 2 C backward. Statistics are in float32, and exact
+    for shards of different sizes.
     """
 
     def __init__(self, layer: nn.Layer) -> None:
         super().__init__()
         if not layer._data_format.startswith("NC"):
-            raise UserError(f"TRAIN.SYNC_BATCH_NORM is true, but a batch norm of this network takes images as "
+            raise UserError(f"TRAIN.SYNC_BATCH_NORM is true, but a batch norm of this network takes "
                             f"{layer._data_format}, expected channels first")
         self.weight, self.bias = layer.weight, layer.bias
         self._mean, self._variance = layer._mean, layer._variance
         self._momentum, self._epsilon, self._frozen = layer._momentum, layer._epsilon, bool(layer._use_global_stats)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        shape = [1, x.shape[1]] + [1] * (x.ndim - 2)
         with paddle.amp.auto_cast(enable=False):
             values = x.astype("float32")
-            if self.training and not self._frozen:
-                y, mean, variance = _Normalize.apply(values, self._epsilon)
-                with paddle.no_grad():
-                    for running, new in ((self._mean, mean), (self._variance, variance)):
-                        running.copy_(self._momentum * running + (1 - self._momentum) * new.detach(), False)
-            else:
-                y = (values - self._mean.reshape(shape)) * (self._variance + self._epsilon).rsqrt().reshape(shape)
+            if not self.training or self._frozen:
+                return F.batch_norm(values, self._mean, self._variance, self.weight, self.bias,
+                                    epsilon=self._epsilon).astype(x.dtype)
+            y, mean, variance = _Normalize.apply(values, self._epsilon)
+            with paddle.no_grad():
+                for running, new in ((self._mean, mean), (self._variance, variance)):
+                    running.copy_(self._momentum * running + (1 - self._momentum) * new.detach(), False)
+            shape = [1, x.shape[1]] + [1] * (x.ndim - 2)
             if self.weight is not None:
                 y = y * self.weight.reshape(shape)
             if self.bias is not None:
@@ -75,8 +76,8 @@ class SyncBatchNorm(nn.Layer):
         return y.astype(x.dtype)
 
 
-def synchronize(model: nn.Layer) -> None:
-    """Replace every batch norm of a network; names and values of its state stay."""
+def convert_sync_batch_norm(model: nn.Layer) -> None:
+    """Replace every batch norm of a network in place; the names and values of its state stay."""
     for parent in model.sublayers(include_self=True):
         for name, child in list(parent.named_children()):
             if isinstance(child, (nn.BatchNorm1D, nn.BatchNorm2D, nn.BatchNorm3D)):
