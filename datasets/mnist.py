@@ -18,8 +18,8 @@ import numpy as np
 from datasets.archives import read_archive, read_file
 from datasets.dataset import ImageDataset
 from datasets.download import download
-from datasets.places import ARCHIVES, places
-from errors import UserError
+from datasets.paths import ARCHIVES, CACHES, contents, data_root, search_paths
+from errors import UserError, printable
 
 CLASSES = tuple("0123456789")
 COUNTS = {"train": 60_000, "test": 10_000}
@@ -43,7 +43,12 @@ FILES = {  # size in bytes and sha256 of the original .gz
 }
 
 
-def read_mnist(split: str, root: str = "", may_download: bool = True) -> ImageDataset:
+def class_names(root: str = "", name: str = "mnist") -> tuple[str, ...]:
+    """Return the names of the classes."""
+    return CLASSES
+
+
+def read(split: str, root: str = "", may_download: bool = True, name: str = "mnist") -> ImageDataset:
     """Return the split ``train`` (60,000 images in official order) or ``test`` (10,000), 28×28, grey in 3 channels.
 
     ``root`` is an archive that holds the files, or a folder with them or with ``mnist.zip`` (or .tar, .tar.gz),
@@ -87,27 +92,28 @@ _REMEDY = f"delete it and run again to download it, or put the file of {MIRRORS[
 
 
 def _read(name: str, root: str, may_download: bool) -> tuple[str, bytes]:
-    """Return what to call the file ``name`` and its bytes, downloaded into ``root``/mnist where there is none."""
+    """Return the file ``name`` as messages call it, and its bytes; download it into ``root``/mnist if it is missing."""
     spelled = [word + end for word in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")]
-    folders = [place / folder for place in places(root) for folder in FOLDERS]
+    roots = list(search_paths(root, CACHES))
+    folders = [path / folder for path in roots for folder in FOLDERS]
     for path in (folder / word for folder in folders for word in spelled):
         if path.is_file():
-            return str(path), read_file(path, MEMBER_LIMIT, _REMEDY)
+            return printable(path, 300), read_file(path, MEMBER_LIMIT, _REMEDY)
     archives = (folder / f"{word}{end}" for folder in folders for word in ("mnist", "MNIST") for end in ARCHIVES)
-    for path in (*places(root), *archives):
+    for path in (*roots, *archives):
         if path.is_file():
-            def wanted(parts: list[str]) -> str:
+            def choose(parts: list[str]) -> str:
                 return name if parts[-1] in spelled and parts[0] != "__MACOSX" else ""
 
-            contents = read_archive(path, wanted, "MNIST", _REMEDY, ARCHIVE_LIMIT, MEMBER_LIMIT)
-            if not contents:
-                raise UserError(f"{path} is not MNIST: it lacks {name}")
-            return f"{name} in {path}", contents[name]
-    folder = Path(root or "data").expanduser()
+            found = read_archive(path, choose, "MNIST", _REMEDY, ARCHIVE_LIMIT, MEMBER_LIMIT)
+            if not found:
+                raise UserError(f"{printable(path, 300)} is not MNIST: it lacks {name}")
+            return f"{name} in {printable(path, 300)}", found[name]
+    folder = data_root(root)
     path = folder / "mnist" / f"{name}.gz"
     if not may_download:
-        raise UserError(f"no {path.name} found under {folder}: put it at {path.absolute()}, "
-                        "or allow the download with -o DATA.DOWNLOAD=true")
+        raise UserError(f"no {path.name} found under {printable(folder, 300)}{contents(folder)}: put it at "
+                        f"{printable(path.absolute(), 300)}, or allow the download with -o DATA.DOWNLOAD=true")
     size, sha256 = FILES[name]
     download(path, [mirror + path.name for mirror in MIRRORS], sha256, size)
-    return str(path), read_file(path, MEMBER_LIMIT, _REMEDY)
+    return printable(path, 300), read_file(path, MEMBER_LIMIT, _REMEDY)

@@ -14,7 +14,7 @@ from cifar_files import change_release
 
 from configs.schema import default_config
 from datasets import build_dataset, class_names
-from datasets.cifar import read_cifar
+from datasets.cifar import read as read_cifar
 from errors import UserError
 
 COUNTS = {"train": 300, "test": 100}
@@ -69,7 +69,7 @@ def test_both_labels_are_read(place, name, labels, classes, tmp_path):
             (path / file).write_bytes(content)
     for root in (tmp_path, path):
         for split in COUNTS:
-            dataset = read_cifar(name, split, str(root), may_download=False)
+            dataset = read_cifar(split, str(root), False, name)
             np.testing.assert_array_equal(dataset.images, arrays(split)["images"])
             np.testing.assert_array_equal(dataset.labels, arrays(split)[labels])
             assert (dataset.name, dataset.split, len(dataset.class_names)) == (name, split, classes)
@@ -80,7 +80,7 @@ def test_it_is_what_paddle_reads(tmp_path):
 
     write_archive(tmp_path / "cifar-100-python.tar.gz")
     for split in COUNTS:
-        ours = read_cifar("cifar100", split, str(tmp_path))
+        ours = read_cifar(split, str(tmp_path), name="cifar100")
         theirs = Cifar100(str(tmp_path / "cifar-100-python.tar.gz"), mode=split, backend="cv2")
         np.testing.assert_array_equal(ours.labels, [label for _, label in theirs.data])
         pixels = np.stack([pixels for pixels, _ in theirs.data]).reshape(-1, 3, 32, 32)
@@ -116,13 +116,13 @@ def test_wrong_content_is_refused(changes, words, tmp_path):
     path = tmp_path / "cifar-100-python.tar.gz"
     write_archive(path, **changes)
     with pytest.raises(UserError, match=f"train in .* is no CIFAR-100 batch: .*{words}") as caught:
-        read_cifar("cifar100", "test", str(tmp_path))
+        read_cifar("test", str(tmp_path), name="cifar100")
     assert str(path) in str(caught.value) and "delete it" in str(caught.value)
 
 
 def test_the_two_data_sets_are_not_mistaken_for_each_other(tmp_path):
     write_archive(tmp_path / "cifar-100-python.tar.gz")
     with pytest.raises(UserError, match=r"is not CIFAR-10: it lacks data_batch_1"):
-        read_cifar("cifar10", "train", str(tmp_path / "cifar-100-python.tar.gz"))
+        read_cifar("train", str(tmp_path / "cifar-100-python.tar.gz"))
     with pytest.raises(UserError, match=r"no cifar-10-python.tar.gz or cifar-10-batches-py found"):
-        read_cifar("cifar10", "train", str(tmp_path), may_download=False)
+        read_cifar("train", str(tmp_path), may_download=False)

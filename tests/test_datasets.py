@@ -18,9 +18,9 @@ from cifar_files import batch, change_release, expected, write_archive, write_fo
 from configs.schema import default_config
 from datasets import build_dataset, cifar, class_names
 from datasets import download as download_module
-from datasets.cifar import read_cifar
+from datasets.cifar import read as read_cifar
 from datasets.dataset import stratified_holdout
-from datasets.digits import read_digits
+from datasets.digits import read as read_digits
 from datasets.download import download
 from errors import UserError
 
@@ -112,7 +112,7 @@ def test_wrong_names_and_sizes_are_told(changes, split, words):
 def test_cifar10_is_what_paddle_reads(cifar10_root):
     from paddle.vision.datasets import Cifar10
 
-    test, train = read_cifar("cifar10", "test", cifar10_root), read_cifar("cifar10", "train", cifar10_root)
+    test, train = read_cifar("test", cifar10_root), read_cifar("train", cifar10_root)
     reference = Cifar10(str(cifar.find_cifar("cifar10", cifar10_root)), mode="test", backend="cv2")
     np.testing.assert_array_equal(test.labels, [label for _, label in reference.data])
     pixels = np.stack([pixels for pixels, _ in reference.data]).reshape(-1, 3, 32, 32)
@@ -129,7 +129,7 @@ def test_cifar10_splits(cifar10_root):
     parts = {split: build_dataset(data_section(ROOT=cifar10_root), split) for split in ("train", "holdout", "test")}
     assert [len(part) for part in parts.values()] == [45_000, 5_000, 10_000]
     assert np.bincount(parts["holdout"].labels).tolist() == [500] * 10
-    everything = read_cifar("cifar10", "train", cifar10_root)
+    everything = read_cifar("train", cifar10_root)
     kept, held_out = stratified_holdout(everything.labels, 5000)
     np.testing.assert_array_equal(parts["train"].images, everything.images[kept])
     np.testing.assert_array_equal(parts["holdout"].images, everything.images[held_out])
@@ -153,7 +153,7 @@ def test_cifar10_is_found_packed_and_unpacked(place, tmp_path):
         write_archive(folder / "cifar-10-python.tar.gz")
     root = tmp_path / place if not place.startswith("up") else tmp_path / "up"
     for named in {root, folder}:
-        dataset = read_cifar("cifar10", "train", str(named), may_download=False)
+        dataset = read_cifar("train", str(named), may_download=False)
         images, labels = expected("train")
         np.testing.assert_array_equal(dataset.images, images)
         np.testing.assert_array_equal(dataset.labels, labels)
@@ -166,35 +166,35 @@ def test_cifar10_is_found_in_the_home_of_ai_studio(tmp_path, monkeypatch):
     write_archive(tmp_path / "home/data/data9/cifar-10-python.tar.gz")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path / "work")
-    assert len(read_cifar("cifar10", "test", "data", may_download=False)) == 20
+    assert len(read_cifar("test", "data", may_download=False)) == 20
 
 
 @pytest.mark.usefixtures("small")
 def test_a_replaced_archive_is_read_again(tmp_path):
     path = tmp_path / "cifar-10-python.tar.gz"
     write_archive(path)
-    first = read_cifar("cifar10", "test", str(path))
+    first = read_cifar("test", str(path))
     write_archive(path, {"test_batch": batch(77)})
-    assert (read_cifar("cifar10", "test", str(path)).images != first.images).any()
+    assert (read_cifar("test", str(path)).images != first.images).any()
 
 
 @pytest.mark.usefixtures("offline")
 def test_without_a_network_one_sentence_says_where_to_put_the_file(tmp_path):
     start = time.monotonic()
     with pytest.raises(UserError) as caught:
-        read_cifar("cifar10", "train", str(tmp_path / "sets"))
+        read_cifar("train", str(tmp_path / "sets"))
     message = str(caught.value)
     assert time.monotonic() - start < 10
     assert str(tmp_path / "sets" / "cifar-10-python.tar.gz") in message and "\n" not in message
     assert all(url in message for url in cifar.RELEASES["cifar10"].urls) and "DATA.ROOT" in message
     assert list((tmp_path / "sets").iterdir()) == []
     with pytest.raises(UserError, match=r"DATA\.DOWNLOAD"):
-        read_cifar("cifar10", "train", str(tmp_path / "sets"), may_download=False)
+        read_cifar("train", str(tmp_path / "sets"), may_download=False)
     with pytest.raises(UserError, match="no such file"):
-        read_cifar("cifar10", "train", str(tmp_path / "missing.tar.gz"))
+        read_cifar("train", str(tmp_path / "missing.tar.gz"))
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UserError, match="cannot be written"):
-        read_cifar("cifar10", "train", str(tmp_path / "file" / "below"))
+        read_cifar("train", str(tmp_path / "file" / "below"))
 
 
 CONTENT = bytes(range(256)) * 4000

@@ -17,9 +17,9 @@ import pytest
 from cifar_files import FOLDER, NAMES, batch, change_release, expected, write_archive, write_folder
 
 from datasets import cifar
-from datasets.cifar import read_cifar
-from datasets.pickles import read_pickle
+from datasets.cifar import read as read_cifar
 from errors import UserError
+from utils import pickles
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def small_batches_and_no_network(monkeypatch):
 
 def assert_refused(root, words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
-        read_cifar("cifar10", "train", str(root))
+        read_cifar("train", str(root))
     message = str(caught.value)
     assert str(root) in message and "delete it" in message and "\n" not in message and len(message) < 600
 
@@ -77,7 +77,7 @@ def test_a_bomb_is_refused_without_its_memory(tmp_path, monkeypatch):
 def test_harmless_strangers_are_passed_over(tmp_path):
     write_archive(tmp_path / "a.tar.gz", {"README.txt": b"hello", "._data_batch_1": b"from a Mac"},
                   before=special(f"./{FOLDER}/", type=tarfile.DIRTYPE))
-    np.testing.assert_array_equal(read_cifar("cifar10", "test", str(tmp_path / "a.tar.gz")).images, expected("test")[0])
+    np.testing.assert_array_equal(read_cifar("test", str(tmp_path / "a.tar.gz")).images, expected("test")[0])
 
 
 def test_a_plain_tar_and_other_protocols_are_read(tmp_path):
@@ -86,27 +86,27 @@ def test_a_plain_tar_and_other_protocols_are_read(tmp_path):
     write_archive(tmp_path / "a.tar.gz", changes)
     (tmp_path / "a.tar").write_bytes(gzip.decompress((tmp_path / "a.tar.gz").read_bytes()))
     for path in tmp_path.iterdir():
-        np.testing.assert_array_equal(read_cifar("cifar10", "train", str(path)).images, expected("train")[0])
+        np.testing.assert_array_equal(read_cifar("train", str(path)).images, expected("train")[0])
 
 
 PIXELS = np.zeros((20, 3072), np.uint8)
 WRONG_BATCHES = {
-    "too few images": (batch(0, data=PIXELS[:19]), r"shape \(19, 3072\), not \(20, 3072\)"),
-    "other pixels": (batch(0, data=PIXELS[:, :-1]), r"shape \(20, 3071\)"),
-    "floats": (batch(0, data=PIXELS.astype(np.float32)), "no uint8 array"),
-    "objects": (batch(0, data=np.array([{}, []], object)), "no uint8 array"),
-    "pixels as text": (batch(0, data=PIXELS.tobytes()), "data are a bytes"),
-    "no pixels": (batch(0, data=None), "data are a NoneType"),
-    "no labels": (batch(0, labels=None), "labels are no list"),
-    "too few labels": (batch(0, labels=[1] * 19), "labels are no list of 20"),
+    "too few images": (batch(0, data=PIXELS[:19]), r"uint8 \[19, 3072\], expected uint8 \[20, 3072\]"),
+    "other pixels": (batch(0, data=PIXELS[:, :-1]), r"\[20, 3071\]"),
+    "floats": (batch(0, data=PIXELS.astype(np.float32)), "data are float32"),
+    "objects": (batch(0, data=np.array([{}, []], object)), "names numpy.dtype"),
+    "pixels as text": (batch(0, data=PIXELS.tobytes()), "missing or no array"),
+    "no pixels": (batch(0, data=None), "missing or no array"),
+    "no labels": (batch(0, labels=None), "labels are not a list"),
+    "too few labels": (batch(0, labels=[1] * 19), "labels are not a list of 20"),
     "a label too large": (batch(0, labels=[1] * 19 + [10]), "integers from 0 to 9"),
     "a negative label": (batch(0, labels=[1] * 19 + [-1]), "integers from 0 to 9"),
     "a text among the labels": (batch(0, labels=[1] * 19 + ["1"]), "integers from 0 to 9"),
     "a truth among the labels": (batch(0, labels=[1] * 19 + [True]), "integers from 0 to 9"),
-    "a list": (pickle.dumps([1, 2], 2), "no dictionary"),
-    "no pickle": (b"\x89PNG\r\n", "no CIFAR-10 batch"),
-    "empty": (b"", "no CIFAR-10 batch"),
-    "cut off": (batch(0)[:-100], "no CIFAR-10 batch"),
+    "a list": (pickle.dumps([1, 2], 2), "holds no dictionary"),
+    "no pickle": (b"\x89PNG\r\n", "no opcode 137"),
+    "empty": (b"", "stops making sense"),
+    "cut off": (batch(0)[:-100], "promises|stops"),
 }
 
 
@@ -115,8 +115,8 @@ WRONG_BATCHES = {
 def test_wrong_batches_are_refused(kind, write, tmp_path):
     content, words = WRONG_BATCHES[kind]
     write(tmp_path / "a.tar.gz", {"data_batch_3": content})
-    with pytest.raises(UserError, match=f"data_batch_3 in .*a.tar.gz is no CIFAR-10 batch: .*{words}|{words}"):
-        read_cifar("cifar10", "train", str(tmp_path / "a.tar.gz"))
+    with pytest.raises(UserError, match=f"data_batch_3 in .*a.tar.gz.*{words}.*not a batch of CIFAR-10"):
+        read_cifar("train", str(tmp_path / "a.tar.gz"))
 
 
 @pytest.mark.parametrize("write", [write_archive, write_folder])
@@ -172,10 +172,8 @@ def evil_pickles(canary) -> dict[str, bytes]:
 def test_evil_pickles_execute_nothing(kind, tmp_path):
     canary = tmp_path / "canary"
     content = evil_pickles(canary)[kind]
-    with pytest.raises(ValueError, match=r"."):
-        read_pickle(content)
     write_archive(tmp_path / "a.tar.gz", {"data_batch_2": content})
-    assert_refused(tmp_path / "a.tar.gz", "data_batch_2 in .* is no CIFAR-10 batch")
+    assert_refused(tmp_path / "a.tar.gz", "data_batch_2 in .*not a batch of CIFAR-10")
     assert not canary.exists()
 
 
@@ -206,8 +204,8 @@ HUNGRY = {
 def test_hungry_pickles_get_no_memory(kind):
     tracemalloc.start()
     try:
-        with contextlib.suppress(ValueError):
-            read_pickle(HUNGRY[kind])
+        with contextlib.suppress(UserError):
+            pickles.load(memoryview(HUNGRY[kind]), 0, "batch")
         assert tracemalloc.get_traced_memory()[1] < 40 << 20
     finally:
         tracemalloc.stop()
@@ -227,7 +225,7 @@ def test_flipped_and_missing_bytes_of_an_archive_are_noticed(tmp_path):
         path.write_bytes(damaged)
         os.utime(path, ns=(trial, trial))
         with pytest.raises(UserError):
-            read_cifar("cifar10", "train", str(path))
+            read_cifar("train", str(path))
         refused += 1
     assert refused == 150
 

@@ -14,7 +14,7 @@ from explaining import Convolutions, picture, subject_of
 from analysis.explain.interpretdl import FromImageNet, NormalizedRidge, lime_interpreter, load_interpretdl
 from analysis.explain.lime import explain_lime, mean_colours, superpixels
 from analysis.explain.subject import Regions
-from datasets.digits import read_digits
+from datasets.digits import read as read_digits
 from errors import UserError
 from processes import ROOT
 

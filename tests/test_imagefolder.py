@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from configs.schema import default_config
-from datasets import build_dataset, class_names, imagefolder
+from datasets import build_dataset, class_names, files
 from datasets.dataset import stratified_holdout
-from datasets.imagefolder import FolderImages, read_imagefolder
+from datasets.files import FolderImages
+from datasets.imagefolder import read as read_imagefolder
 from datasets.loader import EvalLoader, TrainLoader
 from datasets.transforms import ResizeCenterCrop, build_eval_transforms, build_train_transforms
 from engine.data import check_classes, record_data, trained_classes
@@ -72,7 +73,7 @@ def test_folders_are_read_in_sorted_order(root):
 
 def test_nothing_is_decoded_before_it_is_asked_for(root, monkeypatch):
     read = []
-    monkeypatch.setattr(imagefolder, "read_image", lambda path: read.append(path) or pixels(0))
+    monkeypatch.setattr(files, "read_image", lambda path: read.append(path) or pixels(0))
     dataset = build_dataset(section(root, HOLDOUT=6), "train")
     assert isinstance(dataset.images[:3], FolderImages) and len(dataset.images[:3]) == 3 and not read
     dataset.images[1]

@@ -20,7 +20,8 @@ import pytest
 
 from configs.schema import default_config
 from datasets import build_dataset, mnist
-from datasets.mnist import NAMES, parse_idx, read_mnist
+from datasets.mnist import NAMES, parse_idx
+from datasets.mnist import read as read_mnist
 from errors import UserError
 
 COUNTS = {"train": 60, "test": 20}

@@ -57,6 +57,8 @@ def main(arguments: argparse.Namespace) -> None:
         print(beside_recorded(assessment, read_json(checkpoint / released.RESULTS)["test"]))
     for name, share in figures["per_class"].items():
         print(f"  {name:<12} {'no images' if share is None else f'{share:7.2%}'}")
+    if len(outputs) > len(names):
+        print(f"{len(outputs):,} outputs, {len(names)} classes: label k is compared with output k (see the warning above)")
     if len(outputs) <= 20:
         print(confusion_table(result.confusion, outputs))
     if arguments.report:
