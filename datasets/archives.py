@@ -56,9 +56,9 @@ def read_archive(path: Path, choose: Choose, title: str, remedy: str, limit: int
     unpacks to more than ``limit`` bytes or has a chosen member of more than ``member_limit``.
     """
     with reading(path):
-        raw = open(path, "rb")
+        path.open("rb").close()
     try:
-        with raw:
+        with open(path, "rb") as raw:
             start = raw.read(4)
             raw.seek(0)
             if start == b"PK\x03\x04":

@@ -11,7 +11,6 @@ import io
 import math
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 

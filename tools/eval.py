@@ -58,7 +58,7 @@ def main(arguments: argparse.Namespace) -> None:
     for name, share in figures["per_class"].items():
         print(f"  {name:<12} {'no images' if share is None else f'{share:7.2%}'}")
     if len(outputs) > len(names):
-        print(f"{len(outputs):,} outputs, {len(names)} classes: label k is compared with output k (see the warning above)")
+        print(f"{len(outputs):,} outputs, {len(names)} classes: label k is compared with output k, see above")
     if len(outputs) <= 20:
         print(confusion_table(result.confusion, outputs))
     if arguments.report:

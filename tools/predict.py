@@ -76,7 +76,8 @@ def main(arguments: argparse.Namespace) -> None:
             captions.append(f"{title[-22:]}\n{guess} {share:.0%}" + (f"\ntrue: {truth}" if truth else ""))
             colours.append(UNKNOWN if not truth else RIGHT if guess == truth else WRONG)
     out = Path(os.path.expanduser(arguments.out))
-    print(f"wrote {draw_grid(shown, captions, colours, out)}" + (f": the first {SHOWN} images" if count > SHOWN else ""))
+    draw_grid(shown, captions, colours, out)
+    print(f"wrote {out}" + (f": the first {SHOWN} images" if count > SHOWN else ""))
     write_text(out.with_suffix(".csv"), table.getvalue())
     print(f"wrote {out.with_suffix('.csv')}: {count:,} images")
 
@@ -88,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("images", nargs="*", metavar="IMAGE", help="image files, or folders of them")
     result.add_argument("--index", type=int, nargs="+", default=[], metavar="I", help="test images by number")
     result.add_argument("--out", default="predictions.png", metavar="PNG",
-                        help=f"the grid of the first {SHOWN} images (default: predictions.png); beside it a .csv of all")
+                        help=f"the first {SHOWN} images (default: predictions.png); the .csv beside it has all")
     return result
 
 

@@ -2,8 +2,8 @@
 
 Python's own unpickler runs what a file names, and a few bytes make it reserve gigabytes (a memo index, a declared
 length) or overflow the stack (hashing a deeply nested tuple). This machine knows the opcodes that ``torch.save``,
-``paddle.save`` and the CIFAR archives need (protocols 2 to 5). A global name is looked up in the tables below; any other
-is refused. PyTorch's ``weights_only`` loader works the same way.
+``paddle.save`` and the CIFAR archives need (protocols 2 to 5). A name that is not in the tables below is refused.
+PyTorch's ``weights_only`` loader works the same way.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def expect_end(data: memoryview, end: int, title: str) -> None:
 
 
 def refuse_text_pickle(data: bytes, title: str) -> None:
-    """Raise UserError with the first name in ``data`` if it is a pickle of protocol 0 or 1, which nothing here reads."""
+    """Raise UserError with the first name in ``data`` if it is a pickle of protocol 0 or 1, which is not read."""
     try:
         for opcode, argument, _ in pickletools.genops(data):
             if opcode.name in ("GLOBAL", "INST") and re.fullmatch(r"[\w.]+ [\w.]+", argument):

@@ -119,7 +119,7 @@ def _layout_by_shapes(weights: Weights, expected: dict[str, tuple[int, ...]]) ->
         raise UserError(f"{printable(weights.path, 300)} does not tell whether its fully connected weights are "
                         "[in, out] (Paddle) or [out, in] (PyTorch), and their shapes fit both: save it with the "
                         "metadata {'format': 'paddle'} or {'format': 'pt'}")
-    return "paddle" if as_paddle > as_torch or weights.kind == "Paddle" and as_paddle == as_torch else "torch"
+    return "paddle" if as_paddle > as_torch or (weights.kind == "Paddle" and as_paddle == as_torch) else "torch"
 
 
 def load_weights(
@@ -152,7 +152,8 @@ def load_weights(
             try:
                 fitted = _fit(model, name, state[name], tuple(targets[name].shape))
             except UserError as error:
-                raise UserError(f"{printable(weights.path, 300)} does not fit {type(model).__name__}: {error}") from None
+                raise UserError(f"{printable(weights.path, 300)} does not fit {type(model).__name__}: "
+                                f"{error}") from None
             if fitted is None:
                 wrong[name] = state[name]
             elif fitted is not state[name]:
@@ -171,7 +172,8 @@ def load_weights(
         if head and num_classes_mismatch == "refuse":
             problems.append(f"its classifier has {classes} classes where the model was built for {model.num_classes} "
                             f"(NUM_CLASSES of a config, --num-classes of tools/convert.py: {classes})")
-        raise UserError(f"{printable(weights.path, 300)} does not fit {type(model).__name__}: {'; '.join(filter(None, problems))}")
+        raise UserError(f"{printable(weights.path, 300)} does not fit {type(model).__name__}: "
+                        f"{'; '.join(filter(None, problems))}")
     report.loaded = [name for name in targets if name not in report.fresh]
     _set_values(targets, {name: state[name] for name in report.loaded}, weights.path)
     return report
