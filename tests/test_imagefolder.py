@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs.load import dump_config, load_config
 from configs.schema import default_config
 from datasets import build_dataset, class_names, files
 from datasets.dataset import stratified_holdout
@@ -19,8 +21,11 @@ from datasets.imagefolder import read as read_imagefolder
 from datasets.loader import EvalLoader, TrainLoader
 from datasets.transforms import ResizeCenterCrop, build_eval_transforms, build_train_transforms
 from engine.data import check_classes, record_data, trained_classes
+from engine.model import build_model
+from engine.weights import save_weights
 from errors import UserError
-from processes import tiny_run, tool
+from processes import TINY, call
+from utils.fileio import write_text
 
 CLASSES = ("cat", "dog", "emu")
 
@@ -329,20 +334,23 @@ def test_center_crop_of_boxes_and_of_endless_images():
         ResizeCenterCrop((224, 224), 0.9).apply(np.zeros((3_000_000, 1, 3), np.uint8))
 
 
-def test_a_run_knows_its_classes(root, tmp_path):
-    """Real processes: train on folders, then name the classes of an image without them."""
-    pairs = ["DATA.NAME=imagefolder", f"DATA.ROOT={root}", "DATA.HOLDOUT=0", "DATA.BATCH_SIZE=7", "MODEL.NUM_CLASSES=3",
-             "AUGMENT.EVAL_CROP_PCT=0.9", "NAME=run", "TRAIN.EPOCHS=1"]
-    done = tool("train", *tiny_run(tmp_path / "out", *pairs))
-    assert done.returncode == 0, done.stderr
-    run = tmp_path / "out/run"
+def test_predictions_for_folders(root, tmp_path, monkeypatch):
+    """The run's classes are known without its images; a CSV has every image, the grid the first ones."""
+    run = tmp_path / "run"
+    config = load_config("configs/quickstart.yaml", [*TINY, "MODEL.NUM_CLASSES=3", "DATA.NAME=imagefolder",
+                                                     "DATA.ROOT=nowhere", "DATA.EVAL_BATCH_SIZE=5"])
+    write_text(run / "config.yaml", dump_config(config))
+    save_weights(run / "best_model.pdparams", build_model(config).state_dict())
+    record_data(run, read_imagefolder("train", str(root)), resume=False)
     assert trained_classes(run / "best_model.pdparams") == CLASSES
-    done = tool("predict", "-w", str(run), str(root / "train"), str(root / "val/emu/emu_0.png"), "--out",
-                str(tmp_path / "p.png"), "-o", "DATA.ROOT=nowhere", "-o", "DATA.EVAL_BATCH_SIZE=5")
+    call("predict", "-h")
+    monkeypatch.setattr(sys.modules["predict"], "SHOWN", 7)
+    done = call("predict", "-w", run, root / "train", root / "val/emu/emu_0.png", "--out", tmp_path / "p.png")
     assert done.returncode == 0 and all(f"  {name} " in done.stdout for name in CLASSES), done.stderr
+    assert "emu_" not in done.stdout and "the first 7 images" in done.stdout and "p.csv: 22 images" in done.stdout
     rows = (tmp_path / "p.csv").read_text().splitlines()
     assert len(rows) == 1 + 22 and rows[1].startswith(f"{root}/train/cat/cat_0.png,,")
-    assert "22 images" in done.stdout and "train: 21 images; ignored: 1 .txt files" in done.stderr
+    assert cv2.imread(str(tmp_path / "p.png")) is not None
 
 
 def test_a_run_goes_on_with_the_same_images_only(root, tmp_path):

@@ -115,7 +115,7 @@ def _layout_by_shapes(weights: Weights, expected: dict[str, tuple[int, ...]]) ->
              if name in weights.arrays and weights.arrays[name].ndim == 2]
     as_paddle = sum((a == rows) + (b == columns) for (a, b), (rows, columns) in pairs)
     as_torch = sum((b == rows) + (a == columns) for (a, b), (rows, columns) in pairs)
-    if as_paddle == as_torch and pairs and weights.kind != "Paddle":
+    if as_paddle == as_torch > 0 and weights.kind != "Paddle":
         raise UserError(f"{printable(weights.path, 300)} does not tell whether its fully connected weights are "
                         "[in, out] (Paddle) or [out, in] (PyTorch), and their shapes fit both: save it with the "
                         "metadata {'format': 'paddle'} or {'format': 'pt'}")
