@@ -49,10 +49,17 @@ class Outcome:
         return self.verdict in ("refused", "same content", "other content")
 
 
-def prepare(folder: Path) -> None:
-    """Make what is damaged: a run of two steps, its weights and its checkpoint."""
+def prepare(folder: Path, trained: bool = True) -> None:
+    """Make what is damaged: weights, and with ``trained`` the run of two steps that they are of, with its checkpoint."""
+    from configs.load import load_config
+    from engine.model import build_model
+    from engine.weights import save_weights
+
     (folder / "good.yaml").write_text(TINY)
     (folder / "cifar.yaml").write_text(CIFAR)
+    if not trained:
+        save_weights(folder / "weights.pdparams", build_model(load_config(folder / "good.yaml")).state_dict())
+        return
     done = tool("train", "-c", folder / "good.yaml", *overrides(f"OUTPUT={folder}", "NAME=run"))
     assert done.returncode == 0, done.stderr
     shutil.copy(folder / "run" / "final_model.pdparams", folder / "weights.pdparams")
@@ -63,10 +70,11 @@ def all_cases(folder: Path, seed: int, rounds: int) -> list[Case]:
     from engine.checkpoint import _digest
     from engine.weights.read import read_weights
 
-    state = read_weights(folder / "run" / "final_model.pdparams").arrays
-    newest = max((folder / "run" / "checkpoints").iterdir())
-    return [*config_cases(seed, rounds), *fuzz_cases.weight_cases(dict(state), seed, rounds),
-            *fuzz_cases.checkpoint_cases(newest.read_bytes(), _digest, seed, rounds),
+    state = dict(read_weights(folder / "weights.pdparams").arrays)
+    checkpoints = sorted(folder.glob("run/checkpoints/*.safetensors"))[-1:]
+    return [*config_cases(seed, rounds), *fuzz_cases.weight_cases(state, seed, rounds),
+            *(case for path in checkpoints
+              for case in fuzz_cases.checkpoint_cases(path.read_bytes(), _digest, seed, rounds)),
             *fuzz_cases.archive_cases(folder, seed, rounds), *fuzz_cases.image_cases(seed, rounds),
             *fuzz_cases.malicious_cases(folder)]
 
