@@ -183,7 +183,7 @@ def _parse_list(path: Path, changed: int, size: int) -> tuple[np.ndarray, np.nda
     paths: list[bytes] = []
     labels: list[int] = []
     title = printable(path, 300)
-    for number, line in enumerate(_utf8(read_file(path, LIST_LIMIT, "this is no list of images")).splitlines(), 1):
+    for number, line in enumerate(_utf8(read_file(path, LIST_LIMIT, "expected a list of images")).splitlines(), 1):
         parts = line.rsplit(None, 1)
         if not parts:
             continue

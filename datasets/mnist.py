@@ -50,7 +50,7 @@ def class_names(root: str = "", name: str = "mnist") -> tuple[str, ...]:
 def read(split: str, root: str = "", may_download: bool = True, name: str = "mnist") -> ImageDataset:
     """Return the split ``train`` (60,000 images in official order) or ``test`` (10,000), 28×28, grey in 3 channels.
 
-    ``root`` is an archive that holds the files, or a folder with them or with ``mnist.zip`` (or .tar, .tar.gz),
+    ``root`` is an archive of the files, or a folder with them or with ``mnist.zip`` (or .tar, .tar.gz),
     also in ``mnist`` or ``MNIST/raw`` in it, or one level down in a folder ``data*`` as on AI Studio. UserError where
     there are no data, or not the right ones.
     """
@@ -59,7 +59,7 @@ def read(split: str, root: str = "", may_download: bool = True, name: str = "mni
     grey = parse_idx(images, (count, SIDE, SIDE), images_at)
     numbers = parse_idx(labels, (count,), labels_at)
     if numbers.max(initial=0) >= len(CLASSES):
-        raise UserError(f"{labels_at} is no file of MNIST's labels: it holds a {numbers.max()}, expected 0 to "
+        raise UserError(f"{labels_at} is not MNIST's labels: it holds a {numbers.max()}, expected 0 to "
                         f"{len(CLASSES) - 1}; {_REMEDY}")
     return ImageDataset(np.repeat(grey[..., None], 3, axis=3), numbers.astype(np.int64), CLASSES, "mnist", split)
 
@@ -67,8 +67,7 @@ def read(split: str, root: str = "", may_download: bool = True, name: str = "mni
 def parse_idx(data: bytes, shape: tuple[int, ...], name: str) -> np.ndarray:
     """Return the uint8 array of ``shape`` that the bytes of an idx file hold, with or without gzip around it.
 
-    UserError, which calls the file ``name``, for any other content: the header must be that of ``shape``, and not a
-    byte may be missing or too much. Never more than that is unpacked, whatever ``data`` unfolds to.
+    UserError, which begins with ``name``, for another header, or a byte missing or too many. No more is unpacked.
     """
     header = struct.pack(f">BBBB{len(shape)}I", 0, 0, 8, len(shape), *shape)
     length = len(header) + math.prod(shape)
@@ -80,10 +79,10 @@ def parse_idx(data: bytes, shape: tuple[int, ...], name: str) -> np.ndarray:
     expected = f"expected idx data of {'×'.join(map(str, shape))} bytes; {_REMEDY}"
     if not data.startswith(header):
         found = data[: len(header)].hex() or "nothing"
-        raise UserError(f"{name} is no file of MNIST: it begins with {found}, {expected}")
+        raise UserError(f"{name} is not a file of MNIST: it begins with {found}, {expected}")
     if len(data) != length:
         found = "more" if len(data) > length else f"{len(data) - len(header):,}"
-        raise UserError(f"{name} is no file of MNIST: it holds {found} bytes of data, {expected}")
+        raise UserError(f"{name} is not a file of MNIST: it holds {found} bytes of data, {expected}")
     return np.frombuffer(data, np.uint8, offset=len(header)).reshape(shape)
 
 

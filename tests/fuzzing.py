@@ -50,7 +50,7 @@ class Outcome:
 
 
 def prepare(folder: Path, trained: bool = True) -> None:
-    """Make what is damaged: weights, and with ``trained`` the run of two steps that they are of, with its checkpoint."""
+    """Make what is damaged: weights, and with ``trained`` the run of two steps that has them, with its checkpoint."""
     from configs.load import load_config
     from engine.model import build_model
     from engine.weights import save_weights

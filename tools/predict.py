@@ -64,16 +64,16 @@ def main(arguments: argparse.Namespace) -> None:
     captions, colours, table = [], [], io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["image", "true", *(f"{what}_{i + 1}" for i in range(GUESSES) for what in ("class", "probability"))])
-    for place, (title, truth, found) in enumerate(zip(titles, truths, np.concatenate(probabilities), strict=True)):
+    for position, (title, truth, found) in enumerate(zip(titles, truths, np.concatenate(probabilities), strict=True)):
         best = [(class_name(names, index), found[index]) for index in found.argsort()[::-1][:GUESSES]]
-        shown_path = printable(paths[place], 4096) if place < len(paths) else title
-        rows.writerow([shown_path, truth, *(cell for name, share in best for cell in (name, f"{share:.6f}"))])
-        if place < SHOWN:
+        image = printable(paths[position], 4096) if position < len(paths) else title
+        rows.writerow([image, truth, *(cell for name, value in best for cell in (name, f"{value:.6f}"))])
+        if position < SHOWN:
             print(f"{title}{f' (true: {truth})' if truth else ''}")
-            for name, share in best:
-                print(f"  {name:<12} {share:7.2%}")
-            guess, share = best[0]
-            captions.append(f"{title[-22:]}\n{guess} {share:.0%}" + (f"\ntrue: {truth}" if truth else ""))
+            for name, probability in best:
+                print(f"  {name:<12} {probability:7.2%}")
+            guess, probability = best[0]
+            captions.append(f"{title[-22:]}\n{guess} {probability:.0%}" + (f"\ntrue: {truth}" if truth else ""))
             colours.append(UNKNOWN if not truth else RIGHT if guess == truth else WRONG)
     out = Path(os.path.expanduser(arguments.out))
     draw_grid(shown, captions, colours, out)
