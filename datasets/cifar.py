@@ -132,7 +132,8 @@ def find_cifar(name: str, root: str = "") -> Path | None:
         if path.is_file():
             return path
         for folder in (path, *folders_below(path, 3)):
-            if any((folder / file).is_file() for file in release.files):
+            enough = any if folder == path else all  # of a folder that is named, missing files are reported
+            if enough((folder / file).is_file() for file in release.files):
                 return folder
             if (folder / release.archive).is_file():
                 return folder / release.archive

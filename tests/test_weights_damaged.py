@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fuzz_cases import damaged
 from paddle import nn
 
 from engine.weights.load import load_weights, read_weights
@@ -74,27 +75,8 @@ def test_reading_needs_neither_torch_nor_paddle() -> None:
 # Damage ------------------------------------------------------------------------------------------------------------
 
 
-def damaged(data: bytes, rng: np.random.Generator) -> bytes:
-    """Return the bytes cut, with flipped bits, with a stretch overwritten, removed, repeated or from elsewhere."""
-    changed = bytearray(data)
-    start = int(rng.integers(len(data)))
-    length = int(rng.integers(1, 40))
-    match rng.integers(6):
-        case 0:
-            return data[:start]
-        case 1:
-            for place in rng.integers(len(data), size=int(rng.integers(1, 4))):
-                changed[place] ^= 1 << int(rng.integers(8))
-        case 2:
-            changed[start : start + length] = rng.bytes(length)
-        case 3:
-            del changed[start : start + length]
-        case 4:
-            changed[start:start] = changed[start : start + length]
-        case 5:
-            other = int(rng.integers(len(data)))
-            changed[start : start + length] = changed[other : other + length]
-    return bytes(changed)
+def one_damage(data: bytes, rng: np.random.Generator) -> bytes:
+    return list(damaged(data, rng))[int(rng.integers(7))][1]
 
 
 def paddle_file(protocol: int) -> bytes:
@@ -108,7 +90,7 @@ def with_damaged_pickle(data: bytes, rng: np.random.Generator) -> bytes:
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
         for name in old.namelist():
             content = old.read(name)
-            new.writestr(name, damaged(content, rng) if name.endswith("data.pkl") else content)
+            new.writestr(name, one_damage(content, rng) if name.endswith("data.pkl") else content)
     return buffer.getvalue()
 
 
@@ -125,7 +107,7 @@ def test_damaged_files(source: str | int, tmp_path: Path) -> None:
     rng = np.random.default_rng(20 + FUZZED.index(source))
     read = refused = 0
     for _ in range(100):
-        wrong = damaged(data, rng)
+        wrong = one_damage(data, rng)
         path.write_bytes(wrong)
         try:
             weights = read_weights(path)
@@ -163,7 +145,7 @@ def test_damage_leaves_a_model_alone(name: str, tmp_path: Path) -> None:
     refused = 0
     for _ in range(60):
         before = {key: value.numpy() for key, value in model.state_dict().items()}
-        (tmp_path / "w.pth").write_bytes(damaged(data, rng))
+        (tmp_path / "w.pth").write_bytes(one_damage(data, rng))
         try:
             load_weights(model, tmp_path / "w.pth")
         except UserError:

@@ -37,7 +37,9 @@ NUMPY_KINDS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8",
 STAND_INS = {
     "argparse.Namespace", "collections.Counter", "collections.defaultdict", "easydict.EasyDict",
     "numpy.ndarray", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
-    "torch.Size", "torch.device", "torch.nn.parameter.Parameter", "yacs.config.CfgNode",
+    "torch.Size", "torch.device", "torch.nn.parameter.Parameter", "torch.torch_version.TorchVersion",
+    "yacs.config.CfgNode", "pytorch_lightning.utilities.parsing.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict", "lightning.fabric.utilities.data.AttributeDict",
 }
 STAND_INS |= {f"pathlib.{name}" for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")}
 STAND_INS |= {
