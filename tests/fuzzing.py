@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import faulthandler
 import io
 import json
 import os
 import pickle
 import re
 import resource
-import select
 import shutil
 import subprocess
 import sys
@@ -98,8 +98,8 @@ def arguments(case: Case, base: Path, place: Path) -> tuple[str, list[str]]:
 # The worker --------------------------------------------------------------------------------------------------------
 
 
-def work(base: Path, cases: list[Case], start: int) -> None:
-    """Run cases from ``start`` on, reporting each as a line of JSON before and after it."""
+def work(base: Path, cases: list[Case]) -> None:
+    """Run the cases and print each outcome as a line of JSON; a hang ends the process with a traceback."""
     sys.path.insert(0, str(ROOT / "tools"))
     import cli
     import cv2  # noqa: F401
@@ -118,9 +118,9 @@ def work(base: Path, cases: list[Case], start: int) -> None:
     assert cifar.RELEASES["cifar10"].batch_images["test"] == 20
     tools = {"eval": eval_tool, "predict": predict_tool}
     _limit_memory()
-    for index in range(start, len(cases)):
-        case, place = cases[index], base / "cases" / str(index)
-        print(json.dumps({"begin": index}), flush=True)
+    for index, case in enumerate(cases):
+        place = base / "cases" / str(index)
+        faulthandler.dump_traceback_later(SECONDS, exit=True)
         place.mkdir(parents=True, exist_ok=True)
         for name, content in case.files.items():
             (place / name).parent.mkdir(exist_ok=True)
@@ -140,14 +140,13 @@ def work(base: Path, cases: list[Case], start: int) -> None:
                 code = traceback.format_exc()
         seconds = time.monotonic() - begin
         verdict = _verdict(case, place, code, err.getvalue())
-        print(json.dumps({"end": index, **asdict(Outcome(case.kind, case.damage, verdict, err.getvalue(), seconds))}),
-              flush=True)
+        print(json.dumps(asdict(Outcome(case.kind, case.damage, verdict, err.getvalue(), seconds))), flush=True)
+    faulthandler.cancel_dump_traceback_later()
 
 
 def _limit_memory() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
 
 
 def _restore(run: Path, place: Path) -> None:
@@ -206,41 +205,16 @@ def _compare(case: Case, place: Path) -> str:
                                   for key in tree if key != "MODEL.ARGS") else "misread"
 
 
-# Its supervisor ----------------------------------------------------------------------------------------------------
-
-
 def run_cases(base: Path, cases: list[Case]) -> list[Outcome]:
-    """Run all cases in worker processes; one that ends or hangs is a verdict, and another goes on after it."""
+    """Run all cases in a process of bounded memory; one that it dies of, or hangs in, is the last outcome."""
     (base / "cases.pickle").write_bytes(pickle.dumps(cases))
-    outcomes: list[Outcome] = []
-    while len(outcomes) < len(cases):
-        with tempfile.TemporaryFile("w+") as errors:
-            worker = subprocess.Popen([sys.executable, __file__, "--work", str(base), str(len(outcomes))],
-                                      stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT,
-                                      env={**os.environ, "PYTHONPATH": str(ROOT)})
-            verdict = _listen(worker, outcomes)
-            if verdict and len(outcomes) < len(cases):
-                errors.seek(0)
-                case = cases[len(outcomes)]
-                outcomes.append(Outcome(case.kind, case.damage, verdict, errors.read()[-2000:], 0.0))
+    done = subprocess.run([sys.executable, __file__, "--work", str(base)], capture_output=True, text=True, cwd=ROOT,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    outcomes = [Outcome(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")]
+    if len(outcomes) < len(cases):
+        case = cases[len(outcomes)]
+        outcomes.append(Outcome(case.kind, case.damage, f"DIED with {done.returncode}", done.stderr[-2000:], 0.0))
     return outcomes
-
-
-def _listen(worker: subprocess.Popen[str], outcomes: list[Outcome]) -> str:
-    begun = False
-    while True:
-        ready, _, _ = select.select([worker.stdout], [], [], SECONDS if begun else 120)
-        line = worker.stdout.readline() if ready else ""
-        if not line:
-            worker.kill()
-            code = worker.wait()
-            assert begun or code == 0, "the worker does not start"
-            return "" if code == 0 else "HANG" if not ready else f"DIED with {code}"
-        record = json.loads(line)
-        begun = True
-        if "end" in record:
-            record.pop("end")
-            outcomes.append(Outcome(**record))
 
 
 def table(outcomes: list[Outcome]) -> str:
@@ -262,11 +236,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=5)
-    parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.work:
-        base = Path(given.work[0])
-        work(base, pickle.loads((base / "cases.pickle").read_bytes()), int(given.work[1]))
+        work(given.work, pickle.loads((given.work / "cases.pickle").read_bytes()))
         return 0
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         prepare(Path(folder))
