@@ -58,24 +58,24 @@ class BatchPipeline:
         if not np.array_equal(self.batch(images, trial, (0,)), reference.batch(images, trial, (0,))):
             raise Unsupported("it gives other pixels than the reference on this machine")
 
-    def batch(self, images: np.ndarray | Sequence[np.ndarray], indices: np.ndarray, place: Sequence[int]) -> np.ndarray:
+    def batch(self, images: np.ndarray | Sequence[np.ndarray], indices: np.ndarray, key: Sequence[int]) -> np.ndarray:
         """Return ``images[indices]`` transformed, float32 ``[B, 3, *size]``, drawn as ``Pipeline.batch`` draws."""
         output = self._memory.array((len(indices), 3, *self.size))
         if isinstance(images, np.ndarray):
-            self._transform(images, np.array(indices, np.int64), place, output)
+            self._transform(images, np.array(indices, np.int64), key, output)
         else:  # images of their own sizes, perhaps read from a disk now: one after the other, for less memory
             for result, index in zip(output, indices, strict=True):
-                self._transform(images[int(index)][None], np.array([0]), place, result, np.array([index], np.int64))
+                self._transform(images[int(index)][None], np.array([0]), key, result, np.array([index], np.int64))
         return output
 
-    def _transform(self, images: np.ndarray, rows: np.ndarray, place: Sequence[int], output: np.ndarray,
+    def _transform(self, images: np.ndarray, rows: np.ndarray, key: Sequence[int], output: np.ndarray,
                    indices: np.ndarray | None = None) -> None:
         """Write ``images[rows]`` of one block ``[N, H, W, 3]``, transformed; ``indices`` (``rows``) name the draws."""
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images[:1].size:
             raise ValueError(f"images are {images.dtype} {images.shape}, expected uint8 [N, H, W, 3]")
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(images):
             raise IndexError(f"images {rows.min()} to {rows.max()} were asked for, there are {len(images)}")
-        indices, numbers = rows if indices is None else indices, np.array(place, np.int64)
+        indices, numbers = rows if indices is None else indices, np.array(key, np.int64)
         if not images.flags.c_contiguous:
             images, rows = np.ascontiguousarray(images[rows]), np.arange(len(rows))
         pointers = _address(images) + rows.astype(np.uintp) * np.uintp(images.strides[0])

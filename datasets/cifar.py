@@ -7,18 +7,18 @@ https://www.cs.toronto.edu/~kriz/cifar.html. Nothing of an archive is executed, 
 from __future__ import annotations
 
 import functools
+import glob
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from datasets.archives import read_archive, read_file
-from datasets.arrays import read_arrays
+from datasets.archives import is_archive, read_archive, read_file
 from datasets.dataset import ImageDataset
 from datasets.download import download
-from datasets.pickles import read_pickle
-from datasets.places import places
-from errors import UserError
+from datasets.paths import CACHES, contents, data_root, folders_below, search_paths
+from errors import UserError, printable
+from utils import pickles
 
 SIDE = 32
 ARCHIVE_LIMIT = 512 << 20  # bytes when unpacked; an official archive has 186 million
@@ -58,8 +58,13 @@ class Release:
         return tuple(name for names in self.batches.values() for name in names)
 
     @property
+    def stems(self) -> tuple[str, ...]:
+        """Return how names of copies of the archive begin: browsers' "(1)", Safari's .tar, Keras's cache."""
+        return self.archive.removesuffix(".tar.gz"), self.folder
+
+    @property
     def urls(self) -> tuple[str, ...]:
-        """Return where the archive can be had."""
+        """Return the addresses of the archive."""
         return tuple(mirror + self.archive for mirror in self.mirrors)
 
     def remedy(self, source: Path) -> str:
@@ -90,27 +95,25 @@ RELEASES = {
 }  # fmt: skip
 
 
-def read_cifar(name: str, split: str, root: str = "", may_download: bool = True) -> ImageDataset:
+def class_names(root: str = "", name: str = "cifar10") -> tuple[str, ...]:
+    """Return the names of the classes."""
+    return RELEASES[name].classes
+
+
+def read(split: str, root: str = "", may_download: bool = True, name: str = "cifar10") -> ImageDataset:
     """Return the split ``train`` (50,000 images in official order) or ``test`` (10,000), 32×32, of a release.
 
-    ``name`` is one of RELEASES, ``root`` what ``find_cifar`` takes. UserError where there are no data, or not the
-    right ones. An ``.npz`` as ``root`` gives the images that it holds (see ``arrays``): a part of the set, or pixels
-    that went another way.
+    ``name`` is one of RELEASES, ``root`` as in ``find_cifar``. UserError where data are missing or not the right ones.
     """
     release = RELEASES[name]
-    if root.endswith(".npz"):
-        path = Path(root).expanduser()
-        if not path.is_file():
-            raise UserError(f"DATA.ROOT names {root}, but there is no such file")
-        images, labels = read_arrays(path, split, release.labels, len(release.classes), SIDE)
-        return ImageDataset(images, labels, release.classes, name, split)
     source = find_cifar(name, root)
     if source is None:
-        folder = Path(root or "data").expanduser()
+        folder = data_root(root)
         source = folder / release.archive
         if not may_download:
-            raise UserError(f"no {release.archive} or {release.folder} found under {folder}: put it at "
-                            f"{source.absolute()}, or allow the download with -o DATA.DOWNLOAD=true")
+            raise UserError(f"no {release.archive} or {release.folder} found under {printable(folder, 300)}"
+                            f"{contents(folder)}: put it at {printable(source.absolute(), 300)}, or allow the download "
+                            "with -o DATA.DOWNLOAD=true")
         download(source, release.urls, release.sha256, release.size)
     files = [path for path in (source, *(source / file for file in release.files)) if path.exists()]
     batches = _read_batches(name, source, tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in files))
@@ -121,54 +124,64 @@ def read_cifar(name: str, split: str, root: str = "", may_download: bool = True)
 def find_cifar(name: str, root: str = "") -> Path | None:
     """Return the archive or the unpacked folder of a release, or None where there is neither.
 
-    ``root`` is the archive itself, the unpacked folder, or a folder that holds one of them, also one level
-    down in a folder ``data*`` as on AI Studio, where ``~/data`` is searched after ``data`` itself.
+    ``root`` is the archive itself, the unpacked folder, or a folder that holds one of them, up to three levels down.
+    Without a root, AI Studio's folders and the caches of Keras and Paddle are searched too.
     """
     release = RELEASES[name]
-    for place in places(root):
-        if place.is_file() or any((place / file).is_file() for file in release.files):
-            return place
-        for entry in (release.archive, release.folder):
-            if (place / entry).exists():
-                return place / entry
+    for path in search_paths(root, CACHES):
+        if path.is_file():
+            return path
+        for folder in (path, *folders_below(path, 3)):
+            enough = any if folder == path else all  # of a folder that is named, missing files are reported
+            if enough((folder / file).is_file() for file in release.files):
+                return folder
+            if (folder / release.archive).is_file():
+                return folder / release.archive
+            copies = (copy for stem in release.stems for copy in sorted(folder.glob(f"{glob.escape(stem)}*")))
+            if found := next(filter(is_archive, copies), None):
+                return found
+            if (folder / release.folder).is_dir():
+                return folder / release.folder
     return None
 
 
 @functools.lru_cache(maxsize=1)
 def _read_batches(name: str, source: Path, stamps: tuple[tuple[int, int], ...]
                   ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return ``(images, labels)`` of every batch; ``stamps`` (times and sizes) make a changed file a new one."""
+    """Return ``(images, labels)`` of every batch; ``stamps`` (times and sizes) tell a changed file."""
     release = RELEASES[name]
     remedy, limit = release.remedy(source), release.member_limit
     if source.is_dir():
-        pickles = {file: read_file(source / file, limit, remedy)
+        pickled = {file: read_file(source / file, limit, remedy)
                    for file in release.files if (source / file).is_file()}
     else:
-        def wanted(parts: list[str]) -> str:
-            return parts[1] if len(parts) == 2 and parts[0] == release.folder and parts[1] in release.files else ""
+        def choose(parts: list[str]) -> str:
+            return parts[-1] if parts and parts[-1] in release.files and parts[0] != "__MACOSX" else ""
 
-        pickles = read_archive(source, wanted, release.title, remedy, ARCHIVE_LIMIT, limit)
-    missing = [file for file in release.files if file not in pickles]
+        pickled = read_archive(source, choose, release.title, remedy, ARCHIVE_LIMIT, limit)
+    missing = [file for file in release.files if file not in pickled]
     if missing:
-        raise UserError(f"{source} is not {release.title}: it lacks {', '.join(missing)}; {remedy}")
-    return {file: _read_batch(pickles.pop(file), release, count, f"{file} in {source}", remedy)
+        raise UserError(f"{printable(source, 300)} is not {release.title}: it lacks {', '.join(missing)}; {remedy}")
+    return {file: _read_batch(pickled.pop(file), release, count, f"{file} in {printable(source, 300)}", remedy)
             for split, count in release.batch_images.items() for file in release.batches[split]}
 
 
-def _read_batch(data: bytes, release: Release, count: int, name: str, remedy: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_batch(data: bytes, release: Release, count: int, title: str, remedy: str) -> tuple[np.ndarray, np.ndarray]:
     """Return uint8 ``[count, 32, 32, 3]`` and int64 ``[count]`` from one pickled batch."""
     try:
-        batch = read_pickle(data)
-        pixels, labels = batch.get("data"), batch.get(release.labels)
-        if not isinstance(pixels, np.ndarray) or pixels.shape != (count, 3 * 32 * 32):
-            shape = f"shape {pixels.shape}" if isinstance(pixels, np.ndarray) else f"a {type(pixels).__name__}"
-            raise ValueError(f"its data are {shape}, not ({count}, 3072)")
-        kind = release.labels.replace("_", " ")
+        batch, _ = pickles.load(memoryview(data), 0, title)
+        if not isinstance(batch, dict):
+            raise UserError(f"{title} holds no dictionary")
+        pixels, labels = getattr(batch.get("data"), "values", None), batch.get(release.labels)
+        if pixels is None or pixels.dtype != np.uint8 or pixels.shape != (count, 3 * SIDE * SIDE):
+            found = "missing or no array" if pixels is None else f"{pixels.dtype} {list(pixels.shape)}"
+            raise UserError(f"{title}: its data are {found}, expected uint8 [{count}, {3 * SIDE * SIDE}]")
+        classes, kind = len(release.classes), release.labels.replace("_", " ")
         if type(labels) is not list or len(labels) != count:
-            raise ValueError(f"its {kind} are no list of {count}")
-        if not all(type(label) is int and 0 <= label < len(release.classes) for label in labels):
-            raise ValueError(f"its {kind} are not all integers from 0 to {len(release.classes) - 1}")
-    except ValueError as error:
-        raise UserError(f"{name} is no {release.title} batch: {error}; {remedy}") from None
-    images = np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+            raise UserError(f"{title}: its {kind} are not a list of {count}")
+        if not all(type(label) is int and 0 <= label < classes for label in labels):
+            raise UserError(f"{title}: its {kind} are not all integers from 0 to {classes - 1}")
+    except UserError as error:
+        raise UserError(f"{error}; this is not a batch of {release.title}: {remedy}") from None
+    images = np.ascontiguousarray(pixels.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1))
     return images, np.array(labels, dtype=np.int64)

@@ -36,9 +36,8 @@ class ImageDataset:
 def stratified_holdout(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Split ``range(len(labels))`` into ``(kept, held_out)`` indices, both ascending.
 
-    ``held_out`` has ``count`` members and each class in it the share that it has in ``labels`` (largest
-    remainders, ties to the lower class), so a balanced set gives a balanced hold-out. Which members is drawn
-    with numpy's RandomState, whose stream is frozen, so the split is the same on every machine.
+    ``held_out`` has ``count`` members, stratified by class (largest remainders, ties to the lower class). They are
+    drawn with numpy's RandomState, whose stream is frozen, so the split is the same on every machine.
     """
     order = np.random.RandomState(HOLDOUT_RULE).permutation(len(labels))
     sizes = np.bincount(labels)

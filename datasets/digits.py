@@ -13,12 +13,16 @@ CLASSES = tuple("0123456789")
 TEST_IMAGES = 360
 
 
-def read_digits(split: str) -> ImageDataset:
+def class_names(root: str = "", name: str = "digits") -> tuple[str, ...]:
+    """Return the names of the classes."""
+    return CLASSES
+
+
+def read(split: str, root: str = "", may_download: bool = False, name: str = "digits") -> ImageDataset:
     """Return the split ``train`` (1,437 images) or ``test`` (360) of the digits, 8×8, grey in three channels.
 
-    The values 0..16 are scaled to 0..255. The source has no split of its own: the test images are every
-    class's share of 360, drawn by the rule of the hold-outs. Writers are therefore in both splits, as in
-    most published figures on this set.
+    The values 0..16 are scaled to 0..255. The source has no split of its own: the test images are stratified by class
+    and drawn by the rule of the hold-outs. Writers are therefore in both splits, as in most published results.
     """
     from sklearn.datasets import load_digits
 

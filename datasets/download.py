@@ -1,4 +1,4 @@
-"""Fetching an official archive: mirrors in order, checked, and in place only when whole."""
+"""Download an official archive: mirrors in order, checked, and in place only when whole."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ TIMEOUT_SECONDS = 15.0  # without an answer or a further byte
 SLOW_SECONDS, SLOW_BYTES = 60.0, 64 << 10  # a server that gives less in such a time is given up
 CHUNK_BYTES = 1 << 18
 LEFT_SECONDS = 86_400.0  # since its last byte: then a part is one that a killed process left
-REPORT_SECONDS = 5.0  # between two lines where the output is no terminal
+REPORT_SECONDS = 5.0  # between two reports where the output is not a terminal
 
 
 def download(path: Path, urls: Sequence[str], sha256: str, size: int) -> None:
     """Put the file of ``size`` bytes and checksum ``sha256`` at ``path`` from the first of ``urls`` that has it.
 
-    It is written beside ``path`` under a temporary name, compared, synced and renamed, so ``path`` is never a
-    partial file; what is broken off starts anew. Wherever a server leads to, the checksum decides. UserError says
-    what every mirror answered and where the file can be put by hand.
+    It is written beside ``path`` under a temporary name, compared, synced and renamed, so ``path`` is never a partial
+    file. UserError has each mirror's answer, and where the file can be put by hand.
     """
     answers = []
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -69,7 +68,8 @@ def _fetch(url: str, file, sha256: str, size: int) -> str | None:
     except (OSError, ValueError, http.client.HTTPException) as error:
         return printable(getattr(error, "reason", None) or error, 200)
     began, before = time.monotonic(), 0
-    with response, _Progress(size) as progress:
+    interval = 0.1 if sys.stderr.isatty() else REPORT_SECONDS
+    with response, tqdm(total=size, unit="B", unit_scale=True, mininterval=interval) as progress:
         while received <= size:
             try:
                 chunk = response.read1(CHUNK_BYTES)
@@ -80,7 +80,7 @@ def _fetch(url: str, file, sha256: str, size: int) -> str | None:
             file.write(chunk)
             digest.update(chunk)
             received += len(chunk)
-            progress.advance(len(chunk))
+            progress.update(len(chunk))
             if time.monotonic() - began > SLOW_SECONDS:
                 if received - before < SLOW_BYTES:
                     return f"was too slow: {received - before:,} bytes in {SLOW_SECONDS:.0f} s"
@@ -90,29 +90,3 @@ def _fetch(url: str, file, sha256: str, size: int) -> str | None:
     if digest.hexdigest() != sha256:
         return f"gave a file with sha256 {digest.hexdigest()[:16]}… instead of {sha256[:16]}…"
     return None
-
-
-class _Progress:
-    """A bar with rate and time left on a terminal; elsewhere a line every few seconds."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self.received = size, 0
-        self.start = self.reported = time.monotonic()
-        self.bar = tqdm(total=size, unit="B", unit_scale=True, disable=not sys.stderr.isatty())
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def advance(self, count: int) -> None:
-        self.received += count
-        self.bar.update(count)
-        now = time.monotonic()
-        if self.bar.disable and (now - self.reported > REPORT_SECONDS or self.received == self.size):
-            self.reported = now
-            rate = self.received / max(now - self.start, 1e-9)
-            left = (self.size - self.received) / rate
-            print(f"{self.received / 1e6:.1f} of {self.size / 1e6:.1f} MB, {rate / 1e6:.2f} MB/s, {left:.0f} s left",
-                  file=sys.stderr, flush=True)

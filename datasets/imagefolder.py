@@ -1,114 +1,109 @@
 """Image files in folders, as ImageNet has them, decoded when they are asked for.
 
 A root holds ``train/<class>/*`` and ``val/<class>/*``, or the lists ``train_list.txt`` and ``val_list.txt`` of
-PaddleClas, or one of each. Labels are the places of the class folders' names in sorted order, as in timm and
-torchvision; a list brings its own labels.
+PaddleClas, or one of each. Labels are the positions of the class folders' names in sorted order, as in timm and
+torchvision; a list has its own labels.
 """
 
 from __future__ import annotations
 
+import codecs
+import functools
+import logging
 import os
-import zlib
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from datasets.archives import read_file
 from datasets.dataset import ImageDataset
-from datasets.files import read_image
-from datasets.places import places
-from errors import UserError, nearest
+from datasets.files import SUFFIXES, FolderImages, find_images, listed
+from datasets.paths import contents, data_root, is_folder, search_paths
+from errors import UserError, file_name, nearest, printable
+from utils.fileio import reading
 
-FOLDERS = {"train": ("train",), "test": ("val", "validation", "test")}
+log = logging.getLogger("suite")
+
+FOLDERS = {"train": ("train",), "test": ("val", "validation", "valid", "test")}
 LISTS = {"train": ("train_list.txt",), "test": ("val_list.txt", "test_list.txt")}
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 LIST_LIMIT = 512 << 20  # bytes; ImageNet's training list has 60 million
 MAX_CLASSES = 1_000_000
+CHECKED = 1_000  # paths of a list that are looked up before they are needed
+SHOWN = 5  # classes in a message
 
 
-class FolderImages(Sequence[np.ndarray]):
-    """Images of files under a folder: each is read when it is indexed, uint8 ``[H, W, 3]`` of its own size.
+def read(split: str, root: str = "", may_download: bool = False, name: str = "imagefolder") -> ImageDataset:
+    """Return the split ``train`` or ``test`` (the folder val, validation, valid or test) below ``root``, undecoded.
 
-    A slice or an array of indices gives the images there, unread. Paths take 1 byte a character: 1.3 million of
-    ImageNet's some 60 MB.
-    """
-
-    def __init__(self, folder: Path, paths: np.ndarray) -> None:
-        self.folder, self._paths = folder, paths
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray | FolderImages:
-        """Return one image; UserError, naming the file, where it is missing or no image."""
-        if isinstance(index, (slice, np.ndarray, list)):
-            return FolderImages(self.folder, self._paths[index])
-        return read_image(self.path(index))
-
-    def path(self, index: int) -> Path:
-        """Return the file of an image."""
-        return self.folder / os.fsdecode(bytes(self._paths[index]))
-
-    def checksum(self) -> int:
-        """Return a number that changes with the paths and their order."""
-        return zlib.crc32(self._paths.tobytes())
-
-
-def read_imagefolder(split: str, root: str = "") -> ImageDataset:
-    """Return the split ``train`` or ``test`` (the folder val, validation or test) below ``root``; nothing is decoded.
-
-    ``root`` is the folder that holds the splits, or one above it: also ``data*`` as on AI Studio. UserError where
-    there is none, a split is missing or empty, or its classes are not those of training.
+    ``root`` is the folder that holds the splits, or one above it, also ``data*`` as on AI Studio. One line of the log
+    tells what was found and what was ignored. UserError where a split is missing, or its classes are not those of
+    training, and where a class folder of training has no images.
     """
     folder = find_imagefolder(root)
     names = class_names(root)
-    listed = _first_file(folder, LISTS[split])
-    if listed:
-        paths, labels = _read_list(listed)
+    listing = _first_file(folder, LISTS[split])
+    split_folder = _split_folder(folder, split)
+    ignored: Counter[str] = Counter()
+    if listing:
+        paths, labels = _read_list(listing)
+    elif split_folder:
+        paths, labels, ignored = _read_classes(folder, split_folder, names, split)
     else:
-        split_folder = _split_folder(folder, split)
-        if split_folder is None:
-            expected = " or ".join([*FOLDERS[split], *LISTS[split]])
-            raise UserError(f"{folder} has no images to {'train on' if split == 'train' else 'evaluate'}: expected "
-                            f"{expected}")
-        paths, labels = _read_classes(folder, split_folder, names)
+        expected = " or ".join([f"{name}/<class>/" for name in FOLDERS[split]] + [LISTS[split][0]])
+        raise UserError(f"{printable(folder, 300)} has no images to {'train on' if split == 'train' else 'evaluate'}"
+                        f"{contents(folder)}: expected {expected}")
     if labels.max() >= len(names):
-        raise UserError(f"{listed}: label {labels.max()}, expected 0 to {len(names) - 1}, the classes of training")
+        raise UserError(f"{printable(listing, 300)}: label {labels.max()}, expected 0 to {len(names) - 1}, the classes "
+                        "of training")
+    _report(listing or split_folder, paths, labels, names, ignored)
     return ImageDataset(FolderImages(folder, paths), labels, names, "imagefolder", split)
 
 
-def class_names(root: str = "") -> tuple[str, ...]:
+def class_names(root: str = "", name: str = "imagefolder") -> tuple[str, ...]:
     """Return what the labels mean: the sorted class folders of training, or of evaluation where that is all there is.
 
     Of lists alone: the folders of their files where each label has one of its own, else the labels as they are.
     """
     folder = find_imagefolder(root)
     for split in FOLDERS:
-        listed, split_folder = _first_file(folder, LISTS[split]), _split_folder(folder, split)
-        if listed:
-            return _names_of_list(*_read_list(listed))
-        if split_folder and (names := tuple(sorted(entry.name for entry in _folders(split_folder)))):
-            return names
-    raise UserError(f"{folder} holds no class folders, expected train/<class>/ and val/<class>/")
+        listing, split_folder = _first_file(folder, LISTS[split]), _split_folder(folder, split)
+        if listing:
+            return _names_of_list(*_read_list(listing))
+        if split_folder:
+            return tuple(_class_folders(split_folder))
+    raise AssertionError(f"{folder} was found without a split")
 
 
 def find_imagefolder(root: str = "") -> Path:
     """Return the folder that holds the splits: the root, a ``data*`` in it, or one below these."""
-    for place in places(root):
-        if place.is_dir():
-            for folder in (place, *sorted(_folders(place))):
+    for path in search_paths(root):
+        if path.is_dir():
+            for folder in (path, *sorted(_folders(path))):
                 if any(_split_folder(folder, split) or _first_file(folder, LISTS[split]) for split in FOLDERS):
                     return folder
-    raise UserError(f"no images found under {Path(root or 'data').expanduser()}: expected the folders train/<class>/ "
-                    "and val/<class>/, or train_list.txt and val_list.txt (DATA.ROOT)")
+    folder = data_root(root)
+    raise UserError(f"no images found under {printable(folder, 300)}{contents(folder)}: expected the folders "
+                    "train/<class>/ and val/<class>/, or train_list.txt and val_list.txt (DATA.ROOT)")
 
 
 def _folders(folder: Path) -> Iterator[Path]:
-    try:
-        yield from (Path(entry) for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read: {error.strerror}") from None
+    with reading(folder), os.scandir(folder) as entries:
+        yield from (Path(entry) for entry in entries if is_folder(entry))
+
+
+def _class_folders(folder: Path) -> dict[str, Path]:
+    """Return the class folders of a split by their names as text, sorted."""
+    found: dict[str, Path] = {}
+    for path in _folders(folder):
+        name = printable(file_name(path.name), 255)
+        if name in found:
+            raise UserError(f"{printable(folder, 300)} holds two folders that are both called {name}, in different "
+                            "encodings: merge them")
+        found[name] = path
+    return dict(sorted(found.items()))
 
 
 def _split_folder(folder: Path, split: str) -> Path | None:
@@ -123,52 +118,134 @@ def _first_file(folder: Path, names: Sequence[str]) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def _read_classes(root: Path, folder: Path, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Return (paths below ``root``, labels) of the class folders of a split, classes and files in sorted order."""
-    places_of = {name: label for label, name in enumerate(names)}
+def _read_classes(root: Path, folder: Path, names: tuple[str, ...], split: str
+                  ) -> tuple[np.ndarray, np.ndarray, Counter[str]]:
+    """Return (paths below ``root``, labels, counts of ignored files) of a split, classes and files in sorted order."""
+    label_of = {name: label for label, name in enumerate(names)}
     paths: list[bytes] = []
     labels: list[int] = []
-    for class_folder in sorted(_folders(folder)):
-        if class_folder.name not in places_of:
-            raise UserError(f"{class_folder} is a class that training has not: expected folders of its {len(names)} "
-                            f"classes{nearest(class_folder.name, names)}")
-        found = [os.path.join(base, file) for base, _, files in os.walk(class_folder) for file in files
-                 if file.lower().endswith(SUFFIXES) and not file.startswith(".")]
-        paths += sorted(os.fsencode(os.path.relpath(path, root)) for path in found)
-        labels += [places_of[class_folder.name]] * len(found)
+    ignored: Counter[str] = Counter()
+    for name, class_folder in _class_folders(folder).items():
+        if name not in label_of:
+            raise UserError(f"{printable(class_folder, 300)} is a class that training has not: expected folders of its "
+                            f"{len(names)} classes{nearest(name, names)}")
+        found, passed = find_images(class_folder)
+        if not found and split == "train":
+            raise UserError(f"{printable(class_folder, 300)} is a class without images{listed(passed)}; add files that "
+                            f"end in {', '.join(SUFFIXES)}, or delete the folder, also in val")
+        ignored += passed
+        if found and len(names) == 1 and all("/" in path for path in found):
+            inner = sorted({path.split("/")[0] for path in found})
+            raise UserError(f"{printable(folder, 300)} holds one folder, {name}, with the folders "
+                            f"{', '.join(map(printable, inner[:SHOWN]))}: if these are the classes, move them up into "
+                            f"{folder.name}")
+        below = os.fsencode(os.path.relpath(class_folder, root))
+        paths += [below + b"/" + os.fsencode(path) for path in found]
+        labels += [label_of[name]] * len(found)
+    if stray := sum(name.lower().endswith(SUFFIXES) and name[0] != "." for name in os.listdir(folder)):
+        ignored["images in no class folder"] = stray
     if not paths:
-        raise UserError(f"{folder} holds no images: its class folders have no files that end in {', '.join(SUFFIXES)}")
-    return np.array(paths), np.array(labels, np.int64)
+        raise UserError(f"{printable(folder, 300)} holds no images{listed(ignored)}: its class folders have no files "
+                        f"that end in {', '.join(SUFFIXES)}")
+    return np.array(paths), np.array(labels, np.int64), ignored
+
+
+def _report(source: Path, paths: np.ndarray, labels: np.ndarray, names: tuple[str, ...], ignored: Counter[str]) -> None:
+    """Log what was found, once for each finding: as a warning where classes have no images or files are ignored."""
+    counts = np.bincount(labels, minlength=len(names))
+    empty = [names[label] for label in np.flatnonzero(counts == 0)]
+    text = f"{printable(source, 300)}: {len(names) - len(empty)} classes, {len(labels):,} images{listed(ignored)}"
+    if empty:
+        rest = f" and {len(empty) - SHOWN} more" if len(empty) > SHOWN else ""
+        text += f"; no images of {len(empty)} classes: {', '.join(empty[:SHOWN])}{rest}"
+        if counts[0] == 0 and len(empty) == 1 and source.suffix == ".txt":
+            text += " (labels start at 0; do these start at 1?)"
+    _log_once(logging.WARNING if empty or ignored else logging.INFO, text)
+
+
+@functools.cache
+def _log_once(level: int, text: str) -> None:
+    log.log(level, "%s", text)
+
+
+# Lists ---------------------------------------------------------------------------------------------------------------
 
 
 def _read_list(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return (paths, labels) of a list whose lines are a path below the list's folder, a space, and a label."""
+    with reading(path):
+        status = path.stat()
+    return _parse_list(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=4)
+def _parse_list(path: Path, changed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     paths: list[bytes] = []
     labels: list[int] = []
-    for number, line in enumerate(read_file(path, LIST_LIMIT, "this is no list of images").splitlines(), 1):
+    title = printable(path, 300)
+    for number, line in enumerate(_utf8(read_file(path, LIST_LIMIT, "expected a list of images")).splitlines(), 1):
         parts = line.rsplit(None, 1)
         if not parts:
             continue
-        if len(parts) != 2 or not (parts[1].isdigit() and int(parts[1][:8]) < MAX_CLASSES and len(parts[1]) < 8):
-            raise UserError(f"{path}, line {number}: found {_shown(line)}, expected an image's path and its label")
-        name = parts[0].strip().removeprefix(b"./")
-        if name.startswith(b"/") or b".." in name.split(b"/") or b"\0" in name:
-            raise UserError(f"{path}, line {number}: found the path {_shown(name)}, expected one below {path.parent}")
+        if len(parts) != 2 or not (parts[1].isdigit() and len(parts[1]) < 8 and int(parts[1]) < MAX_CLASSES):
+            raise UserError(f"{title}, line {number}: found {_shown(line)}, expected an image's path and its label")
+        name = parts[0].strip().replace(b"\\", b"/").removeprefix(b"./")
+        if name.startswith(b"/") or name[1:3] == b":/" or b".." in name.split(b"/") or b"\0" in name:
+            raise UserError(f"{title}, line {number}: found the path {_shown(name)}, expected one below "
+                            f"{printable(path.parent, 300)}")
         paths.append(name)
         labels.append(int(parts[1]))
     if not paths:
-        raise UserError(f"{path} is empty, expected lines of an image's path and its label")
-    return np.array(paths), np.array(labels, np.int64)
+        raise UserError(f"{title} is empty, expected lines of an image's path and its label")
+    return np.array(_as_on_disk(path, paths)), np.array(labels, np.int64)
+
+
+def _utf8(content: bytes) -> bytes:
+    """Return a text file's bytes without a byte order mark, UTF-16 (of PowerShell) as UTF-8."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", "replace").encode()
+    return content.removeprefix(codecs.BOM_UTF8)
+
+
+def _respell(source: str, target: str, form: str) -> Callable[[bytes], bytes]:
+    def respell(name: bytes) -> bytes:
+        try:
+            return unicodedata.normalize(form, name.decode(source)).encode(target)
+        except UnicodeError:
+            return name
+
+    return respell
+
+
+_SPELLINGS = (bytes, _respell("utf-8", "utf-8", "NFC"), _respell("utf-8", "utf-8", "NFD"),
+              _respell("gb18030", "utf-8", "NFC"), _respell("utf-8", "gb18030", "NFC"))
+
+
+def _as_on_disk(path: Path, names: list[bytes]) -> list[bytes]:
+    """Return the paths of a list in the encoding and Unicode form of the files; UserError for one that is missing.
+
+    The first path with characters beyond ASCII decides. At most `CHECKED` paths, evenly spaced, are looked up.
+    """
+    folder = os.fsencode(path.parent)
+    beyond = next((name for name in names if not name.isascii()), b"")
+    spelling = next((spell for spell in _SPELLINGS if os.path.exists(os.path.join(folder, spell(beyond)))), bytes)
+    names = [spelling(name) for name in names]
+    for index in np.linspace(0, len(names) - 1, min(len(names), CHECKED)).astype(int):
+        if not os.path.lexists(os.path.join(folder, names[index])):
+            raise UserError(f"{printable(path, 300)} names {_shown(names[index])}, but "
+                            f"{printable(path.parent, 300)} has no such file{contents(path.parent)}")
+    return names
 
 
 def _names_of_list(paths: np.ndarray, labels: np.ndarray) -> tuple[str, ...]:
     names: dict[int, str] = {}
     for path, label in zip(paths, labels.tolist(), strict=True):
-        names.setdefault(label, os.path.basename(os.path.dirname(os.fsdecode(bytes(path)))))
+        if label not in names:
+            names[label] = printable(file_name(os.fsdecode(os.path.basename(os.path.dirname(bytes(path))))), 255)
     plain = tuple(map(str, range(int(labels.max()) + 1)))
     ordered = tuple(names.get(label, "") for label in range(len(plain)))
     return ordered if all(ordered) and len(set(ordered)) == len(ordered) else plain
 
 
 def _shown(text: bytes) -> str:
-    return repr(text[:80].decode("utf-8", "replace"))
+    return f"'{printable(os.fsdecode(text), 80)}'"

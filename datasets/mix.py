@@ -15,7 +15,7 @@ from datasets.randomness import MIX, generator
 
 
 class Mix(NamedTuple):
-    """What is done to one batch: the share ``ratio`` of the image itself; ``box`` (top, bottom, left, right) is
+    """What is done to one batch: ``ratio``, the weight of the image itself; ``box`` (top, bottom, left, right) is
     filled from its mirror in CutMix and None in mixup."""
 
     ratio: float

@@ -11,15 +11,14 @@ import io
 import math
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 
 from datasets.archives import read_archive, read_file
 from datasets.dataset import ImageDataset
 from datasets.download import download
-from datasets.places import ARCHIVES, places
-from errors import UserError
+from datasets.paths import ARCHIVES, CACHES, contents, data_root, search_paths
+from errors import UserError, printable
 
 CLASSES = tuple("0123456789")
 COUNTS = {"train": 60_000, "test": 10_000}
@@ -43,10 +42,15 @@ FILES = {  # size in bytes and sha256 of the original .gz
 }
 
 
-def read_mnist(split: str, root: str = "", may_download: bool = True) -> ImageDataset:
+def class_names(root: str = "", name: str = "mnist") -> tuple[str, ...]:
+    """Return the names of the classes."""
+    return CLASSES
+
+
+def read(split: str, root: str = "", may_download: bool = True, name: str = "mnist") -> ImageDataset:
     """Return the split ``train`` (60,000 images in official order) or ``test`` (10,000), 28×28, grey in 3 channels.
 
-    ``root`` is an archive that holds the files, or a folder with them or with ``mnist.zip`` (or .tar, .tar.gz),
+    ``root`` is an archive of the files, or a folder with them or with ``mnist.zip`` (or .tar, .tar.gz),
     also in ``mnist`` or ``MNIST/raw`` in it, or one level down in a folder ``data*`` as on AI Studio. UserError where
     there are no data, or not the right ones.
     """
@@ -55,7 +59,7 @@ def read_mnist(split: str, root: str = "", may_download: bool = True) -> ImageDa
     grey = parse_idx(images, (count, SIDE, SIDE), images_at)
     numbers = parse_idx(labels, (count,), labels_at)
     if numbers.max(initial=0) >= len(CLASSES):
-        raise UserError(f"{labels_at} is no file of MNIST's labels: it holds a {numbers.max()}, expected 0 to "
+        raise UserError(f"{labels_at} is not MNIST's labels: it holds a {numbers.max()}, expected 0 to "
                         f"{len(CLASSES) - 1}; {_REMEDY}")
     return ImageDataset(np.repeat(grey[..., None], 3, axis=3), numbers.astype(np.int64), CLASSES, "mnist", split)
 
@@ -63,8 +67,7 @@ def read_mnist(split: str, root: str = "", may_download: bool = True) -> ImageDa
 def parse_idx(data: bytes, shape: tuple[int, ...], name: str) -> np.ndarray:
     """Return the uint8 array of ``shape`` that the bytes of an idx file hold, with or without gzip around it.
 
-    UserError, which calls the file ``name``, for any other content: the header must be that of ``shape``, and not a
-    byte may be missing or too much. Never more than that is unpacked, whatever ``data`` unfolds to.
+    UserError, which begins with ``name``, for another header, or a byte missing or too many. No more is unpacked.
     """
     header = struct.pack(f">BBBB{len(shape)}I", 0, 0, 8, len(shape), *shape)
     length = len(header) + math.prod(shape)
@@ -76,10 +79,10 @@ def parse_idx(data: bytes, shape: tuple[int, ...], name: str) -> np.ndarray:
     expected = f"expected idx data of {'×'.join(map(str, shape))} bytes; {_REMEDY}"
     if not data.startswith(header):
         found = data[: len(header)].hex() or "nothing"
-        raise UserError(f"{name} is no file of MNIST: it begins with {found}, {expected}")
+        raise UserError(f"{name} is not a file of MNIST: it begins with {found}, {expected}")
     if len(data) != length:
         found = "more" if len(data) > length else f"{len(data) - len(header):,}"
-        raise UserError(f"{name} is no file of MNIST: it holds {found} bytes of data, {expected}")
+        raise UserError(f"{name} is not a file of MNIST: it holds {found} bytes of data, {expected}")
     return np.frombuffer(data, np.uint8, offset=len(header)).reshape(shape)
 
 
@@ -87,27 +90,28 @@ _REMEDY = f"delete it and run again to download it, or put the file of {MIRRORS[
 
 
 def _read(name: str, root: str, may_download: bool) -> tuple[str, bytes]:
-    """Return what to call the file ``name`` and its bytes, downloaded into ``root``/mnist where there is none."""
+    """Return the file ``name`` as messages call it, and its bytes; download it into ``root``/mnist if it is missing."""
     spelled = [word + end for word in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")]
-    folders = [place / folder for place in places(root) for folder in FOLDERS]
+    roots = list(search_paths(root, CACHES))
+    folders = [path / folder for path in roots for folder in FOLDERS]
     for path in (folder / word for folder in folders for word in spelled):
         if path.is_file():
-            return str(path), read_file(path, MEMBER_LIMIT, _REMEDY)
+            return printable(path, 300), read_file(path, MEMBER_LIMIT, _REMEDY)
     archives = (folder / f"{word}{end}" for folder in folders for word in ("mnist", "MNIST") for end in ARCHIVES)
-    for path in (*places(root), *archives):
+    for path in (*roots, *archives):
         if path.is_file():
-            def wanted(parts: list[str]) -> str:
+            def choose(parts: list[str]) -> str:
                 return name if parts[-1] in spelled and parts[0] != "__MACOSX" else ""
 
-            contents = read_archive(path, wanted, "MNIST", _REMEDY, ARCHIVE_LIMIT, MEMBER_LIMIT)
-            if not contents:
-                raise UserError(f"{path} is not MNIST: it lacks {name}")
-            return f"{name} in {path}", contents[name]
-    folder = Path(root or "data").expanduser()
+            found = read_archive(path, choose, "MNIST", _REMEDY, ARCHIVE_LIMIT, MEMBER_LIMIT)
+            if not found:
+                raise UserError(f"{printable(path, 300)} is not MNIST: it lacks {name}")
+            return f"{name} in {printable(path, 300)}", found[name]
+    folder = data_root(root)
     path = folder / "mnist" / f"{name}.gz"
     if not may_download:
-        raise UserError(f"no {path.name} found under {folder}: put it at {path.absolute()}, "
-                        "or allow the download with -o DATA.DOWNLOAD=true")
+        raise UserError(f"no {path.name} found under {printable(folder, 300)}{contents(folder)}: put it at "
+                        f"{printable(path.absolute(), 300)}, or allow the download with -o DATA.DOWNLOAD=true")
     size, sha256 = FILES[name]
     download(path, [mirror + path.name for mirror in MIRRORS], sha256, size)
-    return str(path), read_file(path, MEMBER_LIMIT, _REMEDY)
+    return printable(path, 300), read_file(path, MEMBER_LIMIT, _REMEDY)

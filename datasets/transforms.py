@@ -60,14 +60,14 @@ class Resize:
 
 @dataclass(frozen=True)
 class ResizeCenterCrop:
-    """Scale the shorter side, or of a box the side that is short of it, to ``size`` / ``share``; cut out the middle.
+    """Scale the shorter side, or of a box the side that is short of it, to ``size`` / ``crop_pct``; cut out the middle.
 
     The evaluation of ImageNet as timm and torchvision do it: antialiased by Pillow, unlike ``Resize``, since the
-    published accuracies come from such pixels. ``share`` is timm's crop_pct.
+    published accuracies come from such pixels.
     """
 
     size: tuple[int, int]
-    share: float
+    crop_pct: float
     interpolation: str = "bicubic"
 
     def draw(self, rng: np.random.Generator, height: int, width: int) -> None:
@@ -75,18 +75,18 @@ class ResizeCenterCrop:
 
     def apply(self, image: np.ndarray, parameters: None = None) -> np.ndarray:
         (height, width), (crop_h, crop_w) = image.shape[:2], self.size
-        wanted_h, wanted_w = math.floor(crop_h / self.share), math.floor(crop_w / self.share)
-        if wanted_h * width <= wanted_w * height:  # the width decides; of a square that is the shorter side
-            wanted_h = max(wanted_h, int(wanted_w * height / width))
+        scaled_h, scaled_w = math.floor(crop_h / self.crop_pct), math.floor(crop_w / self.crop_pct)
+        if scaled_h * width <= scaled_w * height:  # the width decides; of a square that is the shorter side
+            scaled_h = max(scaled_h, int(scaled_w * height / width))
         else:
-            wanted_w = max(wanted_w, int(wanted_h * width / height))
-        if wanted_h * wanted_w > MAX_SCALED:
+            scaled_w = max(scaled_w, int(scaled_h * width / height))
+        if scaled_h * scaled_w > MAX_SCALED:
             raise UserError(f"an image of {width}×{height} pixels is too long to be scaled to a side of "
-                            f"{min(wanted_h, wanted_w)} (AUGMENT.EVAL_CROP_PCT 0 takes it whole)")
-        if (height, width) != (wanted_h, wanted_w):
-            picture = Image.fromarray(image).resize((wanted_w, wanted_h), PILLOW[self.interpolation])
+                            f"{min(scaled_h, scaled_w)} (AUGMENT.EVAL_CROP_PCT 0 takes it whole)")
+        if (height, width) != (scaled_h, scaled_w):
+            picture = Image.fromarray(image).resize((scaled_w, scaled_h), PILLOW[self.interpolation])
             image = np.asarray(picture)
-        top, left = round((wanted_h - crop_h) / 2), round((wanted_w - crop_w) / 2)
+        top, left = round((scaled_h - crop_h) / 2), round((scaled_w - crop_w) / 2)
         return np.ascontiguousarray(image[top : top + crop_h, left : left + crop_w])
 
 
@@ -240,15 +240,15 @@ class Pipeline:
             image = transform.apply(image, transform.draw(rng, height, width))
         return image
 
-    def batch(self, images: np.ndarray | Sequence[np.ndarray], indices: np.ndarray, place: Sequence[int]) -> np.ndarray:
+    def batch(self, images: np.ndarray | Sequence[np.ndarray], indices: np.ndarray, key: Sequence[int]) -> np.ndarray:
         """Return ``images[indices]`` transformed, float32 ``[B, 3, *size]``.
 
-        The draws for an image come from ``generator(*place, index)``: they depend on the image, not on its batch.
+        The draws for an image come from ``generator(*key, index)``: they depend on the image, not on its batch.
         """
         cv2.setNumThreads(0)  # images are small: cv2's own threads would only wait for each other
         output = np.empty((len(indices), 3, *self.size), np.float32)
         for result, index in zip(output, indices, strict=True):
-            result[:] = self(images[index], generator(*place, int(index)))
+            result[:] = self(images[index], generator(*key, int(index)))
         return output
 
 

@@ -41,6 +41,10 @@ def build_eval_loader(config: CfgNode, split: str) -> EvalLoader:
     if len(dataset.class_names) > config.MODEL.NUM_CLASSES:
         raise UserError(f"MODEL.NUM_CLASSES is {config.MODEL.NUM_CLASSES}, expected at least the "
                         f"{len(dataset.class_names)} classes of {dataset.name}")
+    if len(dataset.class_names) < config.MODEL.NUM_CLASSES:
+        log.warning("%s has %d classes, MODEL.NUM_CLASSES is %d: label k is compared with output k, so accuracies are "
+                    "wrong unless these are the first outputs in this order", dataset.name, len(dataset.class_names),
+                    config.MODEL.NUM_CLASSES)
     transform = _by_batch(config, build_eval_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE))
     return EvalLoader(dataset, transform, config.DATA.EVAL_BATCH_SIZE, config.DATA.WORKERS, distributed.rank(),
                       distributed.world_size())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,11 +59,12 @@ def find_weights(weights: str) -> Path:
     if folder:
         released.check_released(folder)
         return folder / released.WEIGHTS
-    path = Path(weights)
+    path = Path(os.path.expanduser(weights))
     if path.is_dir():
         found = path / "best_model.pdparams"
         if not found.exists():
-            raise UserError(f"{path} is not a run folder with weights: it has no best_model.pdparams")
+            other = released.describe_other(path) or "not a run folder with weights: it has no best_model.pdparams"
+            raise UserError(f"{path} is {other}")
         return found
     for candidate in (path, path.with_name(path.name + ".pdparams")):
         if candidate.is_file():

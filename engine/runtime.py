@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import io
+import logging
 import os
 import platform
 import subprocess
@@ -47,8 +48,10 @@ def prepare(threads: int = 0) -> list[str]:
     os.environ.setdefault("GLOG_minloglevel", "2")
     warnings.filterwarnings("ignore", message="No ccache found")
     warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
+    handlers = list(logging.root.handlers)
     with redirect_stderr(io.StringIO()):  # Paddle warns of every OMP_NUM_THREADS but 1
         import paddle  # noqa: F401
+    logging.root.handlers[:] = handlers  # Paddle's own writes to where its warnings went, and so would ours
     return [f"{name}={value}" for name, value in (changed | kept).items()]
 
 

@@ -68,10 +68,15 @@ def write_archive(
     before: Callable[[tarfile.TarFile], None] = lambda archive: None,
 ) -> None:
     """Write a tar.gz; ``before`` adds members of its own ahead of the files."""
+    pack(path, {f"{FOLDER}/{name}": content for name, content in members(changes).items()}, before)
+
+
+def pack(path: Path, files: dict[str, bytes], before: Callable[[tarfile.TarFile], None] = lambda archive: None) -> None:
+    """Write a tar.gz of files by name."""
     packed = gzip.GzipFile(path, "wb", compresslevel=1, mtime=0)
     with packed, tarfile.open(fileobj=packed, mode="w") as archive:
         before(archive)
-        for name, content in members(changes).items():
-            info = tarfile.TarInfo(f"{FOLDER}/{name}")
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))

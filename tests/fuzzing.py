@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import faulthandler
 import io
 import json
 import os
 import pickle
 import re
 import resource
-import select
 import shutil
 import subprocess
 import sys
@@ -41,7 +41,7 @@ class Outcome:
     kind: str
     damage: str
     verdict: str
-    told: str
+    message: str
     seconds: float
 
     @property
@@ -49,10 +49,17 @@ class Outcome:
         return self.verdict in ("refused", "same content", "other content")
 
 
-def prepare(folder: Path) -> None:
-    """Make what is damaged: a run of two steps, its weights and its checkpoint."""
+def prepare(folder: Path, trained: bool = True) -> None:
+    """Make what is damaged: weights, and with ``trained`` the run of two steps that has them, with its checkpoint."""
+    from configs.load import load_config
+    from engine.model import build_model
+    from engine.weights import save_weights
+
     (folder / "good.yaml").write_text(TINY)
     (folder / "cifar.yaml").write_text(CIFAR)
+    if not trained:
+        save_weights(folder / "weights.pdparams", build_model(load_config(folder / "good.yaml")).state_dict())
+        return
     done = tool("train", "-c", folder / "good.yaml", *overrides(f"OUTPUT={folder}", "NAME=run"))
     assert done.returncode == 0, done.stderr
     shutil.copy(folder / "run" / "final_model.pdparams", folder / "weights.pdparams")
@@ -63,11 +70,12 @@ def all_cases(folder: Path, seed: int, rounds: int) -> list[Case]:
     from engine.checkpoint import _digest
     from engine.weights.read import read_weights
 
-    state = read_weights(folder / "run" / "final_model.pdparams").arrays
-    newest = max((folder / "run" / "checkpoints").iterdir())
-    return [*config_cases(seed, rounds), *fuzz_cases.weight_cases(dict(state), seed, rounds),
-            *fuzz_cases.checkpoint_cases(newest.read_bytes(), _digest, seed, rounds),
-            *fuzz_cases.archive_cases(folder, seed, rounds), *fuzz_cases.image_cases(seed, rounds),
+    state = dict(read_weights(folder / "weights.pdparams").arrays)
+    checkpoints = sorted(folder.glob("run/checkpoints/*.safetensors"))[-1:]
+    return [*config_cases(seed, rounds), *fuzz_cases.weight_cases(state),
+            *(case for path in checkpoints
+              for case in fuzz_cases.checkpoint_cases(path.read_bytes(), _digest, seed, rounds)),
+            *fuzz_cases.archive_cases(folder), *fuzz_cases.image_cases(),
             *fuzz_cases.malicious_cases(folder)]
 
 
@@ -90,8 +98,8 @@ def arguments(case: Case, base: Path, place: Path) -> tuple[str, list[str]]:
 # The worker --------------------------------------------------------------------------------------------------------
 
 
-def work(base: Path, cases: list[Case], start: int) -> None:
-    """Run cases from ``start`` on, telling of each as a line of JSON before and after it."""
+def work(base: Path, cases: list[Case]) -> None:
+    """Run the cases and print each outcome as a line of JSON; a hang ends the process with a traceback."""
     sys.path.insert(0, str(ROOT / "tools"))
     import cli
     import cv2  # noqa: F401
@@ -110,9 +118,9 @@ def work(base: Path, cases: list[Case], start: int) -> None:
     assert cifar.RELEASES["cifar10"].batch_images["test"] == 20
     tools = {"eval": eval_tool, "predict": predict_tool}
     _limit_memory()
-    for index in range(start, len(cases)):
-        case, place = cases[index], base / "cases" / str(index)
-        print(json.dumps({"begin": index}), flush=True)
+    for index, case in enumerate(cases):
+        place = base / "cases" / str(index)
+        faulthandler.dump_traceback_later(SECONDS, exit=True)
         place.mkdir(parents=True, exist_ok=True)
         for name, content in case.files.items():
             (place / name).parent.mkdir(exist_ok=True)
@@ -132,14 +140,13 @@ def work(base: Path, cases: list[Case], start: int) -> None:
                 code = traceback.format_exc()
         seconds = time.monotonic() - begin
         verdict = _verdict(case, place, code, err.getvalue())
-        print(json.dumps({"end": index, **asdict(Outcome(case.kind, case.damage, verdict, err.getvalue(), seconds))}),
-              flush=True)
+        print(json.dumps(asdict(Outcome(case.kind, case.damage, verdict, err.getvalue(), seconds))), flush=True)
+    faulthandler.cancel_dump_traceback_later()
 
 
 def _limit_memory() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
 
 
 def _restore(run: Path, place: Path) -> None:
@@ -157,26 +164,26 @@ def _restore(run: Path, place: Path) -> None:
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    if state.progress.global_step == 0:  # a damaged one is logged and the one before it used: there is none
+    if position.iteration == 0:  # damage is logged, and the checkpoint before it taken: there is none
         print(f"{place} 000000002.safetensors: starting from the beginning", file=sys.stderr)
         sys.exit(2)
 
 
-def _verdict(case: Case, place: Path, code: object, told: str) -> str:
+def _verdict(case: Case, place: Path, code: object, message: str) -> str:
     if (place / "canary").exists() or (place.parent.parent / "canary").exists():
         return "EXECUTED"
     if code not in (0, 2):
         return f"exit {code}"
     if code == 2:
-        lines = told.strip().split("\n")
-        if "Traceback" in told or not all(line.isprintable() for line in lines):
+        lines = message.strip().split("\n")
+        if "Traceback" in message or not all(line.isprintable() for line in lines):
             return "unprintable message"
-        if len(told) > TOLD or len(lines) > (12 if "weights" in case.kind or "pth" in case.kind else 1):
+        if len(message) > TOLD or len(lines) > (12 if "weights" in case.kind or "pth" in case.kind else 1):
             return "long message"
         names = [*case.files, "MODEL.ARGS", case.damage.rpartition(" ")[2], "cases"]
-        if case.kind == "config":  # or a name that stands in it
+        if case.kind == "config":  # or a name in it
             names += re.findall(r"\w{5,}", next(iter(case.files.values())).decode("latin1"))
-        return "refused" if any(name in told for name in names) else "nameless message"
+        return "refused" if any(name in message for name in names) else "nameless message"
     if case.must_refuse:
         return "SILENTLY ACCEPTED"
     if case.whole and case.files[case.whole] == next(iter(case.files.values())):
@@ -185,74 +192,30 @@ def _verdict(case: Case, place: Path, code: object, told: str) -> str:
 
 
 def _compare(case: Case, place: Path) -> str:
-    """Judge what was taken of a damaged file: its whole content, or what no reader can know to be wrong."""
-    import numpy as np
+    """Judge what was taken of a damaged config: its whole content, or something that it does not hold."""
     import yaml
 
     from configs.load import flatten, load_config
-    from datasets.files import read_image
-    from engine.weights.read import read_weights
 
+    if case.kind != "config":
+        return "SILENTLY ACCEPTED"
     first = place / next(iter(case.files))
-    whole = place / case.whole if case.whole else None
-    if case.kind == "config":
-        config, tree = dict(flatten(load_config(first))), dict(flatten(yaml.safe_load(first.read_bytes()) or {}))
-        tree.pop("_BASE_", None)
-        return "other content" if all(config[key] == tree[key] or float(config[key]) == float(tree[key])
-                                      for key in tree if key != "MODEL.ARGS") else "misread"
-    if "image" in case.kind:
-        one, two = read_image(first), read_image(whole)
-        if one.shape == two.shape and (one == two).all():
-            return "same content"
-        undetectable = case.kind != "PNG image" and case.damage != "truncated"
-        return "other content" if undetectable else "SILENTLY ACCEPTED"
-    if "archive" in case.kind:  # its own checksum is right: a stranger packed a batch with other pixels
-        return "other content" if case.damage != "truncated" else "SILENTLY ACCEPTED"
-    if case.kind == "resume checkpoint" or "tar" in case.kind or case.damage == "truncated":
-        return "SILENTLY ACCEPTED"
-    one, two = read_weights(first).arrays, read_weights(whole).arrays
-    if one.keys() != two.keys() or any(one[key].shape != two[key].shape for key in one):
-        return "SILENTLY ACCEPTED"
-    if all(np.array_equal(one[key], two[key]) for key in one):
-        return "same content"
-    return "SILENTLY ACCEPTED" if case.kind.startswith("zip") else "other content"
-
-
-# Its supervisor ----------------------------------------------------------------------------------------------------
+    config, tree = dict(flatten(load_config(first))), dict(flatten(yaml.safe_load(first.read_bytes()) or {}))
+    tree.pop("_BASE_", None)
+    return "other content" if all(config[key] == tree[key] or float(config[key]) == float(tree[key])
+                                  for key in tree if key != "MODEL.ARGS") else "misread"
 
 
 def run_cases(base: Path, cases: list[Case]) -> list[Outcome]:
-    """Run all cases in worker processes; one that ends or hangs is a verdict, and another goes on after it."""
+    """Run all cases in a process of bounded memory; one that it dies of, or hangs in, is the last outcome."""
     (base / "cases.pickle").write_bytes(pickle.dumps(cases))
-    outcomes: list[Outcome] = []
-    while len(outcomes) < len(cases):
-        with tempfile.TemporaryFile("w+") as errors:
-            worker = subprocess.Popen([sys.executable, __file__, "--work", str(base), str(len(outcomes))],
-                                      stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT,
-                                      env={**os.environ, "PYTHONPATH": str(ROOT)})
-            verdict = _listen(worker, outcomes)
-            if verdict and len(outcomes) < len(cases):
-                errors.seek(0)
-                case = cases[len(outcomes)]
-                outcomes.append(Outcome(case.kind, case.damage, verdict, errors.read()[-2000:], 0.0))
+    done = subprocess.run([sys.executable, __file__, "--work", str(base)], capture_output=True, text=True, cwd=ROOT,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    outcomes = [Outcome(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")]
+    if len(outcomes) < len(cases):
+        case = cases[len(outcomes)]
+        outcomes.append(Outcome(case.kind, case.damage, f"DIED with {done.returncode}", done.stderr[-2000:], 0.0))
     return outcomes
-
-
-def _listen(worker: subprocess.Popen[str], outcomes: list[Outcome]) -> str:
-    begun = False
-    while True:
-        ready, _, _ = select.select([worker.stdout], [], [], SECONDS if begun else 120)
-        line = worker.stdout.readline() if ready else ""
-        if not line:
-            worker.kill()
-            code = worker.wait()
-            assert begun or code == 0, "the worker does not start"
-            return "" if code == 0 else "HANG" if not ready else f"DIED with {code}"
-        record = json.loads(line)
-        begun = True
-        if "end" in record:
-            record.pop("end")
-            outcomes.append(Outcome(**record))
 
 
 def table(outcomes: list[Outcome]) -> str:
@@ -274,18 +237,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=5)
-    parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.work:
-        base = Path(given.work[0])
-        work(base, pickle.loads((base / "cases.pickle").read_bytes()), int(given.work[1]))
+        work(given.work, pickle.loads((given.work / "cases.pickle").read_bytes()))
         return 0
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         prepare(Path(folder))
         outcomes = run_cases(Path(folder), all_cases(Path(folder), given.seed, given.rounds))
     wrong = [outcome for outcome in outcomes if not outcome.good]
     for outcome in wrong:
-        print(f"{outcome.kind}, {outcome.damage}: {outcome.verdict[-1500:]} | {outcome.told[-300:]}")
+        print(f"{outcome.kind}, {outcome.damage}: {outcome.verdict[-1500:]} | {outcome.message[-300:]}")
     slowest = max(outcomes, key=lambda outcome: outcome.seconds)
     print(table(outcomes))
     print(f"slowest: {slowest.seconds:.1f} s, {slowest.kind}, {slowest.damage}")

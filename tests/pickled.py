@@ -25,6 +25,14 @@ def sized(count: int) -> bytes:
     return struct.pack("<Q", count)
 
 
+def tensor(numel: int, offset: int, shape: tuple, strides: tuple, kind: str = "FloatStorage") -> bytes:
+    """Return the opcodes of a dictionary with one tensor, ``w``."""
+    count, *numbers = (pickle.dumps(part, 2)[2:-1] for part in (numel, offset, shape, strides))
+    storage = b"(" + text("storage") + name("torch", kind) + text("0") + text("cpu") + count + b"tQ"
+    rebuilt = name("torch._utils", "_rebuild_tensor_v2") + b"(" + storage + b"".join(numbers) + b"\x89NtR"
+    return b"}" + text("w") + rebuilt + b"s"
+
+
 def as_zip(payload: bytes, storage: bytes = bytes(16)) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:

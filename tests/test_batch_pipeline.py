@@ -133,19 +133,6 @@ def test_images_of_their_own_sizes_and_views():
 
 
 @compiled
-def test_means_and_variances_over_many_draws():
-    """Over 1,500 draws each, from streams of their own, as for two pipelines that share no draw."""
-    pipeline = build_train_transforms(augment(**RECIPES["all, strong"]), 16)
-    images = np.stack(pictures(4, 32, 32)).repeat(375, axis=0)
-    a = BatchPipeline(pipeline).batch(images, np.arange(1500), (1,)).mean((2, 3))
-    b = pipeline.batch(images, np.arange(1500), (2,)).mean((2, 3))
-    error = np.sqrt((a.var(0) + b.var(0)) / 1500)
-    assert np.all(abs(a.mean(0) - b.mean(0)) < 4.5 * error)
-    kurtosis = ((a - a.mean(0)) ** 4).mean(0) / a.var(0) ** 2
-    assert np.all(abs(a.var(0) / b.var(0) - 1) < 4.5 * np.sqrt(2 * (kurtosis - 1) / 1500))
-
-
-@compiled
 def test_the_loader_gives_the_same_epoch_with_any_workers_from_anywhere():
     section = load_config(None, ["DATA.NAME=digits", "DATA.HOLDOUT=0"]).DATA
     digits, pipeline = build_dataset(section, "test"), build_train_transforms(augment(RANDAUGMENT_N=1), 24)

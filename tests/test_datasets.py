@@ -1,30 +1,20 @@
-"""Where images come from: the digits, CIFAR-10 in every place and form, splits, and downloads."""
+"""Where images come from: the digits, CIFAR-10 in every place and form, and splits."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import http.server
-import socket
-import threading
-import time
+import gzip
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 from cifar_files import batch, change_release, expected, write_archive, write_folder
 
 from configs.schema import default_config
-from datasets import build_dataset, cifar, class_names
-from datasets import download as download_module
-from datasets.cifar import read_cifar
+from datasets import build_dataset, cifar, class_names, origin
+from datasets.cifar import read as read_cifar
 from datasets.dataset import stratified_holdout
-from datasets.digits import read_digits
-from datasets.download import download
+from datasets.digits import read as read_digits
 from errors import UserError
-
-CLOSED = "http://127.0.0.1:9"  # nothing listens on the discard port
 
 
 def data_section(**changes):
@@ -32,15 +22,6 @@ def data_section(**changes):
     for key, value in changes.items():
         node[key] = value
     return node
-
-
-@pytest.fixture
-def offline(monkeypatch):
-    """Send every request to a closed port."""
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, CLOSED)
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def test_digits_are_scikit_learns():
@@ -104,7 +85,7 @@ def test_a_trial_has_fewer_images_of_every_class():
         ({"NAME": "digits", "HOLDOUT": 0}, "holdout", "HOLDOUT is 0.*selection is then on 'test'"),
     ],
 )
-def test_wrong_names_and_sizes_are_told(changes, split, words):
+def test_wrong_names_and_sizes_are_refused(changes, split, words):
     with pytest.raises(UserError, match=words):
         build_dataset(data_section(**changes), split)
 
@@ -112,7 +93,7 @@ def test_wrong_names_and_sizes_are_told(changes, split, words):
 def test_cifar10_is_what_paddle_reads(cifar10_root):
     from paddle.vision.datasets import Cifar10
 
-    test, train = read_cifar("cifar10", "test", cifar10_root), read_cifar("cifar10", "train", cifar10_root)
+    test, train = read_cifar("test", cifar10_root), read_cifar("train", cifar10_root)
     reference = Cifar10(str(cifar.find_cifar("cifar10", cifar10_root)), mode="test", backend="cv2")
     np.testing.assert_array_equal(test.labels, [label for _, label in reference.data])
     pixels = np.stack([pixels for pixels, _ in reference.data]).reshape(-1, 3, 32, 32)
@@ -123,16 +104,7 @@ def test_cifar10_is_what_paddle_reads(cifar10_root):
     assert train.labels[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]  # the official order
     means = train.images.mean(axis=(0, 1, 2)) / 255
     np.testing.assert_allclose(means, [0.4914, 0.4822, 0.4465], atol=0.001)  # red, green, blue as published
-
-
-def test_cifar10_splits(cifar10_root):
-    parts = {split: build_dataset(data_section(ROOT=cifar10_root), split) for split in ("train", "holdout", "test")}
-    assert [len(part) for part in parts.values()] == [45_000, 5_000, 10_000]
-    assert np.bincount(parts["holdout"].labels).tolist() == [500] * 10
-    everything = read_cifar("cifar10", "train", cifar10_root)
-    kept, held_out = stratified_holdout(everything.labels, 5000)
-    np.testing.assert_array_equal(parts["train"].images, everything.images[kept])
-    np.testing.assert_array_equal(parts["holdout"].images, everything.images[held_out])
+    assert origin.pixels_sha256(test) == origin.OFFICIAL
 
 
 @pytest.fixture
@@ -141,156 +113,61 @@ def small(monkeypatch):
     change_release(monkeypatch, batch_images={"train": 20, "test": 20})
 
 
-@pytest.mark.parametrize("place", ["", "cifar-10-python.tar.gz", "up/data152754", "up/cifar-10-batches-py"])
-@pytest.mark.usefixtures("small", "offline")
-def test_cifar10_is_found_packed_and_unpacked(place, tmp_path):
-    folder = tmp_path / place
-    folder = folder.parent if folder.suffix else folder
-    folder.mkdir(parents=True, exist_ok=True)
-    if folder.name == "cifar-10-batches-py":
-        write_folder(folder)
-    else:
-        write_archive(folder / "cifar-10-python.tar.gz")
-    root = tmp_path / place if not place.startswith("up") else tmp_path / "up"
-    for named in {root, folder}:
-        dataset = read_cifar("cifar10", "train", str(named), may_download=False)
-        images, labels = expected("train")
-        np.testing.assert_array_equal(dataset.images, images)
-        np.testing.assert_array_equal(dataset.labels, labels)
+ARCHIVE, FOLDER = "cifar-10-python.tar.gz", "cifar-10-batches-py"
+PLACES = {  # where the data are below the home folder, and DATA.ROOT
+    ARCHIVE: ("~", f"~/{ARCHIVE}"),
+    f"set/{ARCHIVE}": ("~/set", "set"),
+    f"up/data152754/{ARCHIVE}": ("~/up",),  # AI Studio
+    f"data/data9/{ARCHIVE}": ("", "data"),
+    f"up/{FOLDER}/": ("~/up", f"~/up/{FOLDER}"),
+    f"up/cifar-10-python/{FOLDER}/": ("~/up",),  # unpacked into a folder of its own
+    "up/cifar-10-python (1).tar.gz": ("~/up",),  # a browser's second download
+    "up/cifar-10-python.tar": ("~/up",),  # Safari unpacks
+    f".keras/datasets/cifar-10-batches-py-target/{FOLDER}/": ("", "~/.keras/datasets"),
+    ".keras/datasets/cifar-10-batches-py-target_archive": ("data",),
+    f".cache/paddle/dataset/cifar/{ARCHIVE}": ("data",),
+}
 
 
-@pytest.mark.usefixtures("small", "offline")
-def test_cifar10_is_found_in_the_home_of_ai_studio(tmp_path, monkeypatch):
-    (tmp_path / "home/data/data9").mkdir(parents=True)
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.usefixtures("small")
+def test_cifar10_is_found(place, tmp_path, monkeypatch):
     (tmp_path / "work").mkdir()
-    write_archive(tmp_path / "home/data/data9/cifar-10-python.tar.gz")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path / "work")
-    assert len(read_cifar("cifar10", "test", "data", may_download=False)) == 20
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path if "set" in PLACES[place] else tmp_path / "work")
+    path = tmp_path / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if place.endswith("/"):
+        write_folder(path)
+    else:
+        write_archive(path)
+        if path.suffix == ".tar":
+            path.write_bytes(gzip.decompress(path.read_bytes()))
+    for root in PLACES[place]:
+        for split in ("train", "test"):
+            dataset = read_cifar(split, root, may_download=False)
+            images, labels = expected(split)
+            np.testing.assert_array_equal(dataset.images, images)
+            np.testing.assert_array_equal(dataset.labels, labels)
 
 
 @pytest.mark.usefixtures("small")
-def test_a_replaced_archive_is_read_again(tmp_path):
-    path = tmp_path / "cifar-10-python.tar.gz"
+def test_what_is_there_instead_is_named(tmp_path):
+    (tmp_path / "cifar10.rar").touch()
+    (tmp_path / "images").mkdir()
+    with pytest.raises(UserError, match=r"no cifar-10-python.tar.gz .* \(it holds cifar10.rar, images/\): put it at"):
+        read_cifar("train", str(tmp_path), may_download=False)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_replaced_archive_is_read_again_and_pixels_are_labelled(tmp_path, monkeypatch):
+    path = tmp_path / ARCHIVE
     write_archive(path)
-    first = read_cifar("cifar10", "test", str(path))
+    first = read_cifar("test", str(path))
+    section = data_section(ROOT=str(path), MAX_IMAGES=5)
+    assert origin.origin(section) == "CIFAR-10 (unofficial pixels)"
+    monkeypatch.setattr(origin, "OFFICIAL", origin.pixels_sha256(first))
+    assert origin.origin(section) == "CIFAR-10" and origin.origin(data_section(NAME="digits")) == "digits"
     write_archive(path, {"test_batch": batch(77)})
-    assert (read_cifar("cifar10", "test", str(path)).images != first.images).any()
-
-
-@pytest.mark.usefixtures("offline")
-def test_without_a_network_one_sentence_says_where_to_put_the_file(tmp_path):
-    start = time.monotonic()
-    with pytest.raises(UserError) as caught:
-        read_cifar("cifar10", "train", str(tmp_path / "sets"))
-    message = str(caught.value)
-    assert time.monotonic() - start < 10
-    assert str(tmp_path / "sets" / "cifar-10-python.tar.gz") in message and "\n" not in message
-    assert all(url in message for url in cifar.RELEASES["cifar10"].urls) and "DATA.ROOT" in message
-    assert list((tmp_path / "sets").iterdir()) == []
-    with pytest.raises(UserError, match=r"DATA\.DOWNLOAD"):
-        read_cifar("cifar10", "train", str(tmp_path / "sets"), may_download=False)
-    with pytest.raises(UserError, match="no such file"):
-        read_cifar("cifar10", "train", str(tmp_path / "missing.tar.gz"))
-    (tmp_path / "file").write_text("no folder")
-    with pytest.raises(UserError, match="cannot be written"):
-        read_cifar("cifar10", "train", str(tmp_path / "file" / "below"))
-
-
-CONTENT = bytes(range(256)) * 4000
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
-
-
-class Mirror(http.server.BaseHTTPRequestHandler):
-    """Answers by path: the file, or one of the ways in which a mirror fails."""
-
-    def do_GET(self) -> None:
-        self.path = self.path.partition("?")[0]
-        if self.path == "/absent":
-            self.send_error(404)
-            return
-        bodies = {"/damaged": CONTENT[:-1] + b"!", "/page": b"<html>please log in</html>", "/endless": CONTENT * 3}
-        body = bodies.get(self.path, CONTENT)
-        self.send_response(200)
-        if self.path != "/endless":
-            self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        with contextlib.suppress(OSError):
-            if self.path == "/broken":
-                self.wfile.write(body[:1000])
-                self.connection.shutdown(socket.SHUT_RDWR)
-            elif self.path == "/silent":
-                self.wfile.write(body[:1000])
-                self.wfile.flush()
-                time.sleep(2)
-            else:
-                self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def mirror():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-@pytest.fixture
-def direct(monkeypatch):
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(download_module, "TIMEOUT_SECONDS", 0.5)
-
-
-@pytest.mark.parametrize(
-    ("bad", "answer"),
-    [
-        ("absent", "Not Found"),
-        ("damaged", "with sha256"),
-        ("page", "gave 26 of 1,024,000 bytes"),
-        ("endless", "gave more than 1,024,000 bytes"),
-        ("broken", "1,000 of 1,024,000 bytes"),
-        ("silent", "timed out"),
-    ],
-)
-@pytest.mark.usefixtures("direct")
-def test_the_next_mirror_follows_a_bad_one(bad, answer, mirror, tmp_path, capsys):
-    path = tmp_path / "new" / "file.bin"
-    with pytest.raises(UserError, match=answer) as caught:
-        download(path, [f"{mirror}/{bad}", f"{CLOSED}/x"], SHA256, len(CONTENT))
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-    assert list(path.parent.iterdir()) == []
-    download(path, [f"{mirror}/{bad}", f"{mirror}/good"], SHA256, len(CONTENT))
-    assert path.read_bytes() == CONTENT and list(path.parent.iterdir()) == [path]
-    assert "1.0 of 1.0 MB" in capsys.readouterr().err  # a plain line: no terminal here
-
-
-@pytest.mark.usefixtures("direct")
-def test_an_interrupted_download_leaves_nothing(mirror, tmp_path, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(download_module._Progress, "advance", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        download(tmp_path / "file.bin", [f"{mirror}/good"], SHA256, len(CONTENT))
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.usefixtures("direct", "small")
-def test_a_downloaded_archive_is_read(mirror, tmp_path, monkeypatch):
-    archive = tmp_path / "served.tar.gz"
-    write_archive(archive)
-    content = archive.read_bytes()
-    change_release(monkeypatch, mirrors=(f"{mirror}/damaged?", f"{mirror}/good?"), size=len(content),
-                   sha256=hashlib.sha256(content).hexdigest())
-    monkeypatch.setitem(globals(), "CONTENT", content)
-    root = tmp_path / "root"
-    for _ in range(2):  # the second time from the file
-        assert len(build_dataset(data_section(ROOT=str(root), HOLDOUT=10), "train")) == 90
-        change_release(monkeypatch, mirrors=())
-    assert [Path(entry).name for entry in root.iterdir()] == ["cifar-10-python.tar.gz"]
+    assert (read_cifar("test", str(path)).images != first.images).any()
+    assert origin.origin(section) == "CIFAR-10 (unofficial pixels)"

@@ -15,7 +15,7 @@ from analysis.explain.image_model import Regions
 from analysis.explain.interpretdl import FromImageNet, lime_interpreter, load_interpretdl
 from analysis.explain.lime import mean_colours, superpixels
 from analysis.explain.methods import explain
-from datasets.digits import read_digits
+from datasets.digits import read as read_digits
 from errors import UserError
 from processes import ROOT
 

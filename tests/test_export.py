@@ -12,7 +12,8 @@ from paddle import nn
 from yacs.config import CfgNode
 
 from configs.load import load_config
-from datasets.digits import CLASSES, read_digits
+from datasets.digits import CLASSES
+from datasets.digits import read as read_digits
 from datasets.transforms import build_eval_transforms
 from deploy import export as exporting
 from deploy.export import PREPROCESSING, export, run_exported

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import os
+import sys
+import unicodedata
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
+from configs.load import dump_config, load_config
 from configs.schema import default_config
-from datasets import build_dataset, class_names, imagefolder
+from datasets import build_dataset, class_names, files
 from datasets.dataset import stratified_holdout
-from datasets.imagefolder import FolderImages, read_imagefolder
+from datasets.files import FolderImages
+from datasets.imagefolder import read as read_imagefolder
 from datasets.loader import EvalLoader, TrainLoader
 from datasets.transforms import ResizeCenterCrop, build_eval_transforms, build_train_transforms
 from engine.data import check_classes, record_data, trained_classes
+from engine.model import build_model
+from engine.weights import save_weights
 from errors import UserError
-from processes import tiny_run, tool
+from processes import TINY, call
+from utils.fileio import write_text
 
 CLASSES = ("cat", "dog", "emu")
 
@@ -72,7 +80,7 @@ def test_folders_are_read_in_sorted_order(root):
 
 def test_nothing_is_decoded_before_it_is_asked_for(root, monkeypatch):
     read = []
-    monkeypatch.setattr(imagefolder, "read_image", lambda path: read.append(path) or pixels(0))
+    monkeypatch.setattr(files, "read_image", lambda path: read.append(path) or pixels(0))
     dataset = build_dataset(section(root, HOLDOUT=6), "train")
     assert isinstance(dataset.images[:3], FolderImages) and len(dataset.images[:3]) == 3 and not read
     dataset.images[1]
@@ -141,7 +149,9 @@ def test_two_lists_as_paddleclas_has_them(root):
     ("train/cat/cat_0.png -1", "line 1"),
     ("x.png 99999999999999999999", "line 1"),
     ("/etc/passwd 0", "found the path '/etc/passwd', expected one below"),
+    ("C:\\set\\x.png 0", "found the path 'C:/set/x.png', expected one below"),
     ("train/../../x.png 0", "expected one below"),
+    ("cat/cat_0.png 0", r"names 'cat/cat_0.png', but .* has no such file \(it holds train/, train_list.txt, val/\)"),
     ("\n", "is empty"),
     ("\xff\x00 1", "found the path"),
 ])
@@ -152,22 +162,121 @@ def test_strange_lists_are_refused(lines, words, root):
     assert "train_list.txt" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_what_is_missing_is_told(root, tmp_path_factory):
+@pytest.mark.parametrize("encode", [
+    lambda text: b"\xef\xbb\xbf" + text.encode(), lambda text: text.replace("/", "\\").encode(),
+    lambda text: text.replace("\n", "\r\n").encode(), lambda text: text.replace("\n", "\r").encode("utf-16"),
+    lambda text: text.encode("gb18030"), lambda text: unicodedata.normalize("NFD", text).encode()])
+def test_lists_of_other_systems(encode, root):
+    """Of Windows: a byte order mark, backslashes, line ends, UTF-16, GBK; of a Mac: decomposed characters."""
+    save(root / "train/猫é/猫 0.png", 5)
+    (root / "train_list.txt").write_bytes(encode("train/猫é/猫 0.png 0\ntrain/emu/emu_0.png 1\n"))
+    dataset = read_imagefolder("train", str(root))
+    assert dataset.labels.tolist() == [0, 1] and dataset.class_names == ("猫é", "emu")
+    np.testing.assert_array_equal(dataset.images[0], pixels(5))
+
+
+def test_every_format_is_read_from_folders_and_other_files_are_counted(root, caplog):
+    for index, suffix in enumerate(files.SUFFIXES):
+        kind = {".jp": "JPEG", ".jf": "JPEG", ".ji": "JPEG", ".gi": "GIF", ".ti": "TIFF", ".we": "WEBP", ".pn": "PNG",
+                ".bm": "BMP", ".di": "BMP"}.get("PPM" if suffix == ".pnm" else suffix[:3], "PPM")
+        Image.fromarray(pixels(index)).save(root / f"train/dog/x{index}{suffix.upper()}", kind)
+    for name in ("a.heic", "b.heic", "plain"):
+        (root / "train/emu" / name).touch()
+    save(root / "train/stray.png", 0)
+    dataset = read_imagefolder("train", str(root))
+    assert len(dataset) == 21 + len(files.SUFFIXES) and len([dataset.images[index] for index in range(len(dataset))])
+    assert (f"{root}/train: 3 classes, 37 images; ignored: 2 .heic files, 1 .txt files, 1 files without suffix, "
+            "1 images in no class folder") in caplog.text
+
+
+def test_links_are_followed_and_loops_end(root, tmp_path_factory, caplog):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for index in range(3):
+        save(elsewhere / f"deep/{index}.png", index)
+    (root / "train/dog/more").symlink_to(elsewhere)
+    (root / "train/dog/more/up").symlink_to(root / "train/dog")
+    (root / "train/dog/self").symlink_to("self")
+    dataset = read_imagefolder("train", str(root))
+    assert len(dataset) == 24 and "1 links to folders read already" in caplog.text
+    np.testing.assert_array_equal(dataset.images[13], pixels(0))
+
+
+def test_classes_without_images_are_reported(root, caplog):
+    (root / "val/cat").rename(root / "cats")
+    (root / "val/cat").mkdir()
+    assert len(read_imagefolder("test", str(root))) == 4
+    assert "2 classes, 4 images; no images of 1 classes: cat" in caplog.text
+    (root / "train_list.txt").write_text("train/cat/cat_0.png 1\ntrain/emu/emu_0.png 2")
+    read_imagefolder("train", str(root))
+    assert "no images of 1 classes: 0 (labels start at 0; do these start at 1?)" in caplog.text
+    (root / "train_list.txt").unlink()
+    (root / "train/fox").mkdir()
+    (root / "train/fox/x.heic").touch()
+    with pytest.raises(UserError, match=r"fox is a class without images; ignored: 1 .heic files; add files that end"):
+        read_imagefolder("train", str(root))
+    for split in ("train", "val"):
+        (root / "deep" / split).mkdir(parents=True)
+        (root / split).rename(root / "deep" / split / "images")
+    with pytest.raises(UserError, match=r"holds one folder, images, with the folders cat, dog, emu: .* move them up"):
+        read_imagefolder("train", str(root / "deep"))
+
+
+def test_names_in_other_encodings(root, tmp_path, caplog):
+    """GBK (a Chinese Windows), Latin-1, and decomposed characters (a Mac) in one split, UTF-8 in the other."""
+    for split, encodings in (("train", ("gbk", "latin1", "NFD")), ("val", ("utf-8", "latin1", "NFC"))):
+        for old, new, encoding in zip(CLASSES, ("狗", "ñandú", "é"), encodings, strict=True):
+            raw = (unicodedata.normalize(encoding, new).encode() if encoding[:2] == "NF" else new.encode(encoding))
+            os.rename(root / split / old, os.path.join(os.fsencode(root / split), raw))
+            (first, *_) = os.listdir(os.path.join(os.fsencode(root / split), raw))
+            os.rename(os.path.join(os.fsencode(root / split), raw, first),
+                      os.path.join(os.fsencode(root / split), raw, "狗".encode("gbk") + b".png"))
+    train, test = (read_imagefolder(split, str(root)) for split in ("train", "test"))
+    assert train.class_names == test.class_names == ("\\xf1and\\xfa", "é", "狗") and len(test) == 6
+    assert all(image.ndim == 3 for image in (train.images[index] for index in range(21)))
+    record_data(tmp_path, train, resume=False)
+    check_classes(tmp_path / "best_model.pdparams", test)
+    train.images.path(0).write_bytes(b"")
+    damaged = next(i for i in range(21) if "\udcb9" in train.images.path(i).name)
+    train.images.path(damaged).write_bytes(b"")
+    with pytest.raises(UserError, match=r"狗\.png: not a readable image"):
+        train.images[damaged]
+
+
+def test_damaged_images_are_named_in_the_background(root, caplog):
+    images = read_imagefolder("test", str(root)).images
+    images.path(3).write_bytes(b"\x89PNG")
+    check = images.check_in_background()
+    check.join()
+    assert len(check.damaged) == 1 and f"damaged image: {images.path(3)}: not a readable image" in caplog.text
+    images.check_in_background().stop()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_colours_of_tiffs_with_alpha_are_those_of_pngs(mode, tmp_path):
+    rgba = np.full((8, 6, 4), 200, np.uint8)
+    rgba[..., 3] = 64
+    picture = Image.fromarray(rgba).convert(mode)
+    picture.save(tmp_path / "a.tif", compression="tiff_lzw")
+    found = files.read_image(tmp_path / "a.tif")
+    assert found.shape == (8, 6, 3) and abs(found.astype(int) - 200).max() == 0
+
+
+def test_what_is_missing_is_named(root, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
-    with pytest.raises(UserError, match=r"no images found under .*train/<class>/ and val/<class>/"):
+    with pytest.raises(UserError, match=r"no images found under .*holds nothing.*train/<class>/ and val/<class>/"):
         read_imagefolder("train", str(empty))
     (empty / "train/a").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"holds no images.*jpeg"):
-        read_imagefolder("train", str(empty))
-    with pytest.raises(UserError, match="has no images to evaluate: expected val or validation or test or val_list"):
+    with pytest.raises(UserError, match=r"train\): expected val/<class>/ or .* or val_list|it holds train/"):
         read_imagefolder("test", str(empty))
     save(root / "val/emus/x.png", 1)
     with pytest.raises(UserError, match=r"val/emus is a class that training has not.*3 classes \(nearest: emu\)"):
         read_imagefolder("test", str(root))
     write_lists(root)
-    (root / "val_list.txt").write_text("flat/a.png 3")
+    (root / "val_list.txt").write_text("train/cat/cat_0.png 3")
     with pytest.raises(UserError, match="label 3, expected 0 to 2, the classes of training"):
         read_imagefolder("test", str(root))
+    with pytest.raises(UserError, match=r"https:/x/a.png: a URL; download the image first"):
+        files.read_image(Path("https://x/a.png"))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -206,7 +315,6 @@ def test_batches_of_images_of_all_sizes(root):
 @pytest.mark.parametrize(("height", "width"), [(30, 40), (61, 37), (100, 100), (50, 333), (57, 57)])
 def test_center_crop_is_that_of_paddle_on_pillow_images(height, width, interpolation):
     from paddle.vision.transforms import CenterCrop, Resize
-    from PIL import Image
 
     image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     for size, share in ((32, 0.9), (32, 0.875), (33, 1.0), (50, 0.95)):
@@ -226,17 +334,23 @@ def test_center_crop_of_boxes_and_of_endless_images():
         ResizeCenterCrop((224, 224), 0.9).apply(np.zeros((3_000_000, 1, 3), np.uint8))
 
 
-def test_a_run_knows_its_classes(root, tmp_path):
-    """Real processes: train on folders, then name the classes of an image without them."""
-    pairs = ["DATA.NAME=imagefolder", f"DATA.ROOT={root}", "DATA.HOLDOUT=0", "DATA.BATCH_SIZE=7", "MODEL.NUM_CLASSES=3",
-             "AUGMENT.EVAL_CROP_PCT=0.9", "NAME=run", "TRAIN.EPOCHS=1"]
-    done = tool("train", *tiny_run(tmp_path / "out", *pairs))
-    assert done.returncode == 0, done.stderr
-    run = tmp_path / "out/run"
+def test_predictions_for_folders(root, tmp_path, monkeypatch):
+    """The run's classes are known without its images; a CSV has every image, the grid the first ones."""
+    run = tmp_path / "run"
+    config = load_config("configs/quickstart.yaml", [*TINY, "MODEL.NUM_CLASSES=3", "DATA.NAME=imagefolder",
+                                                     "DATA.ROOT=nowhere", "DATA.EVAL_BATCH_SIZE=5"])
+    write_text(run / "config.yaml", dump_config(config))
+    save_weights(run / "best_model.pdparams", build_model(config).state_dict())
+    record_data(run, read_imagefolder("train", str(root)), resume=False)
     assert trained_classes(run / "best_model.pdparams") == CLASSES
-    done = tool("predict", "-w", str(run), str(root / "val/emu/emu_0.png"), "-o", "DATA.ROOT=nowhere",
-                "--out", str(tmp_path / "p.png"))
+    call("predict", "-h")
+    monkeypatch.setattr(sys.modules["predict"], "SHOWN", 7)
+    done = call("predict", "-w", run, root / "train", root / "val/emu/emu_0.png", "--out", tmp_path / "p.png")
     assert done.returncode == 0 and all(f"  {name} " in done.stdout for name in CLASSES), done.stderr
+    assert "emu_" not in done.stdout and "the first 7 images" in done.stdout and "p.csv: 22 images" in done.stdout
+    rows = (tmp_path / "p.csv").read_text().splitlines()
+    assert len(rows) == 1 + 22 and rows[1].startswith(f"{root}/train/cat/cat_0.png,,")
+    assert cv2.imread(str(tmp_path / "p.png")) is not None
 
 
 def test_a_run_goes_on_with_the_same_images_only(root, tmp_path):

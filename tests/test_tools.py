@@ -99,7 +99,7 @@ def test_weights_that_do_not_fit_are_listed(run: Path, call) -> None:
 
 
 def test_predictions_of_files_and_of_test_images(run: Path, tmp_path: Path, call) -> None:
-    from datasets.digits import read_digits
+    from datasets.digits import read as read_digits
 
     image = read_digits("test").images[3]
     cv2.imwrite(str(tmp_path / "digit.png"), image[:, :, ::-1])

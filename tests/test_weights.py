@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import pickle
+import re
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
 from paddle import nn
+from pickled import as_legacy, as_zip, tensor, text
+from safetensors.numpy import save_file
 
-from engine.weights.load import convert_state, load_weights, read_weights, save_weights
+from engine.weights.load import load_weights, read_weights, save_weights
 from errors import UserError
+from processes import call
 
 DATA = Path(__file__).parent / "data" / "weights"
 SHAPES = {"0.weight": (4, 3), "0.bias": (4,), "1.weight": (4,), "1.bias": (4,), "1.running_mean": (4,),
@@ -148,7 +154,7 @@ def test_paddle_slices_and_plain_arrays(tmp_path: Path) -> None:
         (tmp_path / "w").write_bytes(pickle.dumps(state, protocol))
         weights = read_weights(tmp_path / "w")
         np.testing.assert_array_equal(weights.arrays["w"], rule(3, 4))
-        assert list(weights.arrays) == ["w"] and weights.skipped == ("steps",) and weights.layout == "paddle"
+        assert list(weights.arrays) == ["w"] and weights.skipped == ("steps",)
     cuts["w"]["slices"] = ["w@@.0", "w@@.0"]
     (tmp_path / "w").write_bytes(pickle.dumps(state, 4))
     with pytest.raises(UserError, match="slices of its large parameters"):
@@ -232,29 +238,116 @@ def test_values_that_are_not_finite_and_wrong_types(tmp_path: Path) -> None:
             load_weights(Net(), tmp_path / "w")
 
 
-def test_hooks_of_a_model() -> None:
-    """`rename_reference` sees PyTorch's names, `resize_weights` Paddle's layout and only what does not fit."""
+def test_a_model_may_resize_what_does_not_fit() -> None:
+    """``resize_weights`` sees Paddle's layout and only what does not fit."""
     seen = []
 
-    class Hooked(Net):
+    class Wide(Net):
         def __init__(self) -> None:
             super().__init__()
-            self[0] = nn.Linear(3, 8)
-            self[1] = nn.BatchNorm1D(8)
-            self[2] = nn.Linear(8, 5)
-
-        def rename_reference(self, arrays: dict) -> dict:
-            assert "1.running_mean" in arrays
-            return {**arrays, "2.bias": arrays["2.bias"] + 1}
+            self[0], self[1], self[2] = nn.Linear(3, 8), nn.BatchNorm1D(8), nn.Linear(8, 5)
 
         def resize_weights(self, name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
             seen.append((name, array.shape, shape))
             return np.resize(array, shape)
 
-    model = Hooked()
-    report = load_weights(model, DATA / "compiled.pt")
+    report = load_weights(Wide(), DATA / "compiled.pt")
     assert ("0.weight", (3, 4), (3, 8)) in seen and "2.bias" not in [name for name, _, _ in seen]
     assert ("0.bias", (4,), (8,)) in report.resampled and len(report.resampled) == len(seen) == 7
-    np.testing.assert_array_equal(model[2].bias.numpy(), rule(5) + 1)
-    assert set(convert_state(read_weights(DATA / "compiled.pt"), Net())) - set(SHAPES) == {
-        "1._mean", "1._variance", "1.num_batches_tracked"}
+
+
+class Plain(nn.Sequential):
+    """No batch norms: names do not tell the layout."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__(*(nn.Linear(a, b) for a, b in pairwise(widths)))
+        self.num_classes = widths[-1]
+
+
+@pytest.mark.parametrize("widths", [(3, 4, 4), (4, 4, 5), (4, 4), (6, 6, 6)])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("metadata", [None, {"format": "np"}, {"format": "pt"}, {"format": "pd"}])
+def test_the_layout_of_safetensors(widths: tuple, transposed: bool, metadata: dict | None, tmp_path: Path) -> None:
+    """From the metadata, else from the shapes; where these fit both, refused: never is a matrix loaded transposed."""
+    source, model = Plain(*widths), Plain(*widths)
+    before = values(model)
+    state = {name: np.ascontiguousarray(array.T) if transposed else array for name, array in values(source).items()}
+    save_file(state, tmp_path / "w.safetensors", metadata)
+    named = (metadata or {}).get("format") in ("pt", "pd")
+    if not named and len(set(widths)) == 1:
+        with pytest.raises(UserError, match=r"does not tell whether .* \[in, out\] \(Paddle\) or \[out, in\]"):
+            load_weights(model, tmp_path / "w.safetensors")
+        expected = before
+    elif named and (metadata["format"] == "pt") != transposed:
+        return  # the metadata are wrong, which squares do not show
+    else:
+        assert load_weights(model, tmp_path / "w.safetensors").layout == ("torch" if transposed else "paddle")
+        expected = values(source)
+    for name, array in values(model).items():
+        np.testing.assert_array_equal(array, expected[name])
+
+
+def test_the_layout_shows_beside_another_head(tmp_path: Path) -> None:
+    save_file(values(Plain(4, 4, 9)), tmp_path / "w.safetensors")
+    report = load_weights(Plain(4, 4, 7), tmp_path / "w.safetensors", num_classes_mismatch="fresh_head")
+    assert report.layout == "paddle" and report.fresh == ["1.weight", "1.bias"]
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.", "backbone.", "module.", "_layers.", "_orig_mod.module.", "my."])
+def test_a_wrapper_s_prefix_is_removed_and_reported(prefix: str, tmp_path: Path) -> None:
+    arrays = {prefix + name: rule(*shape) for name, shape in SHAPES.items()}
+    (tmp_path / "w").write_bytes(pickle.dumps({"state_dict": {**arrays, "n_averaged": np.int64([3])}}, 4))
+    model = Net()
+    report = load_weights(model, tmp_path / "w")
+    assert_network(values(model))
+    assert f"under state_dict, prefix {prefix} removed from all names" in report.lines()[0]
+    (tmp_path / "w").write_bytes(pickle.dumps({**arrays, "loss.weight": rule(2)}, 4))
+    with pytest.raises(UserError, match=r"8 missing .* 9 not in the model"):
+        load_weights(model, tmp_path / "w")
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("wrap", [as_zip, as_legacy])
+def test_numpy_arrays_in_a_file_of_pytorch(wrap: Callable, protocol: int, tmp_path: Path) -> None:
+    arrays = {name: rule(*shape) for name, shape in SHAPES.items()}
+    arrays["0.weight"] = np.asfortranarray(arrays["0.weight"])
+    payload = pickle.dumps({"state_dict": arrays, "mean": np.float32(3), "half": rule(3)}, protocol)
+    payload = payload[2:-1] if protocol == 2 else payload[11:-1]  # without PROTO, FRAME and STOP
+    (tmp_path / "w").write_bytes(wrap(payload))
+    model = Net()
+    assert load_weights(model, tmp_path / "w").layout == "torch"
+    assert_network(values(model))
+
+
+def test_one_numpy_array_among_tensors(tmp_path: Path) -> None:
+    array = pickle.dumps(rule(3), 2)[2:-1]
+    (tmp_path / "w").write_bytes(as_zip(tensor(4, 0, (4,), (1,)) + text("b") + array + b"s"))
+    found = read_weights(tmp_path / "w").arrays
+    np.testing.assert_array_equal(found["b"], rule(3))
+    assert found["w"].shape == (4,)
+
+
+@pytest.mark.parametrize(("path", "words"), [
+    ("run/checkpoints/000000038.safetensors", "a training checkpoint, .* pass its run folder"),
+    ("run/checkpoints", "the folder of a run's checkpoints; pass the run folder .*run"),
+    ("exported", "an exported model; pass the weights or the run folder"),
+    ("exported/inference.json", "an exported model"), ("exported/inference.pdiparams", "an exported model"),
+    ("model.safetensors.index.json", "the index of weights split over several files; join them"),
+    ("final_optimizer.pdopt", "an optimizer's state; pass the .pdparams beside it"),
+])
+def test_what_is_often_given_as_weights(path: str, words: str, tmp_path: Path) -> None:
+    for file in ("run/config.yaml", "run/checkpoints/000000038.safetensors", "exported/inference.json",
+                 "exported/inference.pdiparams", "model.safetensors.index.json", "final_optimizer.pdopt"):
+        (tmp_path / file).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / file).write_bytes(b"{}")
+    with pytest.raises(UserError, match=f"{path} is {words}"):
+        read_weights(tmp_path / path)
+    if "run" not in path:
+        done = call("eval", "-w", tmp_path / path)
+        assert done.returncode == 2 and re.search(words, done.stderr)
+
+
+def test_a_checkpoint_is_known_by_its_content(tmp_path: Path) -> None:
+    save_file({"model.w": rule(3)}, tmp_path / "moved.safetensors", {"format": "checkpoint"})
+    with pytest.raises(UserError, match=r"moved.safetensors is a training checkpoint"):
+        read_weights(tmp_path / "moved.safetensors")

@@ -12,30 +12,21 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from pickled import LEGACY_KEYS, as_legacy, as_paddle, as_zip, name, sized, text
+from pickled import LEGACY_KEYS, as_legacy, as_paddle, as_zip, name, sized, tensor, text
 
 from engine.weights.read import read_weights
 from errors import UserError
 
-TENSOR = name("torch._utils", "_rebuild_tensor_v2")
-
-
-def tensor(numel: int, offset: int, shape: tuple, strides: tuple, kind: str = "FloatStorage") -> bytes:
-    count, *numbers = (pickle.dumps(part, 2)[2:-1] for part in (numel, offset, shape, strides))
-    storage = b"(" + text("storage") + name("torch", kind) + text("0") + text("cpu") + count + b"tQ"
-    return b"}" + text("w") + TENSOR + b"(" + storage + b"".join(numbers) + b"\x89NtRs"
-
-
 NUMBERS = name("numpy._core.multiarray", "_reconstruct") + name("numpy", "ndarray") + b"K\x00\x85C\x01b\x87R"
 KIND = name("numpy", "dtype") + text("f4") + b"\x89\x88\x87R"
-BOMBS = {  # what they are: the file, and the reason told
+BOMBS = {  # what they are: the file, and the reason given
     "memo index": (as_paddle(b"Nr\xff\xff\xff\xff"), "holds no weights"),
     "bytes of 2**60": (as_paddle(b"\x8e" + sized(2**60)), "promises 1152921504606846976 bytes where 2 are left"),
     "text of 2**63": (as_paddle(b"\x8d" + sized(2**63)), "promises 9223372036854775808 bytes where 2 are left"),
     "frame of 2**62": (b"\x80\x04\x95" + sized(2**62) + b"}.", "holds no weights"),
     "long of 2**31": (as_paddle(b"\x8b\xff\xff\xff\x7f"), "opcode LONG4"),
-    "nested tuples as a key": (b"\x80\x04})" + b"\x85" * 1_000_000 + b"K\x01s.", "holds no weights"),
-    "nested lists": (b"\x80\x04" + b"]" * 500_000 + b"a" * 499_999 + b".", "holds no weights"),
+    "nested tuples as a key": (b"\x80\x04})" + b"\x85" * 300_000 + b"K\x01s.", "holds no weights"),
+    "nested lists": (b"\x80\x04" + b"]" * 200_000 + b"a" * 199_999 + b".", "holds no weights"),
     "too many opcodes": (b"\x80\x04}" + b"N0" * 2_000_000 + b".", "more than 3,000,000 opcodes"),
     "a text encoded again and again": (
         b"\x80\x04" + text("x" * 100_000) + b"q\x00"
@@ -60,17 +51,13 @@ BOMBS = {  # what they are: the file, and the reason told
     "tensor beyond its storage": (as_zip(tensor(4, 0, (5,), (1,))), "larger than its storage"),
     "tensor behind its storage": (as_zip(tensor(4, 4, (1,), (1,))), "larger than its storage"),
     "stride 0": (as_zip(tensor(4, 0, (2**32,), (0,))), "larger than its storage"),
-    "negative stride": (as_zip(tensor(4, 3, (4,), (-1,))), "no sensible number"),
-    "negative size": (as_zip(tensor(4, 0, (-1,), (1,))), "no sensible number"),
+    "negative stride": (as_zip(tensor(4, 3, (4,), (-1,))), "a size is not from 0 to"),
+    "negative size": (as_zip(tensor(4, 0, (-1,), (1,))), "a size is not from 0 to"),
     "empty tensor of enormous sides": (as_zip(tensor(4, 0, (0, 2**33, 2**33), (1, 1, 1))), "larger than any network's"),
-    "sixty-four axes": (as_zip(tensor(4, 0, (1,) * 64, (1,) * 64)), "no tuple of sizes"),
+    "sixty-four axes": (as_zip(tensor(4, 0, (1,) * 64, (1,) * 64)), "a shape is not a tuple of at most 32 sizes"),
     "one storage as two types": (
         as_zip(b"](" + tensor(4, 0, (4,), (1,)) + tensor(4, 0, (4,), (1,), "LongStorage") + b"e"),
         "two types or sizes"),
-    "module. a million times": (
-        b"\x80\x04}" + b"".join(text(key) + NUMBERS + b"(K\x01K\x01\x85" + KIND + b"\x89C\x04aaaatbs"
-                               for key in ("w", "module." * 1_000_000 + "w")) + b".",
-        "holds w twice"),
     "empty stack": (b"\x80\x04.", "stops making sense"),
     "popping nothing": (b"\x80\x04\x87R.", "takes more than it has"),
     "no mark": (b"\x80\x04Nt.", "stops making sense"),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fuzz_cases import damaged
 from paddle import nn
 
 from engine.weights.load import load_weights, read_weights
@@ -20,43 +21,43 @@ from errors import UserError
 DATA = Path(__file__).parent / "data" / "weights"
 
 
-@pytest.mark.parametrize(("content", "told"), [
+@pytest.mark.parametrize(("content", "words"), [
     (b"", "is empty"), (b"\x1f\x8b\x08data", "compressed with gzip"), (b"\n<!DOCTYPE html><html>", "a web page"),
     (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"), (b"weights", "starts with 77 65"),
     (bytes(257) + b"ustar" + bytes(300), "tar archive"), (b"PK\x05\x06" + bytes(18), "0 data.pkl"),
     (b"PK\x03\x04", "zip directory cannot be read"),
 ])
-def test_other_files(content: bytes, told: str, tmp_path: Path) -> None:
+def test_other_files(content: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=words):
         read_weights(tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize(("content", "told"), [
+@pytest.mark.parametrize(("content", "words"), [
     (b"cos\nsystem\n(S'true'\ntR.", "nothing of it was run.* names os.system"),
     (b"(S'true'\nios\nsystem\n.", "names os.system"),
     (b"config: some text\nand more of it\n", "starts with 63 6f"),
 ])
-def test_pickles_of_old_protocols(content: bytes, told: str, tmp_path: Path) -> None:
+def test_pickles_of_old_protocols(content: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=words):
         read_weights(tmp_path / "w.pth")
 
 
 def test_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for path, told in ((tmp_path, "is a folder"), (tmp_path / "pipe", "no ordinary file"),
+    for path, words in ((tmp_path, "is a folder"), (tmp_path / "pipe", "not an ordinary file"),
                        (tmp_path / "none.pth", "No such file")):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=words):
             read_weights(path)
 
 
 def test_big_endian_and_torchscript(tmp_path: Path) -> None:
-    for entry, content, told in (("byteorder", b"big", "big-endian"), ("constants.pkl", b"", "TorchScript")):
+    for entry, content, words in (("byteorder", b"big", "big-endian"), ("constants.pkl", b"", "TorchScript")):
         with zipfile.ZipFile(tmp_path / "w", "w") as archive:
             archive.writestr("archive/data.pkl", pickle.dumps({}, 2))
             archive.writestr(f"archive/{entry}", content)
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=words):
             read_weights(tmp_path / "w")
     (tmp_path / "w").write_bytes(pickle.dumps({"w": np.ones(3, ">f4")}, 4))
     with pytest.raises(UserError, match="big-endian"):
@@ -74,27 +75,8 @@ def test_reading_needs_neither_torch_nor_paddle() -> None:
 # Damage ------------------------------------------------------------------------------------------------------------
 
 
-def damaged(data: bytes, rng: np.random.Generator) -> bytes:
-    """Return the bytes cut, with flipped bits, with a stretch overwritten, removed, repeated or from elsewhere."""
-    changed = bytearray(data)
-    start = int(rng.integers(len(data)))
-    length = int(rng.integers(1, 40))
-    match rng.integers(6):
-        case 0:
-            return data[:start]
-        case 1:
-            for place in rng.integers(len(data), size=int(rng.integers(1, 4))):
-                changed[place] ^= 1 << int(rng.integers(8))
-        case 2:
-            changed[start : start + length] = rng.bytes(length)
-        case 3:
-            del changed[start : start + length]
-        case 4:
-            changed[start:start] = changed[start : start + length]
-        case 5:
-            other = int(rng.integers(len(data)))
-            changed[start : start + length] = changed[other : other + length]
-    return bytes(changed)
+def one_damage(data: bytes, rng: np.random.Generator) -> bytes:
+    return list(damaged(data, rng))[int(rng.integers(7))][1]
 
 
 def paddle_file(protocol: int) -> bytes:
@@ -108,7 +90,7 @@ def with_damaged_pickle(data: bytes, rng: np.random.Generator) -> bytes:
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
         for name in old.namelist():
             content = old.read(name)
-            new.writestr(name, damaged(content, rng) if name.endswith("data.pkl") else content)
+            new.writestr(name, one_damage(content, rng) if name.endswith("data.pkl") else content)
     return buffer.getvalue()
 
 
@@ -124,8 +106,8 @@ def test_damaged_files(source: str | int, tmp_path: Path) -> None:
     whole = read_weights(path)
     rng = np.random.default_rng(20 + FUZZED.index(source))
     read = refused = 0
-    for _ in range(400):
-        wrong = damaged(data, rng)
+    for _ in range(100):
+        wrong = one_damage(data, rng)
         path.write_bytes(wrong)
         try:
             weights = read_weights(path)
@@ -140,19 +122,19 @@ def test_damaged_files(source: str | int, tmp_path: Path) -> None:
             for key, array in weights.arrays.items():
                 np.testing.assert_array_equal(array, whole.arrays[key])
     print(f"{source}: {refused} refused, {read} read")
-    assert refused > 200
+    assert refused > 50
 
 
 @pytest.mark.parametrize("name", ["kinds_zip.pth", "timm_zip.pth.tar"])
 def test_damaged_pickles_with_right_checksums(name: str, tmp_path: Path) -> None:
     data, rng, refused = (DATA / name).read_bytes(), np.random.default_rng(7), 0
-    for _ in range(300):
+    for _ in range(80):
         (tmp_path / "w.pth").write_bytes(with_damaged_pickle(data, rng))
         try:
             assert sum(array.nbytes for array in read_weights(tmp_path / "w.pth").arrays.values()) < 2 * len(data)
         except UserError:
             refused += 1
-    assert refused > 200
+    assert refused > 50
 
 
 @pytest.mark.parametrize("name", ["timm_zip.pth.tar", "timm_legacy.pth.tar"])
@@ -161,9 +143,9 @@ def test_damage_leaves_a_model_alone(name: str, tmp_path: Path) -> None:
     data, rng = (DATA / name).read_bytes(), np.random.default_rng(9)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1D(4), nn.Linear(4, 5))
     refused = 0
-    for _ in range(200):
+    for _ in range(60):
         before = {key: value.numpy() for key, value in model.state_dict().items()}
-        (tmp_path / "w.pth").write_bytes(damaged(data, rng))
+        (tmp_path / "w.pth").write_bytes(one_damage(data, rng))
         try:
             load_weights(model, tmp_path / "w.pth")
         except UserError:
@@ -171,4 +153,4 @@ def test_damage_leaves_a_model_alone(name: str, tmp_path: Path) -> None:
             for key, value in model.state_dict().items():
                 np.testing.assert_array_equal(value.numpy(), before[key])
         assert all(np.isfinite(value.numpy()).all() for value in model.state_dict().values())
-    assert 100 < refused < 200
+    assert 25 < refused < 60

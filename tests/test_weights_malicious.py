@@ -155,7 +155,7 @@ def test_references_outside_a_paddle_file(tmp_path: Path) -> None:
 
 
 def test_whole_models_are_refused_by_name() -> None:
-    with pytest.raises(UserError, match=r"names torch\.nn\.modules\.linear\.Linear.*save only its state_dict"):
+    with pytest.raises(UserError, match=r"names torch\.nn\.modules\.linear\.Linear.*save only the state_dict"):
         read_weights(DATA / "whole_model.pt")
 
 

@@ -72,13 +72,15 @@ def config_of(arguments: argparse.Namespace) -> Path:
     if checkpoint:
         released.check_released(checkpoint)
         return checkpoint / released.CONFIG
-    weights = Path(arguments.weights)
+    weights = Path(os.path.expanduser(arguments.weights))
     for folder in (weights, weights.parent):
         if (folder / "config.yaml").is_file():
             return folder / "config.yaml"
     if not weights.exists() and not weights.with_name(f"{weights.name}.pdparams").exists():
         raise released.unknown_weights(weights)
-    raise UserError(f"no config: name one with -c ({weights} is not in a run folder)")
+    if other := released.describe_other(weights):
+        raise UserError(f"{weights} is {other}")
+    raise UserError(f"no config: name one with -c ({weights} is in no run folder)")
 
 
 def work_folder(weights: str, config: CfgNode) -> Path:
@@ -89,7 +91,7 @@ def work_folder(weights: str, config: CfgNode) -> Path:
     checkpoint = released.find_released(weights)
     if checkpoint:
         return Path(config.OUTPUT) / "released" / checkpoint.name
-    path = Path(weights)
+    path = Path(os.path.expanduser(weights))
     run = path if path.is_dir() else path.parent
     return run if (run / "config.yaml").is_file() else Path(config.OUTPUT) / config.NAME
 

@@ -60,6 +60,8 @@ def main(arguments: argparse.Namespace) -> None:
         print(_beside_recorded(metrics, read_json(checkpoint / released.RESULTS)["test"]))
     for name, accuracy in figures["per_class"].items():
         print(f"  {name:<12} {'no images' if accuracy is None else f'{accuracy:7.2%}'}")
+    if len(outputs) > len(names):
+        print(f"{len(outputs):,} outputs, {len(names)} classes: label k is compared with output k, see above")
     if len(outputs) <= 20:
         print(confusion_table(confusion, outputs))
     if arguments.report:

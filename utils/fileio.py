@@ -31,7 +31,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         with suppress(OSError):  # some file systems cannot sync a folder
             _sync(path.parent)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise UserError(f"{printable(path, 300)}: cannot be written: {error.strerror or error}") from error
     finally:
         with suppress(OSError):  # exists only after an error, and may be out of reach then
             temporary.unlink()
@@ -64,9 +64,18 @@ def remove_temporaries(folder: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn an OSError inside the block into a UserError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{printable(path, 300)}: cannot be read: {error.strerror or error}") from None
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write a text file atomically, as UTF-8; bytes of a file name that are not become escapes, valid in JSON."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:

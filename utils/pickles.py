@@ -1,10 +1,9 @@
-"""A pickle machine for files from strangers: it builds plain data and descriptions of arrays, and calls nothing.
+"""Read pickles from strangers: plain data and descriptions of arrays come out, nothing is imported or called.
 
-Python's own unpickler runs what a file tells it to. Even with ``find_class`` restricted, a few bytes make it
-reserve gigabytes (a memo index, a declared length) or overflow the stack (hashing a deeply nested tuple). This
-machine knows only the opcodes that ``torch.save`` and ``paddle.save`` write (protocols 2 to 5). A global name is
-never imported: it is looked up in `pickle_names`, and one that does not stand there is refused. PyTorch's own
-``weights_only`` loader goes the same way.
+Python's own unpickler runs what a file names, and a few bytes make it reserve gigabytes (a memo index, a declared
+length) or overflow the stack (hashing a deeply nested tuple). This machine knows the opcodes that ``torch.save``,
+``paddle.save`` and the CIFAR archives need (protocols 2 to 5). A name that is not in the tables below is refused.
+PyTorch's ``weights_only`` loader works the same way.
 """
 
 from __future__ import annotations
@@ -14,59 +13,133 @@ import pickletools
 import re
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
 
 from errors import UserError, printable
-from utils import pickle_names
-from utils.pickle_names import CALLS, STAND_INS, STORAGES, Array, Broken, Name, NumpyKind, StandIn, Storage
 
+MAX_BYTES = 8 << 30  # of one file, and of one array in it
 MAX_OPCODES = 3_000_000  # a state dict with its optimizer needs some fifty per tensor
 MAX_NAME = 512
+MAX_RANK = 32
+
+STORAGES = {
+    "Half": "f2", "Float": "f4", "Double": "f8", "BFloat16": "bfloat16", "Char": "i1", "Short": "i2", "Int": "i4",
+    "Long": "i8", "Byte": "u1", "Bool": "b1", "ComplexFloat": "c8", "ComplexDouble": "c16",
+}
+STORAGES = {f"torch.{cuda}{name}Storage": kind for name, kind in STORAGES.items() for cuda in ("", "cuda.")}
+NUMPY_KINDS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1", "c8", "c16"}
+
+# Classes found beside the weights in real checkpoints: arguments, configurations, optimizers, schedules. Their
+# instances become a `StandIn`.
+STAND_INS = {
+    "argparse.Namespace", "collections.Counter", "collections.defaultdict", "easydict.EasyDict",
+    "numpy.ndarray", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
+    "torch.Size", "torch.device", "torch.nn.parameter.Parameter", "torch.torch_version.TorchVersion",
+    "yacs.config.CfgNode", "pytorch_lightning.utilities.parsing.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict", "lightning.fabric.utilities.data.AttributeDict",
+}
+STAND_INS |= {f"pathlib.{name}" for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")}
+STAND_INS |= {
+    f"{module}.{name}"
+    for module in ("builtins", "__builtin__")
+    for name in ("bool", "bytearray", "complex", "dict", "float", "frozenset", "int", "list", "set", "slice", "str")
+}
+STAND_INS |= {
+    f"torch.{name}"
+    for name in ("bfloat16", "bool", "float16", "float32", "float64", "int16", "int32", "int64", "int8", "uint8")
+}
 
 
-def load(data: memoryview, start: int, told: str,
-         storages: dict[str, Storage] | None = None) -> tuple[object, int]:
-    """Read one pickle of `data` from byte `start`; return its object and the position after it.
+class Broken(Exception):
+    """The pickle stops making sense."""
 
-    Arrays come out as `Tensor` and `Array`, bytes as views of `data`; sets and other objects that weights do not
-    need as `StandIn`; dictionary entries whose key is neither a string nor an ordinary integer are dropped.
-    PyTorch's references to storages are allowed where `storages` is given, and collected there. `told` names the
-    file in messages. Raises UserError for a name or opcode that is not allowed, and for anything damaged.
+
+@dataclass(frozen=True)
+class Name:
+    """An allowed global name; never the object itself."""
+
+    dotted: str
+
+
+class StandIn:
+    """An object that is not needed: it accepts items and states and keeps nothing."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Numbers that a PyTorch file keeps outside its pickle: ``numel`` of ``kind`` under ``key``."""
+
+    key: str
+    kind: str
+    numel: int
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A PyTorch tensor: a view of a storage; offset and strides in elements."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclass
+class NumpyKind:
+    """A numpy dtype by its letter and width."""
+
+    code: str
+
+
+@dataclass
+class Array:
+    """A numpy array; ``values`` are None until its BUILD opcode."""
+
+    values: np.ndarray | None = None
+
+
+def load(data: memoryview, start: int, title: str, storages: dict[str, Storage] | None = None) -> tuple[object, int]:
+    """Read one pickle of ``data`` from byte ``start``; return its object and the position after it.
+
+    Arrays become `Tensor` or `Array`, bytes become views of ``data``, other objects `StandIn`. Dictionary entries whose
+    key is neither a text nor an ordinary integer are dropped. References to PyTorch's storages are allowed where
+    ``storages`` is given, and collected there. Raises UserError, which begins with ``title``, for a name or opcode that
+    is not allowed and for damage.
     """
-    machine = Machine(data, start, told, storages)
+    machine = Machine(data, start, title, storages)
     try:
         return machine.run(), machine.at
     except (Broken, IndexError, KeyError, TypeError, ValueError, OverflowError, struct.error) as error:
         reason = str(error) if isinstance(error, Broken) else "it stops making sense"
-        raise UserError(f"{told} is damaged or not a file of weights: {reason} (byte {machine.at} of the pickle's "
+        raise UserError(f"{title} is damaged or of another kind: {reason} (byte {machine.at} of the pickle's "
                         f"{len(data)})") from None
 
 
-def expect_end(data: memoryview, end: int, told: str) -> None:
-    """Raise UserError if `data` goes on behind its last object."""
+def expect_end(data: memoryview, end: int, title: str) -> None:
+    """Raise UserError if ``data`` continues after its last object."""
     if end != len(data):
-        raise UserError(f"{told} is damaged: it goes on for {len(data) - end} bytes after its last object")
+        raise UserError(f"{title} is damaged: {len(data) - end} bytes follow its last object")
 
 
-def refuse_text_pickle(data: bytes, told: str) -> None:
-    """Raise UserError with the first name in `data` if it is a pickle of protocol 0 or 1; else do nothing.
-
-    Neither PyTorch nor Paddle writes these, so that they are not read, only told.
-    """
+def refuse_text_pickle(data: bytes, title: str) -> None:
+    """Raise UserError with the first name in ``data`` if it is a pickle of protocol 0 or 1, which is not read."""
     try:
         for opcode, argument, _ in pickletools.genops(data):
             if opcode.name in ("GLOBAL", "INST") and re.fullmatch(r"[\w.]+ [\w.]+", argument):
-                raise UserError(f"{told} is refused and nothing of it was run: it is a pickle of a protocol that "
-                                "neither torch.save nor paddle.save uses, and names "
-                                f"{printable(argument.replace(' ', '.'))}")
-    except (ValueError, IndexError, OverflowError, struct.error):  # no pickle
+                raise UserError(f"{title} is refused and nothing of it was run: it is a pickle of protocol 0 or 1 and "
+                                f"names {printable(argument.replace(' ', '.'))}")
+    except (ValueError, IndexError, OverflowError, struct.error):  # not a pickle
         return
 
 
 class Machine:
-    """One run over one pickle: a stack, its marks, a memo, and what the arrays may still claim."""
+    """One run over one pickle: a stack, its marks, a memo, and the bytes that arrays may still claim."""
 
-    def __init__(self, data: memoryview, start: int, told: str, storages: dict[str, Storage] | None) -> None:
-        self.data, self.at, self.told, self.storages = data, start, told, storages
+    def __init__(self, data: memoryview, start: int, title: str, storages: dict[str, Storage] | None) -> None:
+        self.data, self.at, self.title, self.storages = data, start, title, storages
         self.stack: list = []
         self.marks: list[int] = []
         self.memo: dict[int, object] = {}
@@ -84,7 +157,7 @@ class Machine:
             operation(self)
         raise Broken(f"it has more than {MAX_OPCODES:,} opcodes")
 
-    # Reading arguments -------------------------------------------------------------------------------------------
+    # Arguments of opcodes ----------------------------------------------------------------------------------------
 
     def take(self, count: int) -> memoryview:
         if not 0 <= count <= len(self.data) - self.at:
@@ -128,6 +201,12 @@ class Machine:
     def memoize(self, index: int) -> None:
         self.memo[index] = self.stack[-1]
 
+    def spend(self, what: str, count: int) -> None:
+        """Count what is made of the file's bytes: repeating the same ones costs a file nothing, and us memory."""
+        self.bytes_left[what] -= count
+        if self.bytes_left[what] < 0:
+            raise Broken(f"its {what} values are more than the file holds")
+
     # Containers --------------------------------------------------------------------------------------------------
 
     def extend(self, values: list) -> None:
@@ -135,23 +214,21 @@ class Machine:
         if type(target) is list:
             target.extend(values)
         elif type(target) is not StandIn:
-            raise Broken("it appends to what is no list")
+            raise Broken("it appends to something other than a list")
 
     def set_items(self, values: list) -> None:
         target = self.stack[-1]
         if type(target) is dict:
             for key, value in zip(values[::2], values[1::2], strict=True):
-                pickle_names.keep_item(target, key, value)
+                _set_item(target, key, value)
         elif type(target) is not StandIn:
-            raise Broken("it sets items of what is no dictionary")
+            raise Broken("it sets items of something other than a dictionary")
 
     # Names and calls ---------------------------------------------------------------------------------------------
 
     def refuse(self, dotted: str) -> None:
-        raise UserError(
-            f"{self.told} is refused and nothing of it was run: its pickle names {printable(dotted)}, which is none of "
-            "the names that weights need (a whole model or run of your own: save only its state_dict)"
-        )
+        raise UserError(f"{self.title} is refused and nothing of it was run: its pickle names {printable(dotted)}, "
+                        "which is not allowed (of a whole model, save only the state_dict)")
 
     def refuse_opcode(self, code: int) -> None:
         known = pickletools.code2op.get(chr(code))
@@ -159,12 +236,12 @@ class Machine:
             raise Broken(f"there is no opcode {code}")
         if known.name == "INST":
             self.refuse(f"{self.line()}.{self.line()}")
-        raise UserError(f"{self.told} is refused and nothing of it was run: its pickle uses the opcode {known.name}, "
+        raise UserError(f"{self.title} is refused and nothing of it was run: its pickle uses the opcode {known.name}, "
                         "which neither torch.save nor paddle.save writes")
 
     def name(self, module: object, name: object) -> None:
         if type(module) is not str or type(name) is not str:
-            raise Broken("a name is no text")
+            raise Broken("a name is not a text")
         dotted = f"{module}.{name}"
         if dotted not in CALLS and dotted not in STORAGES and dotted not in STAND_INS:
             self.refuse(dotted)
@@ -173,46 +250,150 @@ class Machine:
     def call(self) -> None:
         name, arguments = self.pop_many(2)
         if type(name) is not Name or type(arguments) is not tuple:
-            raise Broken("it calls what is no name")
+            raise Broken("it calls something other than a name")
         function = CALLS.get(name.dotted)
         self.push(function(self, *arguments) if function else StandIn())
 
     def new_object(self, parts: int) -> None:
         values = self.pop_many(parts)
         if type(values[0]) is not Name:
-            raise Broken("it makes an object of what is no name")
+            raise Broken("it makes an object of something other than a name")
         self.push({} if values[0].dotted == "collections.OrderedDict" else StandIn())
 
     def build(self) -> None:
         target, state = self.pop_many(2)
         if type(target) is Array:
-            pickle_names.fill_array(self, target, state)
+            _version, shape, kind, fortran, values = state
+            target.values = _values(self, values, kind, shape, "F" if fortran is True else "C")
         elif type(target) is NumpyKind and (type(state) is not tuple or state[1] not in ("<", "|", "=")):
-            raise UserError(f"{self.told} holds arrays in big-endian or unknown byte order, and these are not read")
+            raise UserError(f"{self.title} holds arrays in big-endian or unknown byte order, which are not read")
         self.push(target)
 
     def find_storage(self) -> None:
         reference = self.pop()
         if self.storages is None:
-            raise UserError(f"{self.told} is refused and nothing of it was run: its pickle refers to objects outside "
+            raise UserError(f"{self.title} is refused and nothing of it was run: its pickle refers to objects outside "
                             "itself, which paddle.save never writes")
         if type(reference) is not tuple or not 5 <= len(reference) <= 6 or reference[0] != "storage":
-            raise Broken("it refers to something that is no storage")
+            raise Broken("it refers to something other than a storage")
         _, kind, key, _, numel, *view = reference
         if type(kind) is not Name or kind.dotted not in STORAGES or type(key) is not str or view not in ([], [None]):
-            raise Broken("it refers to something that is no storage")
-        (numel,) = pickle_names.check_numbers((numel,))
-        storage = Storage(key, STORAGES[kind.dotted], numel)
+            raise Broken("it refers to something other than a storage")
+        storage = Storage(key, STORAGES[kind.dotted], *_sizes((numel,)))
         if self.storages.setdefault(key, storage) != storage:
             raise Broken("it gives one storage two types or sizes")
         self.push(storage)
 
-    def spend(self, what: str, count: int) -> None:
-        """Count what is made from the file's bytes; repeating the same ones costs a file nothing, and us memory."""
-        self.bytes_left[what] -= count
-        if self.bytes_left[what] < 0:
-            raise Broken(f"its {what} values are more than the file holds")
 
+def _set_item(target: dict, key: object, value: object) -> None:
+    """Set an item whose key has a cheap hash; drop any other.
+
+    Hashing a deeply nested tuple crashes Python, and large integers can be made to collide. Short bytes are texts of
+    Python 2.
+    """
+    if type(key) in (bytes, memoryview) and len(key) <= MAX_NAME:
+        key = str(key, "latin1")
+    if type(key) is str or (type(key) is int and abs(key) < 1 << 60):
+        target[key] = value
+
+
+def _sizes(values: object) -> tuple[int, ...]:
+    if type(values) not in (tuple, list) or len(values) > MAX_RANK:
+        raise Broken(f"a shape is not a tuple of at most {MAX_RANK} sizes")
+    if any(type(value) is not int or not 0 <= value <= MAX_BYTES for value in values):
+        raise Broken(f"a size is not from 0 to {MAX_BYTES:,}")
+    return tuple(values)
+
+
+def _shape(values: object) -> tuple[int, ...]:
+    shape = _sizes(values)
+    if prod(size for size in shape if size) > MAX_BYTES:
+        raise Broken("an array is larger than any network's")
+    return shape
+
+
+def _values(machine: Machine, values: object, kind: object, shape: object, order: str) -> np.ndarray:
+    """Return the array of a shape that these bytes hold."""
+    shape = _shape(shape)
+    if type(kind) is not NumpyKind:
+        raise Broken("an array has no dtype")
+    raw = _encode(machine, values, "latin1") if type(values) is str else values
+    dtype = np.dtype("<" + kind.code)
+    if type(raw) not in (bytes, memoryview) or prod(shape) * dtype.itemsize != len(raw):
+        raise Broken("an array's bytes do not fill its shape")
+    machine.spend("array", len(raw))
+    array = np.frombuffer(raw, dtype).reshape(shape, order=order)
+    array.flags.writeable = False
+    return array
+
+
+# What the names mean -------------------------------------------------------------------------------------------------
+
+
+def _ordered_dict(machine: Machine, pairs: object = ()) -> dict:
+    made: dict = {}
+    machine.spend("listed", len(pairs))
+    for key, value in pairs:  # Python 2 wrote a list of pairs
+        _set_item(made, key, value)
+    return made
+
+
+def _encode(machine: Machine, text: object, encoding: object) -> bytes:
+    if type(text) is not str or encoding != "latin1":
+        raise Broken("it encodes something other than a text, or not as latin1")
+    machine.spend("encoded", len(text))
+    return text.encode("latin1")
+
+
+def _tensor(machine: Machine, storage: object, offset: object, shape: object, strides: object, *_: object) -> Tensor:
+    (start,), shape, strides = _sizes((offset,)), _shape(shape), _sizes(strides)
+    if type(storage) is not Storage or len(shape) != len(strides):
+        raise Broken("a tensor has no storage, or more sizes than strides")
+    last = start + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    if prod(shape) > 0 and (last >= storage.numel or prod(shape) > storage.numel):
+        raise Broken("a tensor is larger than its storage")
+    return Tensor(storage, start, shape, strides)
+
+
+def _parameter(machine: Machine, tensor: object, *_: object) -> Tensor:
+    if type(tensor) is not Tensor:
+        raise Broken("a parameter is not a tensor")
+    return tensor
+
+
+def _numpy_kind(machine: Machine, code: object, *_: object) -> NumpyKind:
+    if type(code) is not str or code.lstrip("<|=") not in NUMPY_KINDS:
+        machine.refuse(f"numpy.dtype({code!r})" if type(code) is str else "numpy.dtype of something strange")
+    return NumpyKind(code.lstrip("<|="))
+
+
+def _from_buffer(machine: Machine, values: object, kind: object, shape: object, order: object) -> Array:
+    """Return an array as protocol 5 writes it."""
+    if order not in ("C", "F"):
+        raise Broken("an array has no order")
+    return Array(_values(machine, values, kind, shape, order))
+
+
+def _tuple(machine: Machine, values: object = ()) -> tuple:
+    if type(values) is not tuple:  # Paddle only ever wraps a tuple; copying lists again and again costs memory
+        raise Broken("a tuple is made of something else")
+    return values
+
+
+CALLS: dict[str, Callable] = {
+    "collections.OrderedDict": _ordered_dict,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "numpy.dtype": _numpy_kind,
+    "_codecs.encode": _encode,
+}
+for _core in ("numpy.core", "numpy._core"):
+    CALLS[f"{_core}.multiarray._reconstruct"] = lambda machine, *_: Array()
+    CALLS[f"{_core}.numeric._frombuffer"] = _from_buffer
+for _builtins in ("builtins", "__builtin__"):
+    CALLS[f"{_builtins}.tuple"] = _tuple
 
 _OPERATIONS: dict[int, Callable[[Machine], object]] = {
     opcode[0]: operation
@@ -235,6 +416,7 @@ _OPERATIONS: dict[int, Callable[[Machine], object]] = {
         pickle.SHORT_BINBYTES: lambda m: m.push(m.take(m.number(1))),
         pickle.BINBYTES: lambda m: m.push(m.take(m.number(4))),
         pickle.BINBYTES8: lambda m: m.push(m.take(m.number(8))),
+        pickle.BYTEARRAY8: lambda m: m.push(m.take(m.number(8))),
         pickle.MARK: lambda m: m.marks.append(len(m.stack)),
         pickle.POP: lambda m: m.pop(),
         pickle.POP_MARK: lambda m: m.pop_to_mark(),

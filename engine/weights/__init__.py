@@ -1,5 +1,12 @@
 """Weights: read files of any origin safely, load them into networks, and find the released ones."""
 
-from engine.weights.load import load_weights, save_weights
-
 __all__ = ["load_weights", "save_weights"]
+
+
+def __getattr__(name: str) -> object:
+    """Import `load_weights` and `save_weights`, and numpy with them, when they are used: not for a tool's --help."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    from engine.weights import load
+
+    return getattr(load, name)

@@ -1,13 +1,9 @@
-"""Bringing weights into models: names and layouts of the references, strict checks, and writing files of our own.
-
-`read_weights` (in `weight_files`) takes a file apart; `load_weights` puts it into a model and reports about every
-name; `save_weights` writes what Paddle itself reads.
-"""
+"""Load weights into models, with names and layouts adapted and every name reported, and save them."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +20,8 @@ __all__ = ["LoadReport", "Weights", "check_suffix", "convert_state", "load_weigh
 
 SHOWN = 8  # names in a message; the rest is counted
 SUFFIXES = (".pdparams", ".safetensors")
+RENAMED = {".running_mean": "._mean", ".running_var": "._variance"}  # PyTorch's, Paddle's
+MAX_PREFIX = 8  # parts of a name that a wrapper may have put in front
 
 
 @dataclass
@@ -35,6 +33,7 @@ class LoadReport:
     kind: str
     layout: str
     nested_under: str | None
+    prefix: str = ""
     loaded: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     fresh: list[str] = field(default_factory=list)
@@ -43,7 +42,8 @@ class LoadReport:
     def lines(self, verbose: bool = False) -> list[str]:
         """Return the report for a reader: one line per category, with `verbose` also one per name."""
         nested = f", under {self.nested_under}" if self.nested_under else ""
-        lines = [f"{self.path}: {self.kind}, {self.layout} layout{nested}"]
+        prefix = f", prefix {printable(self.prefix)} removed from all names" if self.prefix else ""
+        lines = [f"{printable(self.path, 300)}: {self.kind}, {self.layout} layout{nested}{prefix}"]
         resampled = [f"{name}: {_shape(found)} to {_shape(made)}" for name, found, made in self.resampled]
         for title, names in (
             ("loaded", self.loaded),
@@ -61,25 +61,65 @@ class LoadReport:
 def convert_state(weights: Weights, model: paddle.nn.Layer) -> dict[str, np.ndarray]:
     """Return the arrays under the names and in the layouts of `model`'s state dict; nothing is checked or dropped.
 
-    In PyTorch's layout, names go through the model's ``rename_reference(arrays) -> arrays`` where it has one,
-    ``running_mean`` and ``running_var`` become ``_mean`` and ``_variance``, and the weights of fully connected
-    layers, ``[out, in]``, are transposed.
+    In PyTorch's layout, ``running_mean`` and ``running_var`` become ``_mean`` and ``_variance``, and the weights of
+    fully connected layers, ``[out, in]``, are transposed.
     """
+    weights = _fit_to(weights, model)
     if weights.layout == "paddle":
         return dict(weights.arrays)
-    arrays = weights.arrays
-    if hasattr(model, "rename_reference"):
-        arrays = model.rename_reference(arrays)
     linear = _linear_weights(model)
     converted = {}
-    for name, array in arrays.items():
-        for theirs, ours in ((".running_mean", "._mean"), (".running_var", "._variance")):
-            if name.endswith(theirs):
-                name = name.removesuffix(theirs) + ours
+    for found, array in weights.arrays.items():
+        name = _paddle_name(found)
         if name in converted:
             raise UserError(f"{weights.path} holds {printable(name)} twice, in PyTorch's and in Paddle's spelling")
         converted[name] = array.T if name in linear and array.ndim == 2 else array
     return converted
+
+
+def _paddle_name(name: str) -> str:
+    stem, dot, last = name.rpartition(".")
+    return stem + RENAMED.get(dot + last, dot + last)
+
+
+def _fit_to(weights: Weights, model: paddle.nn.Layer) -> Weights:
+    """Return the weights without a wrapper's prefix, and with a layout: that which fits, if the file does not tell."""
+    targets = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    prefix = _wrapper_prefix([name for name, array in weights.arrays.items() if not _is_table(name, array)], targets)
+    if prefix:
+        arrays = {name.removeprefix(prefix): array for name, array in weights.arrays.items()}
+        if len(arrays) < len(weights.arrays):
+            raise UserError(f"{printable(weights.path, 300)} holds a name twice, with {printable(prefix)} and without")
+        weights = replace(weights, arrays=arrays, prefix=prefix)
+    if weights.layout is None:
+        weights = replace(weights, layout=_layout_by_shapes(weights, {n: targets[n] for n in _linear_weights(model)}))
+    return weights
+
+
+def _wrapper_prefix(names: list[str], targets: dict[str, tuple[int, ...]]) -> str:
+    """Return the shortest prefix of all names (``module.``, Lightning's ``model.``, Paddle's ``_layers.``) without
+    which some are in ``targets``; none where some are as they are, or none ever is."""
+    parts = names[0].split(".")[:-1] if names else []
+    for count in range(min(len(parts), MAX_PREFIX) + 1):
+        prefix = "".join(f"{part}." for part in parts[:count])
+        if not all(name.startswith(prefix) for name in names):
+            break
+        if any(_paddle_name(name.removeprefix(prefix)) in targets for name in names):
+            return prefix
+    return ""
+
+
+def _layout_by_shapes(weights: Weights, expected: dict[str, tuple[int, ...]]) -> str:
+    """Return the layout in which more sides of the fully connected weights fit ``expected``, ``[in, out]``."""
+    pairs = [(weights.arrays[name].shape, shape) for name, shape in expected.items()
+             if name in weights.arrays and weights.arrays[name].ndim == 2]
+    as_paddle = sum((a == rows) + (b == columns) for (a, b), (rows, columns) in pairs)
+    as_torch = sum((b == rows) + (a == columns) for (a, b), (rows, columns) in pairs)
+    if as_paddle == as_torch > 0 and weights.kind != "Paddle":
+        raise UserError(f"{printable(weights.path, 300)} does not tell whether its fully connected weights are "
+                        "[in, out] (Paddle) or [out, in] (PyTorch), and their shapes fit both: save it with the "
+                        "metadata {'format': 'paddle'} or {'format': 'pt'}")
+    return "paddle" if as_paddle > as_torch or (weights.kind == "Paddle" and as_paddle == as_torch) else "torch"
 
 
 def load_weights(
@@ -89,19 +129,18 @@ def load_weights(
     num_classes_mismatch: str = "refuse",
     ema: bool = False,
 ) -> LoadReport:
-    """Put a file of weights into `model`: all of it, or, with a UserError that lists what does not fit, nothing.
+    """Load all of a file into `model`, or raise UserError with what does not fit and change nothing.
 
-    Every name of the model's state dict must be in the file with its shape, and the file must hold no other, but
-    for integer tables and counters that the model does not keep, which are ignored. Where shapes differ, the
-    model's ``resize_weights(name, array, shape) -> array | None``, if it has one, may resample float32 arrays of as
-    many axes (position tables, filters). With ``num_classes_mismatch="fresh_head"`` a classifier for another number
-    of classes than ``model.num_classes`` is left as initialised. `ema` asks for the averaged weights of a training
-    checkpoint.
+    Every name of the model's state dict must be in the file with its shape, and the file must hold no other but
+    integer tables and counters, which are ignored. Where shapes differ, the model's
+    ``resize_weights(name, array, shape) -> array | None``, if it has one, may resample float32 arrays of as many axes
+    (position tables, filters). With ``num_classes_mismatch="fresh_head"`` a classifier for another number of classes
+    than ``model.num_classes`` is left as initialised. `ema` loads the averaged weights of a training checkpoint.
     """
     if num_classes_mismatch not in ("refuse", "fresh_head"):
         raise ValueError(f"num_classes_mismatch is refuse or fresh_head, not {num_classes_mismatch!r}")
-    weights = read_weights(path, ema)
-    report = LoadReport(weights.path, weights.kind, weights.layout, weights.nested_under)
+    weights = _fit_to(read_weights(path, ema), model)
+    report = LoadReport(weights.path, weights.kind, weights.layout, weights.nested_under, weights.prefix)
     state = convert_state(weights, model)
     targets = model.state_dict()
     report.ignored = [name for name in state if name not in targets and _is_table(name, state[name])]
@@ -113,7 +152,8 @@ def load_weights(
             try:
                 fitted = _fit(model, name, state[name], tuple(targets[name].shape))
             except UserError as error:
-                raise UserError(f"{weights.path} does not fit {type(model).__name__}: {error}") from None
+                raise UserError(f"{printable(weights.path, 300)} does not fit {type(model).__name__}: "
+                                f"{error}") from None
             if fitted is None:
                 wrong[name] = state[name]
             elif fitted is not state[name]:
@@ -132,7 +172,8 @@ def load_weights(
         if head and num_classes_mismatch == "refuse":
             problems.append(f"its classifier has {classes} classes where the model was built for {model.num_classes} "
                             f"(NUM_CLASSES of a config, --num-classes of tools/convert.py: {classes})")
-        raise UserError(f"{weights.path} does not fit {type(model).__name__}: {'; '.join(filter(None, problems))}")
+        raise UserError(f"{printable(weights.path, 300)} does not fit {type(model).__name__}: "
+                        f"{'; '.join(filter(None, problems))}")
     report.loaded = [name for name in targets if name not in report.fresh]
     _set_values(targets, {name: state[name] for name in report.loaded}, weights.path)
     return report
@@ -213,18 +254,18 @@ def _set_values(targets: dict[str, paddle.Tensor], state: dict[str, np.ndarray],
 
 
 def check_suffix(path: str | os.PathLike) -> Path:
-    """Return the path; raises UserError if weights cannot be written under such a name."""
-    path = Path(path)
+    """Return the path, with ``~`` expanded; raises UserError if weights cannot be written under such a name."""
+    path = Path(os.path.expanduser(path))
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path} ends in {path.suffix or 'nothing'}, expected {' or '.join(SUFFIXES)}")
     return path
 
 
 def save_weights(path: str | os.PathLike, state: dict[str, paddle.Tensor | np.ndarray]) -> None:
-    """Write a state dict, whole or not at all: ``.pdparams`` (as ``paddle.save``) or ``.safetensors`` by the suffix.
+    """Write a state dict atomically: ``.pdparams`` (as ``paddle.save``) or ``.safetensors`` by the suffix.
 
-    The safetensors file says ``{"format": "paddle"}``, so that its layout is known when it is read again.
-    Raises UserError for another suffix, and where the file cannot be written.
+    The metadata of a safetensors file are ``{"format": "paddle"}``, its layout. Raises UserError for another suffix,
+    and where the file cannot be written.
     """
     path = check_suffix(path)
     write_atomically(path, lambda partial: _write(partial, path.suffix, state))

@@ -1,38 +1,29 @@
-"""Reading files of weights: PyTorch's (zip and legacy), safetensors and Paddle's, without PyTorch.
+"""Read a file of weights: recognise its format by its first bytes, and find the state dict in it.
 
-What a file is shows in its first bytes, never in its name. Nothing in it is executed (see `pickles`), and nothing
-is allocated that the file does not hold. Sources for the formats: ``paddle/framework/io.py`` and ``io_utils.py`` of
-Paddle 2.0 to 3.3, the safetensors specification, and for PyTorch see `torch_files`.
+Nothing in a file is executed (see `utils/pickles.py`), and nothing is allocated that the file does not hold.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from engine.weights.pytorch import MAGIC, numbers_of, read_legacy, read_zip, widen
+from engine.weights import paddle, pytorch, safetensors
+from engine.weights.released import describe_other
 from errors import UserError, printable
 from utils import pickles
-from utils.pickle_names import MAX_BYTES, Array, Broken, Tensor
+from utils.fileio import reading
+from utils.pickles import MAX_BYTES, Array, Tensor
 
 NESTS = ("state_dict", "model", "model_state_dict", "params", "net")
 EMA_NESTS = ("state_dict_ema", "model_ema", "params_ema")
-PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+")
-TEXT_PICKLE = 1 << 16  # bytes in which a name is looked for, of a pickle that nobody writes weights as
-PADDLE_NAMES = "StructuredToParameterName@@"
-PADDLE_SLICES = "UnpackBigParamInfor@@"
-SAFETENSORS_KINDS = {
-    "F16": "f2", "BF16": "bfloat16", "F32": "f4", "F64": "f8", "I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8",
-    "U8": "u1", "U16": "u2", "U32": "u4", "U64": "u8", "BOOL": "b1", "C64": "c8",
-}
-STRANGERS = {
+TEXT_PICKLE = 1 << 16  # bytes of a text pickle in which a name is looked for
+OTHERS = {
     b"\x1f\x8b": "compressed with gzip; unpack it first",
     b"BZh": "compressed with bzip2; unpack it first",
     b"\xfd7zXZ": "compressed with xz; unpack it first",
@@ -47,192 +38,130 @@ STRANGERS = {
 class Weights:
     """What a file of weights holds.
 
-    ``arrays``: by name, in the file's order; bfloat16 has become float32 exactly; some may share memory, all are
-    read-only. ``layout``: "torch" (fully connected weights ``[out, in]``, ``running_mean``) or "paddle"
-    (``[in, out]``, ``_mean``). ``nested_under``: the keys under which the state dict was found, joined by dots.
-    ``skipped``: names in the state dict that hold no array.
+    Attributes:
+        arrays: by name, in the file's order, read-only; bfloat16 has become float32 exactly; some may share memory.
+        layout: "torch" (fully connected weights ``[out, in]``, ``running_mean``), "paddle" (``[in, out]``, ``_mean``),
+            or None where the file does not tell.
+        nested_under: the keys under which the state dict was found, joined by dots.
+        kind: the file's format.
+        skipped: names in the state dict that hold no array.
+        prefix: what was removed from the front of each name.
     """
 
     arrays: dict[str, np.ndarray]
-    layout: str
+    layout: str | None
     nested_under: str | None
     path: Path
     kind: str
     skipped: tuple[str, ...] = ()
+    prefix: str = ""
 
 
 def read_weights(path: str | os.PathLike, ema: bool = False) -> Weights:
     """Read a file of weights (``.pdparams`` may be left out of its name).
 
-    The state dict is the top level itself or stands under the first of `NESTS` that holds arrays, also nested;
-    with `ema`, or where there is no other, it is the first of `EMA_NESTS`. Prefixes that wrappers leave
-    (``module.``, ``_orig_mod.``) are removed. Raises UserError for everything that is not a whole file of weights,
-    and for pickles that name anything but weights.
+    The state dict is the top level or under the first of `NESTS` that holds arrays, also nested; with ``ema``, or where
+    there is no other, under the first of `EMA_NESTS`. Raises UserError for anything but a whole file of weights.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if not path.exists() and path.with_name(path.name + ".pdparams").exists():
         path = path.with_name(path.name + ".pdparams")
-    told = printable(path, 300)
-    try:
+    title = printable(path, 300)
+    if other := describe_other(path):
+        raise UserError(f"{title} is {other}")
+    with reading(path):
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if path.is_dir() else "no ordinary file"
-            raise UserError(f"{told} is {kind}, and a file of weights was expected")
+            kind = "a folder" if path.is_dir() else "not an ordinary file"
+            raise UserError(f"{title} is {kind}, expected a file of weights")
         if status.st_size > MAX_BYTES:
-            raise UserError(f"{told} has {status.st_size:,} bytes, and at most {MAX_BYTES:,} are read")
-        return _read(path, told, ema)
-    except OSError as error:
-        raise UserError(f"{told} cannot be read: {error.strerror or error}") from None
-    except MemoryError:
-        raise UserError(f"{told} has {status.st_size:,} bytes, and this machine's memory does not suffice") from None
+            raise UserError(f"{title} has {status.st_size:,} bytes, expected at most {MAX_BYTES:,}")
+        try:
+            return _read(path, title, ema)
+        except MemoryError:
+            raise UserError(f"{title} has {status.st_size:,} bytes, more than the free memory") from None
 
 
-def _read(path: Path, told: str, ema: bool) -> Weights:
+def _read(path: Path, title: str, ema: bool) -> Weights:
     with path.open("rb") as file:
         head = file.read(512)
         if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-            tree, fetch = read_zip(file, told)
-            return _gather(tree, fetch, path, told, ema, "PyTorch zip", "torch")
-        if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:  # a length, and no text
-            return _read_safetensors(path.read_bytes(), path, told, ema)
-        for start, meaning in STRANGERS.items():
+            tree, fetch = pytorch.read_zip(file, title)
+            return _gather(tree, fetch, path, title, ema, "PyTorch zip", "torch")
+        if safetensors.is_safetensors(head):
+            arrays, layout = safetensors.read(path.read_bytes(), title)
+            return _gather(arrays, fetch_plain, path, title, ema, "safetensors", layout)
+        for start, meaning in OTHERS.items():
             if head.lstrip().startswith(start):
-                raise UserError(f"{told} is no file of weights but {meaning}")
+                raise UserError(f"{title} is not a file of weights but {meaning}")
         if head[257:262] == b"ustar":
-            raise UserError(f"{told} is a tar archive (PyTorch before 0.1.10 wrote weights so), and that is not read")
+            raise UserError(f"{title} is a tar archive (as of PyTorch before 0.1.10), which is not read")
         if not head.startswith(b"\x80"):
-            pickles.refuse_text_pickle(head + file.read(TEXT_PICKLE), told)
+            pickles.refuse_text_pickle(head + file.read(TEXT_PICKLE), title)
             what = "is empty" if not head else f"starts with {head[:8].hex(' ')}"
-            raise UserError(f"{told} {what}: neither PyTorch (zip or legacy) nor Paddle nor safetensors wrote it")
+            raise UserError(f"{title} {what}: not a file of PyTorch (zip or legacy), Paddle or safetensors")
     data = memoryview(path.read_bytes())
-    tree, end = pickles.load(data, 0, told)
-    if tree == MAGIC and type(tree) is int:
-        tree, fetch = read_legacy(data, end, told)
-        return _gather(tree, fetch, path, told, ema, "PyTorch legacy", "torch")
-    pickles.expect_end(data, end, told)
-    structured = isinstance(tree, dict) and PADDLE_NAMES in tree
-    tree = _join_slices(tree, len(data), told)
-    weights = _gather(tree, _paddle_fetcher(), path, told, ema, "Paddle", "paddle")
-    if not structured and _layout_by_names(weights.arrays) == "torch":
-        return replace(weights, layout="torch")
-    return weights
+    tree, end = pickles.load(data, 0, title)
+    if tree == pytorch.MAGIC and type(tree) is int:
+        tree, fetch = pytorch.read_legacy(data, end, title)
+        return _gather(tree, fetch, path, title, ema, "PyTorch legacy", "torch")
+    pickles.expect_end(data, end, title)
+    tree, of_layer = paddle.join_slices(tree, len(data), title)
+    return _gather(tree, paddle.fetcher(), path, title, ema, "Paddle", "paddle" if of_layer else None)
+
+
+def fetch_plain(array: np.ndarray) -> np.ndarray:
+    """Return an array as it is."""
+    return array
 
 
 def _layout_by_names(names: dict[str, object]) -> str | None:
     if any(name.endswith((".running_mean", ".running_var")) for name in names):
         return "torch"
-    if any(name.endswith(("._mean", "._variance")) for name in names):
-        return "paddle"
-    return None
-
-
-# safetensors and Paddle --------------------------------------------------------------------------------------------
-
-
-def _read_safetensors(data: bytes, path: Path, told: str, ema: bool) -> Weights:
-    import safetensors
-
-    try:
-        found = dict(safetensors.deserialize(data))  # checks the header, all sizes and places
-        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise UserError(f"{told} is damaged: {printable(error)}") from None
-    arrays = {}
-    for name, entry in found.items():
-        if entry["dtype"] not in SAFETENSORS_KINDS:
-            raise UserError(f"{told} holds {printable(name)} as {printable(entry['dtype'])}, and that is not read")
-        arrays[name] = numbers_of(entry["data"], SAFETENSORS_KINDS[entry["dtype"]]).reshape(entry["shape"])
-        arrays[name].flags.writeable = False
-    layout = {"paddle": "paddle", "pt": "torch"}.get(metadata.get("format")) or _layout_by_names(arrays) or "torch"
-    return _gather(arrays, lambda array: array, path, told, ema, "safetensors", layout)
-
-
-def _paddle_fetcher() -> Callable[[Array], np.ndarray]:
-    """Return the function that gives an array's numbers; Paddle keeps bfloat16 as the uint16 of the same bits."""
-    widened: dict[int, np.ndarray] = {}
-
-    def fetch(array: Array) -> np.ndarray:
-        if array.values is None:
-            raise Broken("an array has no values")
-        if array.values.dtype != np.uint16:
-            return array.values
-        if id(array) not in widened:
-            widened[id(array)] = widen(array.values)
-            widened[id(array)].flags.writeable = False
-        return widened[id(array)]
-
-    return fetch
-
-
-def _join_slices(tree: object, limit: int, told: str) -> object:
-    """Undo Paddle's cutting of arrays beyond a gigabyte (protocols 2 and 3), and drop its table of names."""
-    if not isinstance(tree, dict):
-        return tree
-    tree.pop(PADDLE_NAMES, None)
-    cuts = tree.pop(PADDLE_SLICES, {})
-    try:
-        for name, cut in cuts.items():
-            parts = [_weight_of(tree.pop(part)).values for part in cut["slices"]]
-            limit -= sum(part.nbytes for part in parts)
-            if limit < 0:
-                raise ValueError("the same slice again and again")
-            joined = Array()
-            joined.values = np.concatenate(parts).reshape(cut["OriginShape"])
-            tree[name] = joined
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise UserError(f"{told} is damaged: the slices of its large parameters do not fit together") from None
-    return tree
-
-
-# Finding the state dict --------------------------------------------------------------------------------------------
+    return "paddle" if any(name.endswith(("._mean", "._variance")) for name in names) else None
 
 
 def _weight_of(value: object) -> Tensor | Array | np.ndarray | None:
-    if type(value) is tuple and len(value) == 2 and type(value[0]) is str:
-        value = value[1]  # Paddle writes a tensor as its name and its array
+    value = paddle.unwrap(value)
+    if isinstance(value, Array) and value.values is None:
+        return None
     return value if isinstance(value, Tensor | Array | np.ndarray) else None
 
 
 def _find_state(tree: object, keys: tuple[str, ...], depth: int = 3) -> tuple[dict | None, tuple[str, ...]]:
-    """Return the first dictionary under `keys` that holds weights, innermost first, and the keys that lead there."""
+    """Return the first dictionary under ``keys`` that holds weights, innermost first, and the keys that lead there."""
     if not isinstance(tree, dict):
         return None, ()
     for key in keys if depth else ():
         state, inner = _find_state(tree.get(key), NESTS, depth - 1)
         if state is not None:
             return state, (key, *inner)
-    return (tree if _holds_weights(tree) else None), ()
+    return (tree if any(_weight_of(value) is not None for value in tree.values()) else None), ()
 
 
-def _holds_weights(tree: dict) -> bool:
-    return any(_weight_of(value) is not None for value in tree.values())
-
-
-def _no_weights(tree: object, told: str, ema: bool) -> UserError:
+def _no_weights(tree: object, title: str, ema: bool) -> UserError:
     keys = [printable(key, 40) for key in tree] if isinstance(tree, dict) else []
     found = f"its keys are {', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''}" if keys else "it has no keys"
     if ema:
-        return UserError(f"{told} holds no averaged (EMA) weights under {', '.join(EMA_NESTS)}: {found}")
-    return UserError(f"{told} holds no weights, neither at its top nor under {', '.join(NESTS + EMA_NESTS)}: {found}")
+        return UserError(f"{title} holds no averaged (EMA) weights under {', '.join(EMA_NESTS)}: {found}")
+    return UserError(f"{title} holds no weights, neither at its top nor under {', '.join(NESTS + EMA_NESTS)}: {found}")
 
 
-def _gather(tree: object, fetch: Callable, path: Path, told: str, ema: bool, kind: str, layout: str) -> Weights:
+def _gather(tree: object, fetch: Callable, path: Path, title: str, ema: bool, kind: str, layout: str | None) -> Weights:
     state, nests = _find_state(tree, EMA_NESTS if ema else NESTS)
     if state is None and not ema:
         state, nests = _find_state(tree, EMA_NESTS)
     if state is None or (ema and not nests):
-        raise _no_weights(tree, told, ema)
+        raise _no_weights(tree, title, ema)
     arrays, skipped = {}, []
     for key, value in state.items():
-        name = PREFIXES.sub("", str(key))
-        weight = _weight_of(value)
+        name, weight = str(key), _weight_of(value)
         if name in arrays:
-            raise UserError(f"{told} holds {printable(name)} twice, once behind a prefix such as module.")
+            raise UserError(f"{title} holds {printable(name)} twice, as a text and as a number")
         if weight is None:
             skipped.append(name)
+        elif isinstance(weight, Array) and kind != "Paddle":  # a numpy array in a file of PyTorch
+            arrays[name] = weight.values
         else:
-            try:
-                arrays[name] = fetch(weight)
-            except Broken as error:
-                raise UserError(f"{told} is damaged: {printable(name)}: {error}") from None
-    return Weights(arrays, layout, ".".join(nests) or None, path, kind, tuple(skipped))
+            arrays[name] = fetch(weight)
+    return Weights(arrays, layout or _layout_by_names(arrays), ".".join(nests) or None, path, kind, tuple(skipped))
