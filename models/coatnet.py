@@ -250,6 +250,8 @@ class CoAtNetBase(Classifier):
     holds a table of offsets has the (height, width) of its map in ``size``.
     """
 
+    init_head = staticmethod(init_pytorch)
+
     def __init__(self, image_size: Size, depths: Sequence[int], embed_dims: Sequence[int], block_types: Sequence[str],
                  strides: Sequence[int] = (2, 2, 2, 2, 2)) -> None:
         super().__init__()
@@ -263,9 +265,6 @@ class CoAtNetBase(Classifier):
         self.num_features = embed_dims[-1]
         self.map_sizes = [tuple(-(-side // stride) for side in pair(image_size))
                           for stride in list(accumulate(strides, operator.mul))[1:]]
-
-    def init_head(self, head: nn.Layer) -> None:
-        init_pytorch(head)
 
     def resize_weights(self, name: str, array: np.ndarray, expected_shape: Sequence[int]) -> np.ndarray | None:
         """Resample a table of offsets of a square image to ours; None for other tensors.

@@ -57,6 +57,7 @@ class ConvMixer(Classifier):
     """
 
     block_pattern = r"\d+"
+    init_head = staticmethod(init_pytorch)
 
     def __init__(self, num_classes: int, image_size: Size, in_chans: int, drop_path_rate: float,
                  dim: int, depth: int, kernel_size: int = 9, patch_size: int = 7, act_layer: str = "gelu") -> None:
@@ -72,9 +73,6 @@ class ConvMixer(Classifier):
         self.num_features = dim
         self.head_name = str(3 + depth + 2)
         self.reset_classifier(num_classes)
-
-    def init_head(self, head: nn.Layer) -> None:
-        init_pytorch(head)
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
         for layer in [layer for name, layer in self.named_children() if name != self.head_name]:

@@ -19,6 +19,30 @@ zeros_ = nn.initializer.Constant(0.0)
 ones_ = nn.initializer.Constant(1.0)
 
 
+def init_trunc_normal(layer: nn.Layer) -> None:
+    """Initialise a linear layer or convolution: weights truncated normal of 0.02 (cut at 2 deviations), biases 0."""
+    if isinstance(layer, (nn.Linear, nn.Conv2D)):
+        trunc_normal_(layer.weight)
+        if layer.bias is not None:
+            zeros_(layer.bias)
+
+
+def init_pytorch(layer: nn.Layer) -> None:
+    """Initialise a linear layer or convolution as PyTorch does: weights and biases uniform in ±1/√fan_in."""
+    if isinstance(layer, (nn.Linear, nn.Conv2D)):
+        bound = 1 / math.sqrt(layer.weight.shape[0] if isinstance(layer, nn.Linear) else layer.weight[0].size)
+        for parameter in (layer.weight, layer.bias):
+            if parameter is not None:
+                nn.initializer.Uniform(-bound, bound)(parameter)
+
+
+def layer_scale(block: nn.Layer, dim: int, value: float | None) -> paddle.Tensor | None:
+    """Return a parameter ``[dim]`` for ``block`` that starts as ``value``; None for None."""
+    if value is None:
+        return None
+    return block.create_parameter([dim], default_initializer=nn.initializer.Constant(value))
+
+
 class Linear(nn.Linear):
     """Fully connected layer over the last axis, ``[..., C]`` to ``[..., C']``."""
 
@@ -148,6 +172,7 @@ class Classifier(nn.Layer):
     head_name = "head"
     block_pattern = ""
     map_layout = "NCHW"
+    init_head = staticmethod(init_trunc_normal)
     num_features: int
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -160,10 +185,6 @@ class Classifier(nn.Layer):
         self.init_head(head)
         return head
 
-    def init_head(self, head: nn.Layer) -> None:
-        """Initialise a fresh linear head."""
-        init_trunc_normal(head)
-
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the head by a fresh one for ``num_classes``; 0 removes it."""
         self.num_classes = num_classes
@@ -172,33 +193,6 @@ class Classifier(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return reduce(getattr, self.head_name.split("."), self)(self.forward_features(x))
-
-
-# Initialisation
-
-
-def init_trunc_normal(layer: nn.Layer) -> None:
-    """Initialise a linear layer or convolution: weights truncated normal of 0.02 (cut at 2 deviations), biases 0."""
-    if isinstance(layer, (nn.Linear, nn.Conv2D)):
-        trunc_normal_(layer.weight)
-        if layer.bias is not None:
-            zeros_(layer.bias)
-
-
-def init_pytorch(layer: nn.Layer) -> None:
-    """Initialise a linear layer or convolution as PyTorch does: weights and biases uniform in ±1/√fan_in."""
-    if isinstance(layer, (nn.Linear, nn.Conv2D)):
-        bound = 1 / math.sqrt(layer.weight.shape[0] if isinstance(layer, nn.Linear) else layer.weight[0].size)
-        for parameter in (layer.weight, layer.bias):
-            if parameter is not None:
-                nn.initializer.Uniform(-bound, bound)(parameter)
-
-
-def layer_scale(block: nn.Layer, dim: int, value: float | None) -> paddle.Tensor | None:
-    """Return a parameter ``[dim]`` for ``block`` that starts as ``value``; None for None."""
-    if value is None:
-        return None
-    return block.create_parameter([dim], default_initializer=nn.initializer.Constant(value))
 
 
 # Arguments

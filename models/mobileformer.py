@@ -1,14 +1,11 @@
 """Mobile-Former: Bridging MobileNet and Transformer (Chen et al., CVPR 2022, https://arxiv.org/abs/2108.05895).
 
 Names and numbers follow the authors' code, AAboys/MobileFormer at f44731062abb (``mobile_former.py``,
-``dna_blocks.py``). ``models/mobileformer_pvit.py`` is the independent port that was written before that code was
-published; the two share the widths of the paper's tables. Maps are ``[B, C, H, W]``, tokens ``[B, T, D]``.
+``dna_blocks.py``); ``models/mobileformer_pvit.py`` is an independent port. Maps are ``[B, C, H, W]``, tokens
+``[B, T, D]``. Deviations from the reference, none of which changes a released network:
 
-Deviations from the reference, none of which changes a released network:
-
-- Drop path drops the branch of an image. The reference holds tokens as (tokens, images, width), so its drop path drops
-  the branch of a token in all images at once; its released weights were trained without drop path.
-- A training batch of one image is refused: the head's batch norm would see one value.
+- Drop path drops the branch of an image. The reference's drops the branch of a token in all images at once, since it
+  holds tokens as (tokens, images, width); its released weights were trained without drop path.
 - A block's row gives widths as the paper's table 1 does (the reference gives ratios), and options that no released
   network uses (token MLPs, separable depthwise convolutions, other activations) are left out.
 """
@@ -64,8 +61,8 @@ def block_rows(stem_channels: int, stem_stride: int, lite: Sequence[int],
     for numbers in (lite, *blocks):
         row = BlockRow(rows[-1].channels if rows else stem_channels, *numbers)
         if row.stride not in (1, 2) or row.kernel_size % 2 == 0:
-            raise UserError(f"a row of Mobile-Former is {list(numbers)}, expected [exp_size, channels, stride, "
-                            "kernel_size] with stride 1 or 2 and an odd kernel_size (3 if left out)")
+            raise UserError(f"a row of Mobile-Former is {list(numbers)}, expected [exp_size, channels, stride], with "
+                            "stride 1 or 2, and an odd kernel_size or none")
         rows.append(row)
     return rows
 
@@ -78,8 +75,7 @@ def hard_sigmoid(x: paddle.Tensor) -> paddle.Tensor:
 class MobileToFormer(nn.Layer):
     """The bridge from the map to the tokens: ``[B, C, H, W]`` and ``[B, T, D]`` to ``[B, T, D]``.
 
-    Queries are projected tokens, keys and values the raw map. The result is multiplied by 2 · hard-sigmoid of another
-    projection of the tokens.
+    Queries are projected tokens, keys and values the raw map; another projection of the tokens gates the result.
     """
 
     def __init__(self, channels: int, token_dim: int, num_heads: int, drop_path: float) -> None:
@@ -99,10 +95,7 @@ class MobileToFormer(nn.Layer):
 
 
 class Former(nn.Layer):
-    """Attention among tokens, then two fully connected layers: ``[B, T, D]`` to the same.
-
-    Keys and values are the raw tokens; the norms come after the residuals, and the second branch has no drop path.
-    """
+    """Attention among raw tokens, then two fully connected layers, norms last: ``[B, T, D]`` to the same."""
 
     def __init__(self, token_dim: int, num_heads: int, mlp_ratio: int, drop_path: float) -> None:
         super().__init__()
@@ -124,10 +117,7 @@ class Former(nn.Layer):
 
 
 class FormerToMobile(nn.Layer):
-    """The bridge from the tokens to the map: ``[B, C, H, W]`` and ``[B, T, D]`` to ``[B, C, H, W]``.
-
-    Queries are the raw map, keys and values projected tokens.
-    """
+    """The bridge from the projected tokens to the raw map: ``[B, C, H, W]`` and ``[B, T, D]`` to ``[B, C, H, W]``."""
 
     def __init__(self, channels: int, token_dim: int, num_heads: int, drop_path: float) -> None:
         super().__init__()
@@ -142,9 +132,9 @@ class FormerToMobile(nn.Layer):
 
 
 class DynamicReLU(nn.Layer):
-    """max(a₁x, a₂x) with slopes for each channel from the first token: ``[B, C, H, W]`` and ``[B, D]`` to the first.
+    """Dynamic ReLU B (Chen et al., ECCV 2020) without offsets: max(a₁x, a₂x), ``[B, C, H, W]`` to the same.
 
-    Dynamic ReLU B (Chen et al., ECCV 2020) without offsets: a₁ lies in [0, 2], a₂ in [-1, 1].
+    The slopes a₁ in [0, 2] and a₂ in [-1, 1] of each channel come from the first token, ``[B, D]``.
     """
 
     def __init__(self, channels: int, token_dim: int, dyrelu_reduction: int) -> None:
@@ -183,10 +173,7 @@ def widening(in_channels: int, channels: int, kernel_size: int, stride: int) -> 
 
 
 class ConvNorm(nn.Sequential):
-    """A convolution, batch norm, and a shuffle of ``shuffle`` groups of channels where that is above 1.
-
-    ``forward`` also closes a residual connection: ``keep_scale · (...) + residual``.
-    """
+    """A convolution, batch norm and, above 1, a shuffle of ``shuffle`` groups; then ``keep_scale · x + residual``."""
 
     def __init__(self, conv: Conv2D, shuffle: int = 1) -> None:
         super().__init__(conv, NormAct(conv.weight.shape[0]), *([ChannelShuffle(shuffle)] if shuffle > 1 else []))
@@ -203,8 +190,7 @@ class ConvNorm(nn.Sequential):
 class Block(nn.Layer):
     """Mobile-Former block (figure 3): ``[B, C, H, W]`` and ``[B, T, D]`` to ``[B, C', H', W']`` and ``[B, T, D]``.
 
-    Map to tokens, tokens among themselves, then ``mobile``, whose activations the updated first token steers, and
-    tokens to map.
+    Map to tokens, tokens among themselves, ``mobile`` (a subclass's) with the updated first token, tokens to map.
     """
 
     def __init__(self, row: BlockRow, token_dim: int, num_heads: int, token_heads: int, mlp_ratio: int,
@@ -214,10 +200,6 @@ class Block(nn.Layer):
         self.global_block = Former(token_dim, token_heads, mlp_ratio, drop_path)
         self.global_local = FormerToMobile(row.channels, token_dim, num_heads, drop_path)
         self.drop_path = DropPath(drop_path)
-
-    def mobile(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
-        """Transform the map: ``[B, C, H, W]`` and the first token ``[B, D]`` to ``[B, C', H', W']``."""
-        raise NotImplementedError
 
     def forward(self, x: paddle.Tensor, tokens: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         tokens = self.global_block(self.local_global(x, tokens))
@@ -229,13 +211,13 @@ class InvertedBottleneckBlock(Block):
 
     def __init__(self, row: BlockRow, groups: int, dyrelu_reduction: int, **tokens: Any) -> None:
         super().__init__(row, **tokens)
-        exp_size, token_dim = row.exp_size, tokens["token_dim"]
+        width, token_dim = row.exp_size, tokens["token_dim"]
         self.skip = row.in_channels == row.channels
-        self.conv1 = ConvNorm(pointwise(row.in_channels, exp_size, groups), shuffle=groups)
-        self.hyper1 = DynamicReLU(exp_size, token_dim, dyrelu_reduction)
-        self.conv2 = ConvNorm(widening(exp_size, exp_size, row.kernel_size, stride=1))
-        self.hyper2 = DynamicReLU(exp_size, token_dim, dyrelu_reduction)
-        self.conv3 = ConvNorm(pointwise(exp_size, row.channels, groups), shuffle=groups)
+        self.conv1 = ConvNorm(pointwise(row.in_channels, width, groups), shuffle=groups)
+        self.hyper1 = DynamicReLU(width, token_dim, dyrelu_reduction)
+        self.conv2 = ConvNorm(widening(width, width, row.kernel_size, stride=1))
+        self.hyper2 = DynamicReLU(width, token_dim, dyrelu_reduction)
+        self.conv3 = ConvNorm(pointwise(width, row.channels, groups), shuffle=groups)
 
     def mobile(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
         out = self.hyper1(self.conv1(x), token)
@@ -244,10 +226,7 @@ class InvertedBottleneckBlock(Block):
 
 
 class DownsampleBlock(Block):
-    """The block of stride 2: depthwise and pointwise to the new width, then the same two again around a skip.
-
-    Both depthwise convolutions widen the map, the first to the row's ``exp_size``, the second by ``expand_ratio``.
-    """
+    """The block of stride 2: depthwise (widening) and pointwise to the new width, then the two again around a skip."""
 
     def __init__(self, row: BlockRow, groups: int, dyrelu_reduction: int, expand_ratio: int, **tokens: Any) -> None:
         super().__init__(row, **tokens)
@@ -267,10 +246,7 @@ class DownsampleBlock(Block):
 
 
 class LiteBottleneck(nn.Layer):
-    """The first block, without tokens: depthwise (widening), ReLU6, pointwise, ``[B, C, H, W]`` to ``[B, C', H', W']``.
-
-    Its input is added where neither width nor size changes.
-    """
+    """The first block, without tokens: depthwise (widening), ReLU6, pointwise, and a skip where the shape stays."""
 
     def __init__(self, row: BlockRow, groups: int) -> None:
         super().__init__()
@@ -288,10 +264,7 @@ class LiteBottleneck(nn.Layer):
 
 
 class Head(nn.Layer):
-    """Map and first token to features: ``[B, C, H, W]`` and ``[B, D]`` to ``[B, num_features]``.
-
-    The network puts its last layer, ``classifier``, below this one, where the reference has it.
-    """
+    """Map and first token, ``[B, C, H, W]`` and ``[B, D]``, to features; the network adds ``classifier`` below."""
 
     def __init__(self, channels: int, token_dim: int, hidden: int, num_features: int, groups: int) -> None:
         super().__init__()
@@ -302,10 +275,18 @@ class Head(nn.Layer):
 
     def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
         if self.fc[1].training and x.shape[0] == 1:
-            raise UserError("Mobile-Former was given a training batch of 1 image, expected 2 or more: the batch norm "
-                            "of its head sees one value for each image")
+            raise UserError("the head norm of Mobile-Former has a training batch of 1 image, expected 2 or more")
         pooled = F.hardswish(self.conv(x).flatten(2).mean(2))  # [B, hidden]
         return self.fc(paddle.concat([pooled, token], axis=1))
+
+
+def _init_weights(layer: nn.Layer) -> None:
+    """Initialise as the reference: convolutions normal by fan out, groups not counted, linear layers normal of 0.01."""
+    if isinstance(layer, nn.Conv2D):
+        channels, _, height, width = layer.weight.shape
+        nn.initializer.Normal(0.0, (2.0 / (channels * height * width)) ** 0.5)(layer.weight)
+    elif isinstance(layer, nn.Linear):
+        nn.initializer.Normal(0.0, 0.01)(layer.weight)
 
 
 class MobileFormer(Classifier):
@@ -323,6 +304,7 @@ class MobileFormer(Classifier):
 
     block_pattern = r"features\.\d+"
     head_name = "classifier.classifier"
+    init_head = staticmethod(_init_weights)
 
     def __init__(self, num_classes: int, image_size: Size, in_chans: int, drop_path_rate: float,
                  stem_channels: int, lite_exp_size: int, lite_channels: int, blocks: Sequence[Sequence[int]],
@@ -354,9 +336,6 @@ class MobileFormer(Classifier):
     def build_head(self, num_classes: int) -> nn.Layer:
         return nn.Sequential(nn.Dropout(self.head_drop_rate), super().build_head(num_classes))
 
-    def init_head(self, head: nn.Layer) -> None:
-        _init_weights(head)
-
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
         tokens = self.tokens.weight.unsqueeze(0).expand([x.shape[0], -1, -1])  # [B, T, D]
         x = self.features[0](self.stem(x))
@@ -366,46 +345,34 @@ class MobileFormer(Classifier):
         return self.classifier(x, tokens[:, 0])
 
 
-def _init_weights(layer: nn.Layer) -> None:
-    """Initialise as the reference: convolutions normal by fan out, groups not counted, linear layers normal of 0.01."""
-    if isinstance(layer, nn.Conv2D):
-        channels, _, height, width = layer.weight.shape
-        nn.initializer.Normal(0.0, (2.0 / (channels * height * width)) ** 0.5)(layer.weight)
-    elif isinstance(layer, nn.Linear):
-        nn.initializer.Normal(0.0, 0.01)(layer.weight)
+def _row(token_num: int, token_dim: int, stem: int, lite: Sequence[int], head: Sequence[int],
+         blocks: Sequence[Sequence[int]], **others: int) -> dict[str, Any]:
+    """Return arguments of table 1: tokens, stem, lite bottleneck [exp_size, channels, stride], head, blocks."""
+    return {"token_num": token_num, "token_dim": token_dim, "stem_channels": stem, "lite_exp_size": lite[0],
+            "lite_channels": lite[1], "lite_stride": lite[2], "head_channels": head[0], "num_features": head[1],
+            "blocks": blocks, **others}
 
 
-_BLOCKS_52M = [[36, 12, 1], [72, 24, 2], [72, 24, 1], [144, 48, 2], [192, 48, 1], [288, 64, 1],
-               [384, 96, 2], [576, 96, 1]]
-_52M = {"token_num": 3, "token_dim": 128, "stem_channels": 8, "lite_exp_size": 24, "lite_channels": 12,
-        "lite_stride": 2, "blocks": _BLOCKS_52M, "head_channels": 576, "num_features": 1024}
-
+_BLOCKS_52M = [[36, 12, 1], [72, 24, 2], [72, 24, 1], [144, 48, 2], [192, 48, 1], [288, 64, 1], [384, 96, 2],
+               [576, 96, 1]]
 TABLE: Mapping[str, Mapping[str, Any]] = {
-    "26m": {**_52M, "groups": 4},
-    "52m": _52M,
-    "96m": {"token_num": 4, "token_dim": 128, "stem_channels": 12, "lite_exp_size": 24, "lite_channels": 12,
-            "lite_stride": 1, "head_channels": 768, "num_features": 1280,
-            "blocks": [[72, 16, 2], [96, 32, 2], [96, 32, 1], [192, 64, 2], [256, 64, 1], [384, 88, 1],
-                       [528, 128, 2], [768, 128, 1]]},
-    "151m": {"token_num": 6, "token_dim": 192, "stem_channels": 12, "lite_exp_size": 24, "lite_channels": 12,
-             "lite_stride": 1, "head_channels": 768, "num_features": 1280,
-             "blocks": [[72, 16, 2], [48, 16, 1], [96, 32, 2], [96, 32, 1], [192, 64, 2], [256, 64, 1],
-                        [384, 88, 1], [528, 88, 1], [528, 128, 2], [768, 128, 1], [768, 128, 1]]},
-    "214m": {"token_num": 6, "token_dim": 192, "stem_channels": 12, "lite_exp_size": 24, "lite_channels": 12,
-             "lite_stride": 1, "head_channels": 960, "num_features": 1600,
-             "blocks": [[72, 20, 2], [60, 20, 1], [120, 40, 2], [160, 40, 1], [240, 80, 2], [320, 80, 1],
-                        [480, 112, 1], [672, 112, 1], [672, 160, 2], [960, 160, 1], [960, 160, 1]]},
-    "294m": {"token_num": 6, "token_dim": 192, "stem_channels": 16, "lite_exp_size": 32, "lite_channels": 16,
-             "lite_stride": 1, "head_channels": 1152, "num_features": 1920,
-             "blocks": [[96, 24, 2], [96, 24, 1], [144, 48, 2], [192, 48, 1], [288, 96, 2], [384, 96, 1],
-                        [576, 128, 1], [768, 128, 1], [768, 192, 2], [1152, 192, 1], [1152, 192, 1]]},
-    "508m": {"token_num": 6, "token_dim": 192, "stem_channels": 24, "lite_exp_size": 48, "lite_channels": 24,
-             "lite_stride": 1, "head_channels": 1440, "num_features": 1920,
-             "blocks": [[144, 40, 2], [120, 40, 1], [240, 72, 2], [216, 72, 1], [432, 128, 2], [512, 128, 1],
-                        [768, 176, 1], [1056, 176, 1], [1056, 240, 2], [1440, 240, 1], [1440, 240, 1]]},
+    "26m": _row(3, 128, 8, [24, 12, 2], [576, 1024], _BLOCKS_52M, groups=4),
+    "52m": _row(3, 128, 8, [24, 12, 2], [576, 1024], _BLOCKS_52M),
+    "96m": _row(4, 128, 12, [24, 12, 1], [768, 1280], [
+        [72, 16, 2], [96, 32, 2], [96, 32, 1], [192, 64, 2], [256, 64, 1], [384, 88, 1], [528, 128, 2], [768, 128, 1]]),
+    "151m": _row(6, 192, 12, [24, 12, 1], [768, 1280], [
+        [72, 16, 2], [48, 16, 1], [96, 32, 2], [96, 32, 1], [192, 64, 2], [256, 64, 1], [384, 88, 1], [528, 88, 1],
+        [528, 128, 2], [768, 128, 1], [768, 128, 1]]),
+    "214m": _row(6, 192, 12, [24, 12, 1], [960, 1600], [
+        [72, 20, 2], [60, 20, 1], [120, 40, 2], [160, 40, 1], [240, 80, 2], [320, 80, 1], [480, 112, 1], [672, 112, 1],
+        [672, 160, 2], [960, 160, 1], [960, 160, 1]]),
+    "294m": _row(6, 192, 16, [32, 16, 1], [1152, 1920], [
+        [96, 24, 2], [96, 24, 1], [144, 48, 2], [192, 48, 1], [288, 96, 2], [384, 96, 1], [576, 128, 1], [768, 128, 1],
+        [768, 192, 2], [1152, 192, 1], [1152, 192, 1]]),
+    "508m": _row(6, 192, 24, [48, 24, 1], [1440, 1920], [
+        [144, 40, 2], [120, 40, 1], [240, 72, 2], [216, 72, 1], [432, 128, 2], [512, 128, 1], [768, 176, 1],
+        [1056, 176, 1], [1056, 240, 2], [1440, 240, 1], [1440, 240, 1]]),
 }
-
-_DRIVE = "https://drive.google.com/file/d/{}/view"
 _PAPER = [  # parameters, MACs, top-1 and file of the authors' README, our counts on their code
     ("26m", "3.2M", "26M", 64.0, "15uWYzx2VWWUjacZQHB56vOHzKxQDlp5O", 3_232_788, 23_550_208),
     ("52m", "3.5M", "52M", 68.7, "1ekq_FPl57gjIlYX16Ll0nBuEyB0pjgGt", 3_469_092, 49_290_496),
@@ -422,8 +389,8 @@ register_family(
     "Mobile-Former",
     MobileFormer,
     {f"mobileformer_{size}": Variant(TABLE[size], parameters, macs, paper_parameters, paper_macs, top1,
-                                     crop_pct=0.875, interpolation="bilinear", weights_url=_DRIVE.format(file),
-                                     note=_NOTE)
+                                     crop_pct=0.875, interpolation="bilinear", note=_NOTE,
+                                     weights_url=f"https://drive.google.com/file/d/{file}/view")
      for size, paper_parameters, paper_macs, top1, file, parameters, macs in _PAPER},
     paper="Mobile-Former: Bridging MobileNet and Transformer, CVPR 2022",
     paper_url="https://arxiv.org/abs/2108.05895",

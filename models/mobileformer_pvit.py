@@ -27,8 +27,8 @@ Keys of its YAML files under ``MODEL.MF`` and arguments here: ``TOKENS`` are ``t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import reduce
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import NamedTuple
 
 import paddle
@@ -53,6 +53,8 @@ from models.layers import (
 from models.mobileformer import TABLE, BlockRow, block_rows, check_multiple
 from models.registry import Variant, register_family
 
+Dynamic = Callable[[int], nn.Layer]  # a dynamic ReLU for a number of channels
+
 
 class TokenSettings(NamedTuple):
     """Arguments that all parts with tokens share; ``drop_path`` is the rate of each branch of bridges and Formers."""
@@ -65,15 +67,6 @@ class TokenSettings(NamedTuple):
     attn_drop_rate: float
     mlp_drop_rate: float
     drop_path: float
-
-
-class DynamicSettings(NamedTuple):
-    """Dynamic ReLU: number of linear functions, reduction of the hidden layer, scales and offsets of its outputs."""
-
-    k: int
-    reduction: float
-    coefs: Sequence[float]
-    consts: Sequence[float]
 
 
 class HeadProjections(nn.LayerList):
@@ -174,15 +167,16 @@ class DynamicReLU(nn.Layer):
     Dynamic ReLU B (Chen et al., ECCV 2020); slopes and offsets come from the first token ``[B, D]``.
     """
 
-    def __init__(self, channels: int, token_dim: int, settings: DynamicSettings) -> None:
+    def __init__(self, channels: int, token_dim: int, k: int, reduction: float, coefs: Sequence[float],
+                 consts: Sequence[float]) -> None:
         super().__init__()
-        self.k, self.channels = settings.k, channels
-        outputs = 2 * self.k * channels
-        self.project = nn.Sequential(Mlp(token_dim, int(token_dim / settings.reduction), out_features=outputs),
+        self.k, self.channels = k, channels
+        outputs = 2 * k * channels
+        self.project = nn.Sequential(Mlp(token_dim, int(token_dim / reduction), out_features=outputs),
                                      LayerNorm(outputs))
-        (slope, offset), (first, other) = settings.coefs, settings.consts
-        self.coefs = [slope] * self.k + [offset] * self.k
-        self.consts = [first] + [other] * (2 * self.k - 1)
+        (slope, offset), (first, other) = coefs, consts
+        self.coefs = [slope] * k + [offset] * k
+        self.consts = [first] + [other] * (2 * k - 1)
 
     def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
         outputs = self.project(token).reshape([-1, self.channels, 2 * self.k, 1, 1]).unbind(2)  # each [B, C, 1, 1]
@@ -196,7 +190,7 @@ class Bottleneck(nn.Layer):
     One dynamic ReLU, steered by the first token, serves both places; where ``dynamic`` is None, they have ReLU.
     """
 
-    def __init__(self, row: BlockRow, groups: int, token_dim: int, dynamic: DynamicSettings | None) -> None:
+    def __init__(self, row: BlockRow, groups: int, dynamic: Dynamic | None) -> None:
         super().__init__()
         after = None if dynamic else "relu"
         self.in_pw = pointwise(row.in_channels, row.exp_size, groups)
@@ -205,7 +199,7 @@ class Bottleneck(nn.Layer):
         self.dw_bn = NormAct(row.exp_size, after=after)
         self.out_pw = pointwise(row.exp_size, row.channels, groups)
         self.out_pw_bn = NormAct(row.channels)
-        self.act = DynamicReLU(row.exp_size, token_dim, dynamic) if dynamic else None
+        self.act = dynamic(row.exp_size) if dynamic else None
 
     def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
         for conv, norm in ((self.in_pw, self.in_pw_bn), (self.dw, self.dw_bn)):
@@ -217,9 +211,9 @@ class Bottleneck(nn.Layer):
 class Mobile(nn.Layer):
     """The map's side of a block: where the stride is 2, a strided depthwise convolution, then the bottleneck."""
 
-    def __init__(self, row: BlockRow, groups: int, token_dim: int, dynamic: DynamicSettings | None) -> None:
+    def __init__(self, row: BlockRow, groups: int, dynamic: Dynamic | None) -> None:
         super().__init__()
-        self.bneck = Bottleneck(row, groups, token_dim, dynamic)
+        self.bneck = Bottleneck(row, groups, dynamic)
         self.downsample_dw = nn.Identity()
         if row.stride == 2:
             strided = DepthwiseConv2D(row.in_channels, row.kernel_size, row.stride, padding=row.kernel_size // 2)
@@ -232,11 +226,11 @@ class Mobile(nn.Layer):
 class Block(nn.Layer):
     """Mobile-Former block (figure 3): ``[B, C, H, W]`` and ``[B, T, D]`` to ``[B, C', H', W']`` and ``[B, T, D]``."""
 
-    def __init__(self, row: BlockRow, groups: int, settings: TokenSettings, dynamic: DynamicSettings | None) -> None:
+    def __init__(self, row: BlockRow, groups: int, settings: TokenSettings, dynamic: Dynamic | None) -> None:
         super().__init__()
         self.toformer_bridge = MobileToFormer(row.in_channels, settings)
         self.former = Former(settings)
-        self.mobile = Mobile(row, groups, settings.token_dim, dynamic)
+        self.mobile = Mobile(row, groups, dynamic)
         self.tomobile_bridge = FormerToMobile(row.channels, settings)
 
     def forward(self, x: paddle.Tensor, tokens: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
@@ -317,7 +311,8 @@ class MobileFormerPViT(Classifier):
         lite, *rows = block_rows(stem_channels, stem_stride, [lite_exp_size, lite_channels, lite_stride], blocks)
         settings = TokenSettings(token_dim, num_heads, mlp_ratio, qkv_bias, drop_rate, attn_drop_rate, mlp_drop_rate,
                                  drop_path_rate)
-        dynamic = DynamicSettings(dyrelu_k, dyrelu_reduction, dyrelu_coefs, dyrelu_consts) if use_dyrelu else None
+        dynamic = partial(DynamicReLU, token_dim=token_dim, k=dyrelu_k, reduction=dyrelu_reduction,
+                          coefs=dyrelu_coefs, consts=dyrelu_consts) if use_dyrelu else None
         self.num_features = num_features
         self.tokens = self.create_parameter([1, token_num, token_dim])
         self.stem = nn.Sequential(("conv", Conv2D(in_chans, stem_channels, 3, stride=stem_stride, padding=1)),

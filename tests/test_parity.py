@@ -9,7 +9,7 @@ from analysis.parity import REFERENCE, compare, fixture_names
 
 SMALL = [name for name in fixture_names(REFERENCE) if name.endswith(("_32", "_64", "_256_8")) and "768" not in name]
 # Those of a small image, and one with gradients for the families whose small fixture has logits alone.
-QUICK = [*SMALL, "coatnet_0", "mobileformer_26m"]
+QUICK = [*SMALL, "coatnet_0", "mobileformer_26m", "mobileformer_26m_pvit", "poolformer_s12"]
 
 
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
