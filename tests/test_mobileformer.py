@@ -179,7 +179,7 @@ def test_options_of_the_notebooks_form() -> None:
 
 @BOTH_FORMS
 @pytest.mark.parametrize(("wrong", "message"), [
-    ({"blocks": [[36, 12, 3]]}, r"a row of Mobile-Former is \[36, 12, 3\], expected .* stride 1 or 2 and an odd"),
+    ({"blocks": [[36, 12, 3]]}, r"a row of Mobile-Former is \[36, 12, 3\], expected .* stride 1 or 2, and an odd"),
     ({"blocks": [[36, 12, 1, 4]]}, r"a row of Mobile-Former is \[36, 12, 1, 4\], expected"),
     ({"lite_stride": 4}, r"a row of Mobile-Former is \[24, 12, 4\], expected"),
     ({"stem_stride": 0}, "stem_stride of Mobile-Former is 0, expected 1 or 2"),
