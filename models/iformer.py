@@ -101,7 +101,7 @@ class LowMixer(nn.Layer):
 def upsample(x: paddle.Tensor, factor: int) -> paddle.Tensor:
     """Repeat rows and columns: ``[B, H, W, C]`` to ``[B, factor·H, factor·W, C]``.
 
-    Nearest interpolation by concatenation: several times as fast on a CPU, and of static shape when exported.
+    Nearest interpolation by concatenation: a faster forward pass on a CPU, and static shapes when exported.
     """
     height, width, dim = x.shape[1:]
     x = paddle.concat([x.reshape([-1, height, width, 1, dim])] * factor, axis=3)  # [B, H, W, factor, C]
