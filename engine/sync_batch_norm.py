@@ -43,7 +43,7 @@ class _Normalize(paddle.autograd.PyLayer):
 
 
 class SyncBatchNorm(nn.Layer):
-    """Batch norm of ``[B, C, ...]`` over the images of all ranks, with the parameters and buffers of another layer.
+    """A batch norm of Paddle's, ``[B, C, ...]``, or a ``NormAct`` with the parameters of another, synchronised.
 
     A step sends two messages: 2 C + 1 numbers of each rank forward, 2 C backward. Statistics are in float32, and exact
     for shards of different sizes.
@@ -57,8 +57,19 @@ class SyncBatchNorm(nn.Layer):
         self.weight, self.bias = layer.weight, layer.bias
         self._mean, self._variance = layer._mean, layer._variance
         self._momentum, self._epsilon, self._frozen = layer._momentum, layer._epsilon, bool(layer._use_global_stats)
+        self.before, self.after = getattr(layer, "before", None), getattr(layer, "after", None)
 
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+    def forward(self, x: paddle.Tensor, residual: paddle.Tensor | None = None,
+                keep_scale: paddle.Tensor | None = None) -> paddle.Tensor:
+        """Compute what ``models.layers.NormAct`` does."""
+        x = x if self.before is None else getattr(F, self.before)(x)
+        y = self._normalize(x)
+        y = y if self.after is None else getattr(F, self.after)(y)
+        y = y if keep_scale is None else y * keep_scale
+        return y if residual is None else y + residual
+
+    def _normalize(self, x: paddle.Tensor) -> paddle.Tensor:
+        shape = [1, x.shape[1]] + [1] * (x.ndim - 2)
         with paddle.amp.auto_cast(enable=False):
             values = x.astype("float32")
             if not self.training or self._frozen:

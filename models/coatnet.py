@@ -4,83 +4,207 @@ https://arxiv.org/abs/2106.04803).
 ``coatnet_0`` to ``coatnet_4`` are the paper's networks, with its parameter counts (25M, 42M, 75M, 168M, 275M). Its
 authors published neither code nor weights: names and numbers follow ``coatnet_0_224`` to ``coatnet_4_224`` of
 huggingface/pytorch-image-models 1.0.31 (``timm/models/maxxvit.py``), for which no trained weights exist either (its
-``coatnet_*_rw_*`` are other networks). ``coatnet_0_simple`` to ``coatnet_4_simple`` follow other code and have 17.8M
-parameters where the paper has 25M, since 8 heads attend at every width and hidden layers take a block's input width;
-``models/coatnet_simple.py`` lists all that differs.
+``coatnet_*_rw_*`` are other networks). ``models/coatnet_simple.py`` has the widely copied, smaller form.
 
-Where the reference is not the paper: an MBConv has its stride in the depthwise convolution (the paper's own variant in
-table 9; equation 5 has it in the expansion), and pooling is 2×2 averaging (appendix A.1: max-pooling of stride 2).
-Where we are not the reference: maps with odd sides work, the last row and column being pooled by themselves, and where
-a map is not of the size that the network was built for, its tables are resampled (``models/relative_position.py``).
-Our multiply-accumulates take in the products of attention; counts that do not see into timm's fused attention leave
-them out (4.39G for CoAtNet-0).
+Deviations of the reference from the paper: an MBConv has its stride in the depthwise convolution (the paper's own
+variant in table 9; equation 5 has it in the expansion), and pooling is 2×2 averaging (appendix A.1: max-pooling of
+stride 2). Deviations from the reference: maps with odd sides work, the last row and column being pooled alone, and
+tables of offsets are resampled for maps of another size. Our multiply-accumulates include the products of attention;
+counters that do not see into timm's fused attention leave them out (4.39G for CoAtNet-0).
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import ClassVar
 
 import numpy as np
 import paddle
+import paddle.nn.functional as F
 from paddle import nn
 
+import kernels
 from errors import UserError
-from models.coatnet_blocks import MBConvBlock, PlainBlock, TransformerBlock, init_conv
 from models.layers import (
-    GELU,
-    BatchNorm2D,
     Classifier,
     Conv2D,
+    DepthwiseConv2D,
+    DropPath,
     LayerNorm,
     Linear,
+    Mlp,
+    NormAct,
+    PointwiseConv2D,
+    Size,
+    channels_first,
+    channels_last,
     check_image_size,
     check_strides,
     drop_path_rates,
+    init_pytorch,
     pair,
-    pytorch_default_,
-    run_in_sequence,
+    resize_position_embedding,
+    trunc_normal_,
+    zeros_,
 )
 from models.registry import Variant, register_family
-from models.relative_position import resize_square_table
+
+# Relative positions. A table for maps of ``size`` = (H, W) is [(2H-1)(2W-1), heads]: a number for each head and offset,
+# row-major in (y_query - y_key + H - 1, x_query - x_key + W - 1). For another map it is resampled bilinearly, as the
+# authors do to fine-tune at larger image sizes (appendix A.1).
 
 
-class CoAtNetBase(Classifier):
-    """What both forms share: a stem at 1/2 and four stages at 1/4 to 1/32 of the image, and tables of offsets.
+def table_rows(size: tuple[int, int]) -> int:
+    """Return the number of offsets between two positions of a map of ``size``."""
+    return (2 * size[0] - 1) * (2 * size[1] - 1)
 
-    ``kinds`` are those of blocks, by the letter that ``block_types`` has for each. ``strides`` are the stem's and the
-    stages'; ``numbers`` are further arguments, which must be positive. A layer that holds a table of offsets has the
-    (height, width) of its map in ``size``.
+
+def relative_bias(table: paddle.Tensor, size: tuple[int, int], height: int, width: int) -> paddle.Tensor:
+    """Return the bias of a ``height`` × ``width`` map, ``[heads, H·W, H·W]`` (query, key), of a table for ``size``."""
+    if size != (height, width):
+        table = resize_table(table, size, (height, width))
+    index = paddle.to_tensor(_relative_index(height, width))
+    return paddle.index_select(table.t(), index, axis=1).reshape([table.shape[1], height * width, height * width])
+
+
+def resize_table(table: paddle.Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> paddle.Tensor:
+    """Resample a table for maps of ``size`` to one for maps of ``new_size``."""
+    grid = table.reshape([1, 2 * size[0] - 1, 2 * size[1] - 1, -1])
+    return resize_position_embedding(grid, 2 * new_size[0] - 1, 2 * new_size[1] - 1).flatten(0, 2)
+
+
+@functools.lru_cache(maxsize=32)
+def _relative_index(height: int, width: int) -> np.ndarray:
+    """Return int64 ``[(H·W)²]``: the row of the table for each query and key.
+
+    A numpy array, not a buffer of a layer: ``Layer.to(dtype=...)`` would cast it.
     """
+    y, x = (axis.reshape(-1) for axis in np.indices((height, width)))
+    dy = y[:, None] - y[None, :] + height - 1
+    dx = x[:, None] - x[None, :] + width - 1
+    return (dy * (2 * width - 1) + dx).reshape(-1)
 
-    kinds: ClassVar[Mapping[str, str]] = {"C": "convolution", "T": "Transformer"}
 
-    def __init__(self, image_size: int | tuple[int, int], depths: Sequence[int], embed_dims: Sequence[int],
-                 block_types: Sequence[str], strides: Sequence[int] = (2, 2, 2, 2, 2), **numbers: float) -> None:
+class RelativePositionBias(nn.Layer):
+    """A table for maps of ``size``; gives the bias of a map of any size, ``[num_heads, H·W, H·W]``."""
+
+    def __init__(self, size: tuple[int, int], num_heads: int) -> None:
         super().__init__()
-        for key, value in (("depths", depths), ("embed_dims", embed_dims)):
-            if not isinstance(value, (list, tuple)) or len(value) != 4 or min(value) < 1:
-                raise UserError(f"{key} of CoAtNet is {value}, expected four numbers of 1 or more, one for each stage")
-        if len(block_types) != 4 or set(block_types) - set(self.kinds):
-            kinds = ", ".join(f"{letter} ({kind})" for letter, kind in self.kinds.items())
-            raise UserError(f"block_types of CoAtNet is {block_types}, expected four of {kinds}, such as CCTT")
-        check_strides("CoAtNet", strides, [(2, 1)] * 5)
-        check_image_size("CoAtNet", image_size, 1)
-        for key, value in numbers.items():
-            if value <= 0:
-                raise UserError(f"{key} of CoAtNet is {value}, expected more than 0")
-        self.num_features = embed_dims[-1]
-        self.map_sizes = [tuple(-(-side // stride) for side in pair(image_size))
-                          for stride in list(accumulate(strides, operator.mul))[1:]]
+        self.size = size
+        self.relative_position_bias_table = self.create_parameter([table_rows(size), num_heads],
+                                                                  default_initializer=trunc_normal_)
 
-    def resize_weights(self, name: str, array: np.ndarray, expected_shape: Sequence[int]) -> np.ndarray | None:
-        """Resample a table of offsets of a square image to ours; None for a tensor that is no such table."""
-        layer_name, _, leaf = name.rpartition(".")
-        if not leaf.endswith("bias_table"):
-            return None
-        return resize_square_table(name, array, dict(self.named_sublayers())[layer_name].size)
+    def forward(self, height: int, width: int) -> paddle.Tensor:
+        return relative_bias(self.relative_position_bias_table, self.size, height, width)
+
+
+# Blocks
+
+
+class Attention(nn.Layer):
+    """Relative attention (equation 3, pre-softmax form), ``[B, H, W, C]`` to ``[B, H, W, C']``."""
+
+    def __init__(self, dim: int, out_dim: int, head_dim: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = out_dim // head_dim, head_dim
+        self.qkv = PointwiseConv2D(dim, 3 * out_dim)
+        self.rel_pos = RelativePositionBias(size, self.num_heads)
+        self.proj = PointwiseConv2D(out_dim, out_dim)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        height, width = x.shape[1:3]
+        qkv = self.qkv(x).reshape([-1, height * width, self.num_heads, 3 * self.head_dim])
+        q, k, v = qkv.split([self.head_dim] * 3, axis=-1)  # each [B, N, heads, head_dim]
+        x = kernels.attention(q, k, v, self.rel_pos(height, width))
+        return self.proj(x.reshape([-1, height, width, self.num_heads * self.head_dim]))
+
+
+class LayerNorm2D(LayerNorm):
+    """Layer norm over the channels of a map, ``[B, C, H, W]`` to the same."""
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return channels_first(super().forward(channels_last(x)))
+
+
+class Downsample(nn.Layer):
+    """Average pooling 2×2 for stride 2, then a 1×1 convolution where the width changes: ``[B, C', ⌈H/2⌉, ⌈W/2⌉]``."""
+
+    def __init__(self, dim: int, out_dim: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.expand = Conv2D(dim, out_dim, 1) if dim != out_dim else nn.Identity()
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.expand(F.avg_pool2d(x, 2, ceil_mode=True) if self.stride == 2 else x)
+
+
+class TransformerBlock(nn.Layer):
+    """Attention and feed-forward, each after a norm and beside a shortcut: ``[B, C, H, W]`` to ``[B, C', H', W']``."""
+
+    def __init__(self, dim: int, out_dim: int, stride: int, drop_path: float, expand_ratio: float, head_dim: int,
+                 size: tuple[int, int]) -> None:
+        super().__init__()
+        self.reshapes = stride == 2 or dim != out_dim
+        if self.reshapes:
+            self.shortcut = Downsample(dim, out_dim, stride)
+            self.norm1 = nn.Sequential(("norm", LayerNorm2D(dim, epsilon=1e-6)),
+                                       ("down", Downsample(dim, dim, stride)))
+        else:
+            self.norm1 = LayerNorm(dim, epsilon=1e-6)
+        self.attn = Attention(dim, out_dim, head_dim, size)
+        self.norm2 = LayerNorm(out_dim, epsilon=1e-6)
+        self.mlp = Mlp(out_dim, int(out_dim * expand_ratio), layer=PointwiseConv2D)
+        self.drop_path = DropPath(drop_path)
+        self.apply(init_transformer)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        if self.reshapes:  # equation 4
+            x, branch = channels_last(self.shortcut(x)), channels_last(self.norm1(x))
+        else:
+            x = channels_last(x)
+            branch = self.norm1(x)
+        x = self.drop_path.add(x, self.attn(branch))  # [B, H', W', C']
+        x = self.drop_path.add(x, self.mlp(self.norm2(x)))
+        return channels_first(x)
+
+
+class SqueezeExcite(nn.Layer):
+    """Squeeze-and-excitation (Hu et al., 2018), ``[B, C, H, W]`` to the same."""
+
+    def __init__(self, dim: int, squeeze_dim: int) -> None:
+        super().__init__()
+        self.fc1 = PointwiseConv2D(dim, squeeze_dim)
+        self.fc2 = PointwiseConv2D(squeeze_dim, dim)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return x * F.sigmoid(self.fc2(F.silu(self.fc1(x.flatten(2).mean(-1))))).unsqueeze([2, 3])
+
+
+class MBConvBlock(nn.Layer):
+    """Inverted bottleneck with squeeze-and-excitation (equation 5): ``[B, C, H, W]`` to ``[B, C', H', W']``."""
+
+    def __init__(self, dim: int, out_dim: int, stride: int, drop_path: float, expand_ratio: float,
+                 se_ratio: float) -> None:
+        super().__init__()
+        hidden_dim = int(out_dim * expand_ratio)
+        self.shortcut = Downsample(dim, out_dim, stride) if stride == 2 or dim != out_dim else nn.Identity()
+        self.pre_norm = NormAct(dim)
+        self.conv1_1x1 = Conv2D(dim, hidden_dim, 1, bias_attr=False)
+        self.norm1 = NormAct(hidden_dim, after="gelu")
+        self.conv2_kxk = DepthwiseConv2D(hidden_dim, 3, stride=stride, padding=1, bias_attr=False)
+        self.norm2 = NormAct(hidden_dim, after="gelu")
+        self.se = SqueezeExcite(hidden_dim, max(int(out_dim * se_ratio), 1))
+        self.conv3_1x1 = Conv2D(hidden_dim, out_dim, 1)
+        self.drop_path = DropPath(drop_path)
+        self.apply(init_conv)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        branch = self.norm1(self.conv1_1x1(self.pre_norm(x)))  # [B, hidden, H, W]
+        branch = self.norm2(self.conv2_kxk(branch))  # [B, hidden, H', W']
+        return self.drop_path.add(self.shortcut(x), self.conv3_1x1(self.se(branch)))
 
 
 class Stem(nn.Layer):
@@ -89,73 +213,114 @@ class Stem(nn.Layer):
     def __init__(self, in_chans: int, dim: int, stride: int) -> None:
         super().__init__()
         self.conv1 = Conv2D(in_chans, dim, 3, stride, padding=1, bias_attr=False)
-        self.norm1 = BatchNorm2D(dim)
-        self.act = GELU()
+        self.norm1 = NormAct(dim, after="gelu")
         self.conv2 = Conv2D(dim, dim, 3, padding=1, bias_attr=False)
         self.apply(init_conv)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return run_in_sequence([self.conv1, self.norm1, self.act, self.conv2], x)
+        return self.conv2(self.norm1(self.conv1(x)))
+
+
+def init_conv(layer: nn.Layer) -> None:
+    """Initialise as EfficientNet does: normal with variance 2 / fan_out, no bias."""
+    if isinstance(layer, nn.Conv2D):
+        fan_out = layer.weight.shape[0] * math.prod(layer.weight.shape[2:]) // layer._groups
+        nn.initializer.Normal(std=math.sqrt(2 / fan_out))(layer.weight)
+        if layer.bias is not None:
+            zeros_(layer.bias)
+
+
+def init_transformer(layer: nn.Layer) -> None:
+    """Initialise as the vision transformer does: Xavier uniform, biases 0 or, in feed-forward layers, close to 0."""
+    if isinstance(layer, nn.Conv2D):
+        nn.initializer.XavierUniform()(layer.weight)
+        zeros_(layer.bias)
+    elif isinstance(layer, Mlp):
+        for linear in (layer.fc1, layer.fc2):
+            nn.initializer.Normal(std=1e-6)(linear.bias)
+
+
+# Networks
+
+
+class CoAtNetBase(Classifier):
+    """Base of both forms: a stem at 1/2 and four stages at 1/4 to 1/32 of the image, and tables of offsets.
+
+    ``strides`` are the stem's and the stages'. ``map_sizes`` are (height, width) of the stages' maps. A layer that
+    holds a table of offsets has the (height, width) of its map in ``size``.
+    """
+
+    init_head = staticmethod(init_pytorch)
+
+    def __init__(self, image_size: Size, depths: Sequence[int], embed_dims: Sequence[int], block_types: Sequence[str],
+                 strides: Sequence[int] = (2, 2, 2, 2, 2)) -> None:
+        super().__init__()
+        if min(depths) < 1:
+            raise UserError(f"depths of CoAtNet is {depths}, expected 1 or more for each stage")
+        if len(block_types) != 4 or set(block_types) - {"C", "T"}:
+            raise UserError(f"block_types of CoAtNet is {block_types}, expected four of C (convolution), "
+                            "T (Transformer), such as CCTT")
+        check_strides("CoAtNet", strides, [(2, 1)] * 5)
+        check_image_size("CoAtNet", image_size)
+        self.num_features = embed_dims[-1]
+        self.map_sizes = [tuple(-(-side // stride) for side in pair(image_size))
+                          for stride in list(accumulate(strides, operator.mul))[1:]]
+
+    def resize_weights(self, name: str, array: np.ndarray, expected_shape: Sequence[int]) -> np.ndarray | None:
+        """Resample a table of offsets of a square image to ours; None for other tensors.
+
+        A table does not tell its H and W: they are taken to be equal. Raises UserError where that cannot be.
+        """
+        layer_name, _, leaf = name.rpartition(".")
+        if not leaf.endswith("bias_table"):
+            return None
+        side = math.isqrt(len(array))
+        if side * side != len(array) or side % 2 == 0:
+            raise UserError(f"{name} has {len(array)} rows, expected {expected_shape[0]}, and cannot be resized: it is "
+                            "no table of a square image")
+        side, size = (side + 1) // 2, dict(self.named_sublayers())[layer_name].size
+        return resize_table(paddle.to_tensor(array), (side, side), size).numpy()
 
 
 class CoAtNet(CoAtNetBase):
     """The paper's CoAtNet (table 3): a stem of width ``stem_dim`` and four stages.
 
-    ``block_types`` gives each stage MBConv (C) or Transformer (T) blocks; ``expand_ratio`` widens inside both,
-    ``se_ratio`` times a block's width is that of the squeeze. A third kind (P) is not the paper's: plain 3×3
-    convolutions, which learn more in the first epochs (docs/recipes) and have no branch to drop
-    (``models.coatnet_blocks.PlainBlock``). ``pre_logits`` is the hidden layer of the reference's head. ``strides`` are
-    the stem's and the stages' (2 or 1: ones keep small images large). Any image size, and any other at inference.
-    Raises UserError for an impossible architecture, such as a Transformer stage whose width ``head_dim`` does not
-    divide.
+    ``block_types`` gives each stage MBConv (C) or Transformer (T) blocks. ``expand_ratio`` widens inside both,
+    ``se_ratio`` times a block's width is that of the squeeze. ``strides`` are the stem's and the stages' (2 or 1: ones
+    keep small images large). Takes images of any size. Raises UserError for a Transformer stage whose width
+    ``head_dim`` does not divide.
     """
 
     block_pattern = r"stages\.\d\.blocks\.\d+"
-
     head_name = "head.fc"
 
-    kinds: ClassVar[Mapping[str, str]] = CoAtNetBase.kinds | {"P": "plain 3×3 convolutions"}
-
-    def __init__(self, num_classes: int, image_size: int | tuple[int, int], in_chans: int, drop_path_rate: float,
+    def __init__(self, num_classes: int, image_size: Size, in_chans: int, drop_path_rate: float,
                  depths: Sequence[int], embed_dims: Sequence[int], stem_dim: int = 64,
                  block_types: Sequence[str] = "CCTT", expand_ratio: float = 4.0, se_ratio: float = 0.25,
-                 head_dim: int = 32, strides: Sequence[int] = (2, 2, 2, 2, 2), pre_logits: bool = True) -> None:
-        super().__init__(image_size, depths, embed_dims, block_types, strides, stem_dim=stem_dim,
-                         expand_ratio=expand_ratio, se_ratio=se_ratio, head_dim=head_dim)
+                 head_dim: int = 32, strides: Sequence[int] = (2, 2, 2, 2, 2)) -> None:
+        super().__init__(image_size, depths, embed_dims, block_types, strides)
         self.stem = Stem(in_chans, stem_dim, strides[0])
-        dim = stem_dim
-        stages = []
-        for out_dim, kind, size, rates, first in zip(embed_dims, block_types, self.map_sizes, drop_path_rates(
-                drop_path_rate, depths), strides[1:], strict=True):
+        self.stages = nn.Sequential()
+        dim, rates = stem_dim, drop_path_rates(drop_path_rate, depths)
+        for out_dim, kind, size, stage_rates, first in zip(embed_dims, block_types, self.map_sizes, rates, strides[1:],
+                                                           strict=True):
             if kind == "T" and out_dim % head_dim:
                 raise UserError(f"embed_dims of CoAtNet: {out_dim} channels do not divide into heads of {head_dim}")
-            blocks = []
-            for rate in rates:
-                stride = 1 if blocks else first
-                if kind == "P":
-                    blocks.append(PlainBlock(dim, out_dim, stride))
-                elif kind == "C":
-                    blocks.append(MBConvBlock(dim, out_dim, stride, rate, expand_ratio, se_ratio))
-                else:
-                    blocks.append(TransformerBlock(dim, out_dim, stride, rate, expand_ratio, head_dim, size))
+            blocks = nn.Sequential()
+            for index, rate in enumerate(stage_rates):
+                common = (dim, out_dim, 1 if index else first, rate, expand_ratio)
+                blocks.append(MBConvBlock(*common, se_ratio) if kind == "C" else
+                              TransformerBlock(*common, head_dim, size))
                 dim = out_dim
-            stages.append(nn.Sequential(("blocks", nn.Sequential(*blocks))))
-        self.stages = nn.Sequential(*stages)
+            self.stages.append(nn.Sequential(("blocks", blocks)))
         self.head = nn.Layer()
         self.head.norm = LayerNorm(dim, epsilon=1e-6)
-        self.head.pre_logits = nn.Identity()
-        if pre_logits:
-            self.head.pre_logits = nn.Sequential(("fc", Linear(dim, dim)), ("act", nn.Tanh()))
-            pytorch_default_(self.head.pre_logits.fc)
+        self.head.pre_logits = nn.Sequential(("fc", Linear(dim, dim)), ("act", nn.Tanh()))
+        init_pytorch(self.head.pre_logits.fc)
         self.reset_classifier(num_classes)
 
-    def build_head(self, num_classes: int) -> nn.Layer:
-        head = super().build_head(num_classes)
-        pytorch_default_(head)
-        return head
-
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
-        x = self.stages(self.stem(x)).flatten(2).mean(-1)
+        x = self.stages(self.stem(x)).flatten(2).mean(-1)  # [B, C]
         return self.head.pre_logits(self.head.norm(x))
 
 
@@ -169,9 +334,6 @@ ARCHITECTURES = {
 }
 # For 32 pixels: maps of 16 (C), 8 (C), 8 (T) and 4 (T) a side.
 _CIFAR = {"depths": [2, 2, 2, 1], "embed_dims": [64, 128, 192, 256], "stem_dim": 32, "strides": [2, 1, 2, 1, 2]}
-# For 32 pixels, and plain convolutions in place of MBConv: maps of 16, 8 and 4 (P) and 4 (T) a side.
-_PLAIN = {"depths": [1, 1, 1, 2], "embed_dims": [64, 192, 256, 256], "stem_dim": 24, "strides": [1, 2, 2, 2, 1],
-          "block_types": "PPPT", "pre_logits": False}
 _NOTE = ("the paper's figures are with an MBConv's stride in the expansion, which we count as 4.14G, 8.24G, 15.50G and "
          "34.37G; with it in the depthwise convolution, as in the reference and here, the paper's table 9 has 4.6G, "
          "8.8G and 16.6G, and 82.0, 83.5 and 84.1 %, for CoAtNet-0 to 2")
@@ -187,9 +349,6 @@ register_family(
         "coatnet_4": Variant(ARCHITECTURES["4"], 275_425_288, 62_316_840_960, "275M"),
         "coatnet_cifar": Variant(_CIFAR, 2_405_564, 113_149_952, image_size=32,
                                  note="for CIFAR-10; 2,151,134 parameters with 10 classes"),
-        "coatnet_plain_cifar": Variant(_PLAIN, 3_370_992, 142_542_848, image_size=32,
-                                       note="for CIFAR-10; 3,116,562 parameters with 10 classes; plain convolutions in "
-                                            "place of the paper's MBConv"),
     },
     paper="CoAtNet: Marrying Convolution and Attention for All Data Sizes, NeurIPS 2021",
     paper_url="https://arxiv.org/abs/2106.04803",

@@ -40,27 +40,27 @@ import paddle
 from paddle import nn
 
 import kernels
-from models.coatnet import ARCHITECTURES, CoAtNetBase
+from errors import UserError
+from models.coatnet import ARCHITECTURES, CoAtNetBase, relative_bias, table_rows
 from models.layers import (
     GELU,
-    BatchNorm2D,
     Conv2D,
     DepthwiseConv2D,
     DropPath,
     LayerNorm,
     Linear,
-    Sequential,
+    NormAct,
+    Size,
     drop_path_rates,
-    pytorch_default_,
+    init_pytorch,
     zeros_,
 )
 from models.registry import Variant, register_family
-from models.relative_position import relative_bias, table_rows
 
 
-def conv_bn_gelu(conv: nn.Conv2D) -> Sequential:
-    """Return a convolution followed by batch norm and GELU."""
-    return Sequential(conv, BatchNorm2D(conv.weight.shape[0]), GELU())
+def conv_norm(conv: nn.Conv2D, after: str | None = "gelu") -> nn.Sequential:
+    """Return a convolution, batch norm and activation."""
+    return nn.Sequential(conv, NormAct(conv.weight.shape[0], after=after))
 
 
 class SqueezeExcite(nn.Layer):
@@ -87,34 +87,36 @@ class MBConv(nn.Layer):
             self.pool = nn.MaxPool2D(3, stride=2, padding=1)
             self.proj = Conv2D(dim, out_dim, 1, bias_attr=False)
         stride = 2 if downsample else 1
-        self.block = Sequential(
-            ("expand_conv", conv_bn_gelu(Conv2D(dim, hidden_dim, 1, stride=stride, bias_attr=False))),
-            ("dw_conv", conv_bn_gelu(DepthwiseConv2D(hidden_dim, 3, padding=1, bias_attr=False))),
+        self.block = nn.Sequential(
+            ("expand_conv", conv_norm(Conv2D(dim, hidden_dim, 1, stride=stride, bias_attr=False))),
+            ("dw_conv", conv_norm(DepthwiseConv2D(hidden_dim, 3, padding=1, bias_attr=False))),
             ("se", SqueezeExcite(hidden_dim, max(int(dim * se_ratio), 1))),
-            ("pro_conv", Sequential(Conv2D(hidden_dim, out_dim, 1, bias_attr=False), BatchNorm2D(out_dim))),
+            ("pro_conv", conv_norm(Conv2D(hidden_dim, out_dim, 1, bias_attr=False), after=None)),
         )
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        block = self.block
         shortcut = self.proj(self.pool(x)) if self.downsample else x
-        return self.block(x, residual=shortcut, share=self.drop_path.share(x))
+        conv, norm = block.pro_conv.children()
+        x = conv(block.se(block.dw_conv(block.expand_conv(x))))  # [B, C', H', W']
+        return norm(x, residual=shortcut, keep_scale=self.drop_path.keep_scale(x))
 
 
 class Attention(nn.Layer):
-    """Relative attention (equation 3) of ``num_heads`` heads: positions of a map, ``[B, H·W, C]``, to
-    ``[B, H·W, C']``."""
+    """Relative attention (equation 3) over the positions of a map: ``[B, H·W, C]`` to ``[B, H·W, C']``."""
 
     def __init__(self, dim: int, out_dim: int, num_heads: int, head_dim: int, drop_rate: float,
                  size: tuple[int, int]) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.head_dim = num_heads, head_dim
         self.size = size
         self.relative_bias_table = self.create_parameter([table_rows(size), num_heads], default_initializer=zeros_)
         self.qkv = Linear(dim, 3 * num_heads * head_dim, bias_attr=False)
         self.proj = nn.Sequential(Linear(num_heads * head_dim, out_dim), nn.Dropout(drop_rate))
 
     def forward(self, x: paddle.Tensor, height: int, width: int) -> paddle.Tensor:
-        qkv = self.qkv(x).reshape([0, height * width, 3, self.num_heads, -1])
+        qkv = self.qkv(x).reshape([-1, height * width, 3, self.num_heads, self.head_dim])
         bias = relative_bias(self.relative_bias_table, self.size, height, width)
         return self.proj(kernels.self_attention(qkv, bias).flatten(2))
 
@@ -152,51 +154,49 @@ class Transformer(nn.Layer):
         height, width = x.shape[2:]
         shortcut = _positions(self.proj(x) if self.downsample else x)
         branch = self.attn(self.norm1(_positions(x)), height, width)
-        x = kernels.residual(shortcut, branch, share=self.drop_path.share(shortcut))
-        x = kernels.residual(x, self.ffn(self.norm2(x)), share=self.drop_path.share(x))
-        return x.transpose([0, 2, 1]).reshape([0, -1, height, width])
+        x = self.drop_path.add(shortcut, branch)
+        x = self.drop_path.add(x, self.ffn(self.norm2(x)))  # [B, H·W, C']
+        return x.transpose([0, 2, 1]).reshape([-1, x.shape[2], height, width])
 
 
 class CoAtNetSimple(CoAtNetBase):
     """The simple CoAtNet: a stem of ``stem_depth`` convolutions of width ``stem_dim`` and four stages.
 
     ``block_types`` gives each stage MBConv (C) or Transformer (T) blocks; ``expand_ratio`` and ``se_ratio`` times a
-    block's input width are its hidden and its squeeze width. Any image size, and any other at inference. Raises
-    UserError for an impossible architecture.
+    block's input width are its hidden and its squeeze width. Takes images of any size.
     """
 
     block_pattern = r"s[1-4]\.\d+"
-
     head_name = "fc"
 
-    def __init__(self, num_classes: int, image_size: int | tuple[int, int], in_chans: int, drop_path_rate: float,
+    def __init__(self, num_classes: int, image_size: Size, in_chans: int, drop_path_rate: float,
                  depths: Sequence[int], embed_dims: Sequence[int], stem_dim: int = 64, stem_depth: int = 2,
                  block_types: Sequence[str] = "CCTT", expand_ratio: float = 4.0, se_ratio: float = 0.25,
                  num_heads: int = 8, head_dim: int = 32, drop_rate: float = 0.0) -> None:
-        super().__init__(image_size, depths, embed_dims, block_types, stem_dim=stem_dim, stem_depth=stem_depth,
-                         expand_ratio=expand_ratio, se_ratio=se_ratio, num_heads=num_heads, head_dim=head_dim)
+        super().__init__(image_size, depths, embed_dims, block_types)
+        if stem_depth < 1:
+            raise UserError(f"stem_depth of CoAtNet is {stem_depth}, expected 1 or more")
         dims = [in_chans] + [stem_dim] * stem_depth
-        self.s0 = Sequential(*[
-            conv_bn_gelu(Conv2D(dims[i], stem_dim, 3, stride=1 if i else 2, padding=1, bias_attr=False))
-            for i in range(stem_depth)])
-        dim = stem_dim
-        rates = drop_path_rates(drop_path_rate, depths)
-        for stage, (out_dim, kind, size) in enumerate(zip(embed_dims, block_types, self.map_sizes, strict=True)):
+        self.s0 = nn.Sequential(*(
+            conv_norm(Conv2D(dims[i], stem_dim, 3, stride=1 if i else 2, padding=1, bias_attr=False))
+            for i in range(stem_depth)))
+        dim, rates = stem_dim, drop_path_rates(drop_path_rate, depths)
+        stages = zip(embed_dims, block_types, self.map_sizes, rates, strict=True)
+        for stage, (out_dim, kind, size, stage_rates) in enumerate(stages, start=1):
             blocks = []
-            for rate in rates[stage]:
-                downsample = not blocks
-                blocks.append(MBConv(dim, out_dim, downsample, rate, expand_ratio, se_ratio) if kind == "C" else
-                              Transformer(dim, out_dim, downsample, rate, expand_ratio, num_heads, head_dim,
-                                          drop_rate, size))
+            for rate in stage_rates:
+                common = (dim, out_dim, not blocks, rate, expand_ratio)
+                blocks.append(MBConv(*common, se_ratio) if kind == "C" else
+                              Transformer(*common, num_heads, head_dim, drop_rate, size))
                 dim = out_dim
-            self.add_sublayer(f"s{stage + 1}", nn.Sequential(*blocks))
+            self.add_sublayer(f"s{stage}", nn.Sequential(*blocks))
         self.pool = nn.AdaptiveAvgPool2D(1)
         self.apply(_init_weights)
         self.reset_classifier(num_classes)
 
     def build_head(self, num_classes: int) -> nn.Layer:
         head = Linear(self.num_features, num_classes, bias_attr=False)
-        pytorch_default_(head)
+        self.init_head(head)
         return head
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -216,7 +216,7 @@ def _init_weights(layer: nn.Layer) -> None:
         fan_out = layer.weight.shape[0] * math.prod(layer.weight.shape[2:])
         nn.initializer.Normal(std=math.sqrt(2 / fan_out))(layer.weight)
     elif isinstance(layer, nn.Linear):
-        pytorch_default_(layer)
+        init_pytorch(layer)
 
 
 _NOTE = ("another network than the paper's, whose figures are given beside it: 8 attention heads of 32 at every width "

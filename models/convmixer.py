@@ -1,14 +1,12 @@
 """ConvMixer (Trockman and Kolter, "Patches Are All You Need?", 2022, https://arxiv.org/abs/2201.09792).
 
 Names and numbers follow the authors' code, locuslab/convmixer at 47048118e957 (``convmixer.py``): one numbered
-sequence, so that weights are called ``0.weight``, ``3.0.fn.0.weight``, ... The authors' 280-character version is
-the same network for odd kernels.
+sequence, so weights are called ``0.weight``, ``3.0.fn.0.weight``, ... The authors' 280-character version is the same
+network for odd kernels. Their released weights of ConvMixer-768/32 were trained with ReLU, although the published code
+has GELU: the variant has ReLU, and ``act_layer="gelu"`` gives the published code's network.
 
-Released weights of ConvMixer-768/32 were trained with ReLU, although the published code has GELU; the variant has
-ReLU, and ``act_layer="gelu"`` gives the published code's network.
-
-One addition, without effect at rate 0: ``drop_path_rate`` drops the depthwise branch of a block, the only one
-with a residual around it; the authors trained without.
+Deviation, without effect at rate 0: ``drop_path_rate`` drops the depthwise branch of a block, the only one with a
+residual; the authors trained without.
 """
 
 from __future__ import annotations
@@ -16,96 +14,70 @@ from __future__ import annotations
 import paddle
 from paddle import nn
 
-from errors import UserError
 from models.layers import (
-    BatchNorm2D,
     Classifier,
     Conv2D,
     DepthwiseConv2D,
     DropPath,
-    Sequential,
+    NormAct,
+    Size,
     activation,
     check_image_size,
     drop_path_rates,
-    pytorch_default_,
-    run_in_sequence,
+    init_pytorch,
 )
 from models.registry import Variant, register_family
 
 
 class Residual(nn.Layer):
-    """``fn(x) + x``, any shape; ``fn`` is dropped with probability ``drop_path`` in training."""
+    """Depthwise convolution, activation and norm beside a shortcut (equation 2): ``[B, C, H, W]`` to the same."""
 
-    def __init__(self, fn: Sequential, drop_path: float) -> None:
+    def __init__(self, dim: int, kernel_size: int, act: str, drop_path: float) -> None:
         super().__init__()
-        self.fn = fn
+        # "SAME" pads the odd row and column of an even kernel at the bottom and right, as PyTorch's "same" does.
+        conv = DepthwiseConv2D(dim, kernel_size, padding=kernel_size // 2 if kernel_size % 2 else "SAME")
+        self.fn = nn.Sequential(("0", conv), ("2", NormAct(dim, before=act)))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.fn(x, residual=x, share=self.drop_path.share(x))
+        return self.fn[1](self.fn[0](x), residual=x, keep_scale=self.drop_path.keep_scale(x))
 
 
-def block(dim: int, kernel_size: int, act_layer: type[nn.Layer], drop_path: float) -> Sequential:
-    """Return a ConvMixer block (equations 2 and 3), ``[B, dim, H, W]`` to the same.
-
-    A depthwise convolution mixes positions, with a residual around it, then a 1×1 convolution mixes channels;
-    the activation comes before each batch norm. "SAME" pads the odd row and column of an even kernel at the
-    bottom and right, as PyTorch's "same" does.
-    """
-    padding = kernel_size // 2 if kernel_size % 2 else "SAME"
-    spatial = Sequential(DepthwiseConv2D(dim, kernel_size, padding=padding), act_layer(), BatchNorm2D(dim))
-    return Sequential(Residual(spatial, drop_path), Conv2D(dim, dim, 1), act_layer(), BatchNorm2D(dim))
+def block(dim: int, kernel_size: int, act: str, drop_path: float) -> nn.Sequential:
+    """Return a block: mix positions (equation 2), then channels (equation 3); ``[B, dim, H, W]`` to the same."""
+    return nn.Sequential(("0", Residual(dim, kernel_size, act, drop_path)), ("1", Conv2D(dim, dim, 1)),
+                         ("3", NormAct(dim, before=act)))
 
 
 class ConvMixer(Classifier):
     """ConvMixer-dim/depth (figure 2): patches, ``depth`` blocks at one resolution, global mean, a linear head.
 
-    ``act_layer`` is "gelu" or "relu". The map has ``image_size // patch_size`` positions a side, pixels that fill
-    no patch are left out, and a network built for one size takes any other. Raises UserError for sizes below 1
-    and for images smaller than a patch.
+    ``act_layer`` is "gelu" or "relu". The map has ``image_size // patch_size`` positions a side; pixels that fill no
+    patch are left out. Takes images of any size from one patch on.
     """
 
     block_pattern = r"\d+"
+    init_head = staticmethod(init_pytorch)
 
-    def __init__(self, num_classes: int, image_size: int | tuple[int, int], in_chans: int, drop_path_rate: float,
+    def __init__(self, num_classes: int, image_size: Size, in_chans: int, drop_path_rate: float,
                  dim: int, depth: int, kernel_size: int = 9, patch_size: int = 7, act_layer: str = "gelu") -> None:
         super().__init__()
-        _check_architecture(image_size, dim, depth, kernel_size, patch_size)
-        act = activation(act_layer)
-        [rates] = drop_path_rates(drop_path_rate, [depth])
-        numbered = [Conv2D(in_chans, dim, patch_size, stride=patch_size), act(), BatchNorm2D(dim),
-                    *(block(dim, kernel_size, act, rate) for rate in rates)]
-        for index, layer in enumerate(numbered):
-            self.add_sublayer(str(index), layer)
-        self.length = len(numbered)
+        check_image_size(f"ConvMixer with patch_size {patch_size}", image_size, patch_size)
+        activation(act_layer)  # refuses unknown names
+        # The numbers of the reference: the activation is layer 1, pooling and flattening come before the head.
+        self.add_sublayer("0", Conv2D(in_chans, dim, patch_size, stride=patch_size))
+        self.add_sublayer("2", NormAct(dim, before=act_layer))
+        for index, rate in enumerate(drop_path_rates(drop_path_rate, [depth])[0], start=3):
+            self.add_sublayer(str(index), block(dim, kernel_size, act_layer, rate))
+        self.apply(init_pytorch)
         self.num_features = dim
-        self.head_name = str(self.length + 2)  # the numbers between are the reference's pooling and flattening
-        self.apply(_init_weights)
+        self.head_name = str(3 + depth + 2)
         self.reset_classifier(num_classes)
 
-    def build_head(self, num_classes: int) -> nn.Layer:
-        head = super().build_head(num_classes)
-        pytorch_default_(head)
-        return head
-
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
-        numbered = [getattr(self, str(index)) for index in range(self.length)]
-        x = run_in_sequence(numbered, x)  # [B, dim, H / patch_size, W / patch_size]
+        for layer in [layer for name, layer in self.named_children() if name != self.head_name]:
+            x = layer(x)  # [B, dim, H / patch_size, W / patch_size]
         return x.flatten(2).mean(-1)
-
-
-def _check_architecture(image_size: int | tuple[int, int], dim: int, depth: int, kernel_size: int,
-                        patch_size: int) -> None:
-    sizes = {"dim": dim, "depth": depth, "kernel_size": kernel_size, "patch_size": patch_size}
-    for key, value in sizes.items():
-        if value < 1:
-            raise UserError(f"{key} of ConvMixer is {value}, expected 1 or more")
-    check_image_size(f"ConvMixer with patch_size {patch_size}", image_size, patch_size)
-
-
-def _init_weights(layer: nn.Layer) -> None:
-    if isinstance(layer, nn.Conv2D):
-        pytorch_default_(layer)
 
 
 def _architecture(dim: int, depth: int, kernel_size: int, patch_size: int, act_layer: str = "gelu") -> dict:

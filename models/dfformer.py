@@ -1,19 +1,18 @@
 """DFFormer, CDFFormer and GFFormer (Tatsunami and Taki, "FFT-Based Dynamic Token Mixer for Vision", AAAI 2024,
 https://arxiv.org/abs/2303.03932): MetaFormers whose token mixers are filters in the frequency domain.
 
-Names and numbers follow the authors' code, okojoalg/dfformer at 2b757c511a1b (``models/dfformer.py``), without
-its AFNO ablation. Maps are channels-last.
+Names and numbers follow the authors' code, okojoalg/dfformer at 2b757c511a1b (``models/dfformer.py``), without its
+AFNO ablation. Maps are channels-last, ``[B, H, W, C]``.
 
-Filters belong to a map size. The reference takes it as ``image_size // 4``, ``// 8``, ... and fails where the
-strided convolutions round otherwise; here filters have the map's own size, which is the same for multiples of 32.
-On another map they are resampled in the forward pass (bicubic, ``align_corners``), for DynamicFilter as the
-reference does when told to (``weight_resize``), and for GlobalFilter as well; ``resize_weights`` resamples the
-filters of a checkpoint in the same way.
+Filters belong to a map size. The reference takes it as ``image_size // 4``, ``// 8``, ... and fails where the strided
+convolutions round otherwise; here filters have the map's own size, which is the same for multiples of 32. On another
+map they are resampled in the forward pass (bicubic, ``align_corners``): for DynamicFilter as the reference does with
+``weight_resize``, and for GlobalFilter as well. ``resize_weights`` resamples the filters of a checkpoint alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -23,33 +22,128 @@ from paddle import nn
 
 import kernels
 from errors import UserError, nearest
-from models.dfformer_mixers import DynamicFilter, GlobalFilter, SepConv, StarReLU, resize_filters
 from models.layers import (
     ACTIVATIONS,
     Classifier,
     Conv2D,
+    DepthwiseConv2D,
     DropPath,
     LayerNorm,
     Linear,
     Mlp,
+    Size,
     activation,
     channels_first,
     channels_last,
     check_image_size,
     check_strides,
     drop_path_rates,
+    init_trunc_normal,
     ones_,
     pair,
-    trunc_normal_,
     zeros_,
 )
 from models.registry import Variant, register_family
 
+Activation = Callable[[], nn.Layer]
 BlockNorm = partial(LayerNorm, epsilon=1e-6, bias_attr=False)
 
 
+class StarReLU(nn.Layer):
+    """``scale · relu(x)² + bias`` with one learned number each (Yu et al., "MetaFormer Baselines for Vision")."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = self.create_parameter([1], default_initializer=ones_)
+        self.bias = self.create_parameter([1], default_initializer=zeros_)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return kernels.star_relu(x, self.scale, self.bias)
+
+
+def resize_filters(filters: paddle.Tensor, height: int, bins: int) -> paddle.Tensor:
+    """Resample filters ``[H, W // 2 + 1, K, 2]`` to ``[height, bins, K, 2]`` (bicubic, align_corners)."""
+    if filters.shape[:2] == [height, bins]:
+        return filters
+    planes = filters.flatten(2).transpose([2, 0, 1]).unsqueeze(0)  # [1, 2K, H, W // 2 + 1]
+    planes = F.interpolate(planes, size=(height, bins), mode="bicubic", align_corners=True)
+    return planes.squeeze(0).transpose([1, 2, 0]).reshape([height, bins, *filters.shape[2:]])
+
+
+class FrequencyFilter(nn.Layer):
+    """Base of the frequency filters: K planes between two fully connected layers, ``[B, H, W, C]`` to the same.
+
+    ``complex_weights``, ``[H, W // 2 + 1, K, 2]``, holds real and imaginary parts.
+    """
+
+    def __init__(self, dim: int, med_channels: int, planes: int, size: Sequence[int], act_layer: Activation) -> None:
+        super().__init__()
+        self.pwconv1 = Linear(dim, med_channels, bias_attr=False)
+        self.act1 = act_layer()
+        self.complex_weights = self.create_parameter([size[0], size[1] // 2 + 1, planes, 2],
+                                                     default_initializer=nn.initializer.Normal(std=0.02))
+        self.pwconv2 = Linear(med_channels, dim, bias_attr=False)
+
+    def filter(self, x: paddle.Tensor, scores: paddle.Tensor | None) -> paddle.Tensor:
+        """Filter ``x``, ``[B, H, W, med_channels]``, by planes mixed by the softmax of ``scores`` over them.
+
+        ``scores`` is ``[B, K, med_channels]``, or None for a plane a channel. The FFT has no half precision: float32
+        under mixed precision.
+        """
+        with paddle.amp.auto_cast(enable=False):
+            if x.dtype != paddle.float64:
+                x = x.astype("float32")
+            filters = resize_filters(self.complex_weights, x.shape[1], x.shape[2] // 2 + 1)
+            real, imag = filters.flatten(0, 1).unbind(-1)  # [H · (W // 2 + 1), K]
+            return kernels.filter_spectrum(x, real, imag, None if scores is None else scores.astype(x.dtype))
+
+
+class DynamicFilter(FrequencyFilter):
+    """Filters that a router mixes for each image and channel (figure 3); the router always has StarReLU."""
+
+    def __init__(self, dim: int, size: Sequence[int], act_layer: Activation, num_filters: int, expansion_ratio: float,
+                 reweight_expansion_ratio: float) -> None:
+        med_channels = int(expansion_ratio * dim)
+        super().__init__(dim, med_channels, num_filters, size, act_layer)
+        self.num_filters = num_filters
+        self.med_channels = med_channels
+        self.reweight = Mlp(dim, int(reweight_expansion_ratio * dim), StarReLU,
+                            out_features=num_filters * med_channels, bias_attr=False)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        scores = self.reweight(x.flatten(1, 2).mean(1)).reshape([-1, self.num_filters, self.med_channels])
+        return self.pwconv2(self.filter(self.act1(self.pwconv1(x)), scores))
+
+
+class GlobalFilter(FrequencyFilter):
+    """One learned filter a channel (Rao et al., "Global Filter Networks", 2021)."""
+
+    def __init__(self, dim: int, size: Sequence[int], act_layer: Activation, expansion_ratio: float) -> None:
+        med_channels = int(expansion_ratio * dim)
+        super().__init__(dim, med_channels, med_channels, size, act_layer)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.pwconv2(self.filter(self.act1(self.pwconv1(x)), None))
+
+
+class SepConv(nn.Layer):
+    """A depthwise 7×7 convolution between two fully connected layers (ConvFormer's mixer), ``[B, H, W, C]``."""
+
+    def __init__(self, dim: int, act_layer: Activation, expansion_ratio: float) -> None:
+        super().__init__()
+        med_channels = int(expansion_ratio * dim)
+        self.pwconv1 = Linear(dim, med_channels, bias_attr=False)
+        self.act1 = act_layer()
+        self.dwconv = DepthwiseConv2D(med_channels, 7, padding=3, bias_attr=False)
+        self.pwconv2 = Linear(med_channels, dim, bias_attr=False)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        x = channels_first(self.act1(self.pwconv1(x)))
+        return self.pwconv2(channels_last(self.dwconv(x)))
+
+
 class Scale(nn.Layer):
-    """Holds a learned factor for each channel of a skip connection, or none: None counts as 1."""
+    """Holds a learned factor ``[dim]`` of a skip connection; None counts as 1."""
 
     def __init__(self, dim: int | None) -> None:
         super().__init__()
@@ -57,7 +151,7 @@ class Scale(nn.Layer):
 
 
 class Block(nn.Layer):
-    """MetaFormer block, ``[B, H, W, C]`` to the same; each branch has a drop path of its own."""
+    """MetaFormer block, ``[B, H, W, C]`` to the same."""
 
     def __init__(self, dim: int, token_mixer: nn.Layer, mlp: nn.Layer, drop_path: float, res_scale: bool) -> None:
         super().__init__()
@@ -70,10 +164,8 @@ class Block(nn.Layer):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        for norm, mix, kept in ((self.norm1, self.token_mixer, self.res_scale1.scale),
-                                (self.norm2, self.mlp, self.res_scale2.scale)):
-            x = kernels.residual(x, mix(norm(x)), kept=kept, share=self.drop_path.share(x))
-        return x
+        x = self.drop_path.add(x, self.token_mixer(self.norm1(x)), kept=self.res_scale1.scale)
+        return self.drop_path.add(x, self.mlp(self.norm2(x)), kept=self.res_scale2.scale)
 
 
 class Downsampling(nn.Layer):
@@ -113,35 +205,24 @@ class MlpHead(nn.Layer):
 class DFFormer(Classifier):
     """A MetaFormer (figure 3, table 1): stages on maps of 1/4, 1/8, 1/16 and 1/32 of the image.
 
-    ``depths``, ``embed_dims`` and ``token_mixers`` have an entry for each stage. A token mixer is
-    "dynamic_filter" (with ``num_filters`` filters and a router of ``reweight_expansion_ratio`` of the width),
-    "global_filter" or "sep_conv"; ``expansion_ratio`` is the width of its inside. ``act_layer``, in mixers and
-    MLPs, is "star_relu", "gelu" or "relu"; routers always have StarReLU. Stages from ``res_scale_stage`` on
-    (counted from 1) scale their skip connections. ``strides`` are the stem's (4, 2 or 1) and those of the convolutions
-    before the other stages (2 or 1), by default 4, 2, 2, ...: smaller ones keep small images large. Takes images of any
-    size from 3 pixels on.
+    ``depths``, ``embed_dims`` and ``token_mixers`` have an entry for each stage. A token mixer is "dynamic_filter"
+    (with ``num_filters`` filters and a router of ``reweight_expansion_ratio`` of the width), "global_filter" or
+    "sep_conv"; ``expansion_ratio`` is the width of its inside. ``act_layer``, in mixers and MLPs, is "star_relu",
+    "gelu" or "relu". Stages from ``res_scale_stage`` on (counted from 1) scale their skip connections. ``strides`` are
+    the stem's (4, 2 or 1) and those of the convolutions before the other stages (2 or 1), by default 4, 2, 2, ...:
+    smaller ones keep small images large. Takes images of any size from 3 pixels on.
     """
 
     block_pattern = r"stages\.\d\.\d+"
     map_layout = "NHWC"
 
-    def __init__(self, num_classes: int, image_size: int | tuple[int, int], in_chans: int, drop_path_rate: float,
+    def __init__(self, num_classes: int, image_size: Size, in_chans: int, drop_path_rate: float,
                  depths: Sequence[int], embed_dims: Sequence[int], token_mixers: Sequence[str],
                  act_layer: str = "star_relu", num_filters: int = 4, expansion_ratio: float = 2.0,
                  reweight_expansion_ratio: float = 0.25, mlp_ratio: float = 4.0, res_scale_stage: int = 3,
                  head_drop_rate: float = 0.0, strides: Sequence[int] | None = None) -> None:
         super().__init__()
         check_image_size("DFFormer", image_size, 3)
-        if not depths or not len(depths) == len(embed_dims) == len(token_mixers):
-            raise UserError("depths, embed_dims and token_mixers of DFFormer take an entry for each stage, got "
-                            f"{list(depths)}, {list(embed_dims)} and {list(token_mixers)}")
-        if num_filters < 1:
-            raise UserError(f"num_filters of DFFormer is {num_filters}, expected 1 or more")
-        ratios = {"expansion_ratio": expansion_ratio, "reweight_expansion_ratio": reweight_expansion_ratio,
-                  "mlp_ratio": mlp_ratio}
-        for key, ratio in ratios.items():
-            if ratio * min(embed_dims) < 1:
-                raise UserError(f"{key} of DFFormer is {ratio}, which leaves no channel of {min(embed_dims)}")
         strides = [4] + [2] * (len(depths) - 1) if strides is None else strides
         check_strides("DFFormer", strides, [(4, 2, 1)] + [(2, 1)] * (len(depths) - 1))
         act = activation(act_layer, {**ACTIVATIONS, "star_relu": StarReLU})
@@ -152,25 +233,25 @@ class DFFormer(Classifier):
         self.num_features = embed_dims[-1]
         self.head_drop_rate = head_drop_rate
         self.downsample_layers, self.stages = nn.LayerList(), nn.LayerList()
-        size = [side - 2 if strides[0] == 4 else side for side in pair(image_size)]
-        for stage, (dim, name, rates, stride) in enumerate(
-                zip(embed_dims, token_mixers, drop_path_rates(drop_path_rate, depths), strides, strict=True)):
-            if name not in mixers:
-                raise UserError(f"unknown token mixer {name!r}{nearest(name, mixers)}; known: {', '.join(mixers)}")
+        size = [side - 2 if strides[0] == 4 else side for side in pair(image_size)]  # the stem's padding is 2, of 3
+        stages = zip(embed_dims, token_mixers, drop_path_rates(drop_path_rate, depths), strides, strict=True)
+        for stage, (dim, mixer, rates, stride) in enumerate(stages):
+            if mixer not in mixers:
+                raise UserError(f"unknown token mixer {mixer!r}{nearest(mixer, mixers)}; known: {', '.join(mixers)}")
             size = [(side - 1) // stride + 1 for side in size]
+            sized = {} if mixer == "sep_conv" else {"size": size}
             self.downsample_layers.append(
                 Downsampling(embed_dims[stage - 1] if stage else in_chans, dim, stage == 0, stride))
-            sized = {} if name == "sep_conv" else {"size": size}
             self.stages.append(nn.Sequential(*(
-                Block(dim, mixers[name](dim, **sized), Mlp(dim, int(mlp_ratio * dim), act, bias_attr=False), rate,
+                Block(dim, mixers[mixer](dim, **sized), Mlp(dim, int(mlp_ratio * dim), act, bias_attr=False), rate,
                       res_scale=stage + 1 >= res_scale_stage) for rate in rates)))
         self.norm = LayerNorm(self.num_features, epsilon=1e-6)
-        self.apply(_init_weights)
+        self.apply(init_trunc_normal)
         self.reset_classifier(num_classes)
 
     def build_head(self, num_classes: int) -> nn.Layer:
         head = MlpHead(self.num_features, num_classes, self.head_drop_rate)
-        head.apply(_init_weights)
+        head.apply(init_trunc_normal)
         return head
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -179,18 +260,10 @@ class DFFormer(Classifier):
         return self.norm(x.flatten(1, 2).mean(1))
 
     def resize_weights(self, name: str, array: np.ndarray, expected_shape: Sequence[int]) -> np.ndarray | None:
-        """Resample the filters of another image size to ``expected_shape``; None for what are no filters."""
+        """Resample the filters of another image size to ``expected_shape``; None for other tensors."""
         if not name.endswith("complex_weights") or array.ndim != 4 or tuple(array.shape[2:]) != (*expected_shape[2:],):
             return None
         return resize_filters(paddle.to_tensor(array), *expected_shape[:2]).numpy()
-
-
-def _init_weights(layer: nn.Layer) -> None:
-    """Initialise as the reference: truncated normal of 0.02 for weights, biases zero."""
-    if isinstance(layer, (nn.Linear, nn.Conv2D)):
-        trunc_normal_(layer.weight)
-        if layer.bias is not None:
-            zeros_(layer.bias)
 
 
 _S18 = {"depths": [3, 3, 9, 3], "embed_dims": [64, 128, 320, 512]}

@@ -1,10 +1,11 @@
 """iFormer: Inception Transformer (Si et al., NeurIPS 2022, https://arxiv.org/abs/2205.12956).
 
 Names and numbers follow the authors' code, sail-sg/iFormer at 725d8e7f455b (``models/inception_transformer.py``).
+Maps are channels-last between blocks.
 
-Two generalisations, without effect where the reference runs: maps of any height and width (the reference
-assumes square maps of even width), and position tables resampled whenever the map differs from the table
-(the reference compares the number of positions only).
+Two generalisations, without effect where the reference runs: maps of any height and width (the reference assumes
+square maps of even width), and position tables resampled whenever the map differs from the table (the reference
+compares the number of positions only).
 """
 
 from __future__ import annotations
@@ -15,38 +16,127 @@ from functools import partial
 
 import numpy as np
 import paddle
+import paddle.nn.functional as F
 from paddle import nn
 
 import kernels
 from errors import UserError
-from models.iformer_mixers import Mixer
 from models.layers import (
-    GELU,
-    BatchNorm2D,
     Classifier,
     Conv2D,
+    DepthwiseConv2D,
     DropPath,
     LayerNorm,
+    Linear,
     Mlp,
+    NormAct,
+    PointwiseConv2D,
+    Size,
     channels_first,
     channels_last,
     check_image_size,
     check_strides,
     drop_path_rates,
-    ones_,
+    init_trunc_normal,
+    layer_scale,
     pair,
     resize_position_embedding,
-    run_in_sequence,
     trunc_normal_,
-    zeros_,
 )
 from models.registry import Variant, register_family
 
 Norm = partial(LayerNorm, epsilon=1e-6)
 
 
+class HighMixer(nn.Layer):
+    """High-frequency mixer (equations 2 and 3): ``[B, H, W, C]`` to ``[B, 2C, H, W]``.
+
+    The first half of the channels goes through a 1×1, then a depthwise convolution, the second through a max-pool,
+    then a 1×1 convolution; each path doubles its width.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.half = half = dim // 2
+        self.conv1 = PointwiseConv2D(half, 2 * half, bias_attr=False)
+        self.proj1 = DepthwiseConv2D(2 * half, 3, padding=1, bias_attr=False)
+        self.max_pool = nn.MaxPool2D(3, stride=1, padding=1)
+        self.proj2 = PointwiseConv2D(half, 2 * half)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        conv, pool = x.split([self.half, self.half], axis=-1)
+        conv = kernels.gelu(self.proj1(channels_first(self.conv1(conv))))
+        pool = channels_last(self.max_pool(channels_first(pool)))
+        return paddle.concat([conv, channels_first(kernels.gelu(self.proj2(pool)))], axis=1)
+
+
+class LowMixer(nn.Layer):
+    """Low-frequency mixer (equation 4): attention between average pooling and upsampling.
+
+    ``[B, H, W, C]`` to ``[B, C, H, W]``. An odd side is pooled with a last window of one row or column, and cropped
+    after upsampling.
+    """
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool, attn_drop_rate: float, pool_size: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.num_heads = num_heads
+        self.pool_size = pool_size
+        self.attn_drop_rate = attn_drop_rate
+        self.qkv = Linear(dim, 3 * dim, bias_attr=None if qkv_bias else False)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        height, width = x.shape[1:3]
+        if self.pool_size > 1:
+            x = channels_last(F.avg_pool2d(channels_first(x), self.pool_size, stride=self.pool_size, ceil_mode=True))
+        h, w = x.shape[1:3]
+        qkv = self.qkv(x).reshape([-1, h * w, 3, self.num_heads, self.dim // self.num_heads])
+        x = kernels.self_attention(qkv, dropout=self.attn_drop_rate if self.training else 0.0)  # [B, N, heads, d]
+        x = x.reshape([-1, h, w, self.dim])
+        if self.pool_size > 1:
+            x = upsample(x, self.pool_size)[:, :height, :width]
+        return channels_first(x)
+
+
+def upsample(x: paddle.Tensor, factor: int) -> paddle.Tensor:
+    """Repeat rows and columns: ``[B, H, W, C]`` to ``[B, factor·H, factor·W, C]``.
+
+    Nearest interpolation by concatenation: a faster forward pass on a CPU, and static shapes when exported.
+    """
+    height, width, dim = x.shape[1:]
+    x = paddle.concat([x.reshape([-1, height, width, 1, dim])] * factor, axis=3)  # [B, H, W, factor, C]
+    x = paddle.concat([x.reshape([-1, height, 1, factor * width, dim])] * factor, axis=2)
+    return x.reshape([-1, factor * height, factor * width, dim])
+
+
+class Mixer(nn.Layer):
+    """Inception token mixer (figure 3), ``[B, H, W, C]``: first channels high, last ``attention_heads`` heads low."""
+
+    def __init__(self, dim: int, num_heads: int, attention_heads: int, qkv_bias: bool, attn_drop_rate: float,
+                 drop_rate: float, pool_size: int) -> None:
+        super().__init__()
+        low_dim = attention_heads * (dim // num_heads)
+        high_dim = dim - low_dim
+        if dim % num_heads or not 0 < attention_heads < num_heads or high_dim % 2:
+            raise UserError(f"iFormer: {attention_heads} of {num_heads} heads attending in {dim} channels leave no "
+                            "even number of channels to the high-frequency mixer")
+        self.split_sizes = [high_dim, low_dim]
+        fused_dim = 2 * high_dim + low_dim
+        self.high_mixer = HighMixer(high_dim)
+        self.low_mixer = LowMixer(low_dim, attention_heads, qkv_bias, attn_drop_rate, pool_size)
+        self.conv_fuse = DepthwiseConv2D(fused_dim, 3, padding=1, bias_attr=False)
+        self.proj = PointwiseConv2D(fused_dim, dim)
+        self.proj_drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        high, low = x.split(self.split_sizes, axis=-1)
+        x = paddle.concat([self.high_mixer(high), self.low_mixer(low)], axis=1)  # [B, 2·high + low, H, W]
+        x = kernels.residual(x, self.conv_fuse(x))  # equation 6
+        return self.proj_drop(self.proj(channels_last(x)))
+
+
 class Block(nn.Layer):
-    """iFormer block (equations 7 and 8), channels-last ``[B, H, W, C]`` to the same."""
+    """iFormer block (equations 7 and 8), ``[B, H, W, C]`` to the same."""
 
     def __init__(self, dim: int, num_heads: int, attention_heads: int, mlp_ratio: float, qkv_bias: bool,
                  drop_rate: float, attn_drop_rate: float, drop_path: float, pool_size: int,
@@ -57,41 +147,35 @@ class Block(nn.Layer):
         self.norm2 = Norm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate)
         self.drop_path = DropPath(drop_path)
-        self.layer_scale_1 = self.layer_scale_2 = None
-        if layer_scale_init_value is not None:
-            initial = nn.initializer.Constant(layer_scale_init_value)
-            self.layer_scale_1 = self.create_parameter([dim], default_initializer=initial)
-            self.layer_scale_2 = self.create_parameter([dim], default_initializer=initial)
+        self.layer_scale_1 = layer_scale(self, dim, layer_scale_init_value)
+        self.layer_scale_2 = layer_scale(self, dim, layer_scale_init_value)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        for norm, mix, scale in ((self.norm1, self.attn, self.layer_scale_1),
-                                 (self.norm2, self.mlp, self.layer_scale_2)):
-            x = kernels.residual(x, mix(norm(x)), scale=scale, share=self.drop_path.share(x))
-        return x
+        x = self.drop_path.add(x, self.attn(self.norm1(x)), scale=self.layer_scale_1)
+        return self.drop_path.add(x, self.mlp(self.norm2(x)), scale=self.layer_scale_2)
 
 
 class Stem(nn.Layer):
-    """Two 3×3 convolutions of strides that make 4, 2 or 1: ``[B, in_chans, H, W]`` to ``[B, H/4, W/4, C]`` for 4."""
+    """Two 3×3 convolutions with total stride 4, 2 or 1: ``[B, in_chans, H, W]`` to ``[B, H/4, W/4, C]`` for 4."""
 
     def __init__(self, in_chans: int, embed_dim: int, stride: int) -> None:
         super().__init__()
         self.proj1 = Conv2D(in_chans, embed_dim // 2, 3, stride=2 if stride == 4 else 1, padding=1)
-        self.norm1 = BatchNorm2D(embed_dim // 2)
-        self.act = GELU()
+        self.norm1 = NormAct(embed_dim // 2, after="gelu")
         self.proj2 = Conv2D(embed_dim // 2, embed_dim, 3, stride=min(stride, 2), padding=1)
-        self.norm2 = BatchNorm2D(embed_dim)
+        self.norm2 = NormAct(embed_dim)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return channels_last(run_in_sequence([self.proj1, self.norm1, self.act, self.proj2, self.norm2], x))
+        return channels_last(self.norm2(self.proj2(self.norm1(self.proj1(x)))))
 
 
 class PatchEmbed(nn.Layer):
-    """Convolution between stages: channels-last ``[B, H, W, C]`` to ``[B, H/2, W/2, C']`` for stride 2."""
+    """Convolution between stages: ``[B, H, W, C]`` to ``[B, H/2, W/2, C']`` for stride 2."""
 
     def __init__(self, in_chans: int, embed_dim: int, kernel_size: int, stride: int) -> None:
         super().__init__()
         self.proj = Conv2D(in_chans, embed_dim, kernel_size, stride=stride, padding=(kernel_size - 1) // 2)
-        self.norm = BatchNorm2D(embed_dim)
+        self.norm = NormAct(embed_dim)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return channels_last(self.norm(self.proj(channels_first(x))))
@@ -100,18 +184,17 @@ class PatchEmbed(nn.Layer):
 class InceptionTransformer(Classifier):
     """iFormer (figure 2 and table 7): a stem and four stages of blocks on maps of 1/4, 1/8, 1/16 and 1/32.
 
-    ``attention_heads`` gives for every block how many of its stage's ``num_heads`` heads attend (the
-    frequency ramp); the other channels go to the high-frequency mixer. ``patch_kernel_size`` (3, or 2 for
-    ``iformer_small_p2``) is that of the embeddings of stages 2 to 4; ``pos_embed_stages`` are the stages
-    (1 to 4) that start with a position embedding; ``layer_scale_init_value`` (None: no layer scale) holds for
-    stages 3 and 4. ``strides`` are the stem's (4, 2 or 1) and those of the embeddings of stages 2 to 4 (2 or 1):
-    smaller ones keep small images large.
+    ``attention_heads`` gives for every block how many of its stage's ``num_heads`` heads attend (the frequency ramp);
+    the other channels go to the high-frequency mixer. ``patch_kernel_size`` (3, or 2 for ``iformer_small_p2``) is
+    that of the embeddings of stages 2 to 4. ``pos_embed_stages`` are the stages (1 to 4) that start with a position
+    embedding. ``layer_scale_init_value`` (None: no layer scale) holds for stages 3 and 4. ``strides`` are the stem's
+    (4, 2 or 1) and those of the embeddings of stages 2 to 4 (2 or 1): smaller ones keep small images large.
     """
 
     block_pattern = r"blocks\d\.\d+"
     map_layout = "NHWC"
 
-    def __init__(self, num_classes: int, image_size: int | tuple[int, int], in_chans: int, drop_path_rate: float,
+    def __init__(self, num_classes: int, image_size: Size, in_chans: int, drop_path_rate: float,
                  depths: Sequence[int], embed_dims: Sequence[int], num_heads: Sequence[int],
                  attention_heads: Sequence[int], mlp_ratio: float = 4.0, qkv_bias: bool = True,
                  drop_rate: float = 0.0, attn_drop_rate: float = 0.0, patch_kernel_size: int = 3,
@@ -121,14 +204,16 @@ class InceptionTransformer(Classifier):
         check_strides("iFormer", strides, [(4, 2, 1), (2, 1), (2, 1), (2, 1)])
         # 2×2 embeddings halve 8 pixels
         check_image_size("iFormer", image_size, math.prod(strides) if patch_kernel_size == 2 else 1)
-        _check_architecture(depths, embed_dims, num_heads, attention_heads)
-        _check_options(mlp_ratio, embed_dims, pos_embed_stages)
+        if len(attention_heads) != sum(depths):
+            raise UserError(f"attention_heads of iFormer has {len(attention_heads)} numbers, expected one for each of "
+                            f"the {sum(depths)} blocks")
+        if not set(pos_embed_stages) <= {1, 2, 3, 4}:
+            raise UserError(f"pos_embed_stages of iFormer is {list(pos_embed_stages)}, expected stages from 1 to 4")
         self.num_features = embed_dims[-1]
         self.pos_embed_stages = tuple(pos_embed_stages)
-        sides = pair(image_size)
-        heads = iter(attention_heads)
-        rates = drop_path_rates(drop_path_rate, depths)
-        for stage, (depth, dim, stride) in enumerate(zip(depths, embed_dims, strides, strict=True), start=1):
+        sides, heads = pair(image_size), iter(attention_heads)
+        stages = zip(embed_dims, strides, num_heads, drop_path_rates(drop_path_rate, depths), strict=True)
+        for stage, (dim, stride, stage_heads, rates) in enumerate(stages, start=1):
             if stage == 1:
                 self.patch_embed = Stem(in_chans, dim, stride)
             else:
@@ -138,24 +223,17 @@ class InceptionTransformer(Classifier):
             if stage in self.pos_embed_stages:
                 table = self.create_parameter([1, *sides, dim], default_initializer=trunc_normal_)
                 self.add_parameter(f"pos_embed{stage}", table)
-            blocks = [
-                Block(dim, num_heads[stage - 1], next(heads), mlp_ratio, qkv_bias, drop_rate, attn_drop_rate, rate,
+            self.add_sublayer(f"blocks{stage}", nn.Sequential(*(
+                Block(dim, stage_heads, next(heads), mlp_ratio, qkv_bias, drop_rate, attn_drop_rate, rate,
                       pool_size=2 if stage <= 2 else 1,
                       layer_scale_init_value=layer_scale_init_value if stage >= 3 else None)
-                for rate in rates[stage - 1][:depth]
-            ]
-            self.add_sublayer(f"blocks{stage}", nn.Sequential(*blocks))
+                for rate in rates)))
         self.norm = Norm(self.num_features)
-        self.apply(_init_weights)
+        self.apply(init_trunc_normal)
         self.reset_classifier(num_classes)
 
-    def build_head(self, num_classes: int) -> nn.Layer:
-        head = super().build_head(num_classes)
-        _init_weights(head)
-        return head
-
     def resize_weights(self, name: str, array: np.ndarray, expected_shape: Sequence[int]) -> np.ndarray | None:
-        """Resample a position table ``[1, H, W, C]`` of another image size, as ``forward`` does for another map."""
+        """Resample a position table ``[1, H, W, C]`` of another image size; None for other tensors."""
         if not name.startswith("pos_embed"):
             return None
         return resize_position_embedding(paddle.to_tensor(array), *expected_shape[1:3]).numpy()
@@ -167,40 +245,6 @@ class InceptionTransformer(Classifier):
                 x = x + resize_position_embedding(getattr(self, f"pos_embed{stage}"), *x.shape[1:3])
             x = getattr(self, f"blocks{stage}")(x)
         return self.norm(x.flatten(1, 2)).mean(1)
-
-
-def _check_architecture(depths: Sequence[int], embed_dims: Sequence[int], num_heads: Sequence[int],
-                        attention_heads: Sequence[int]) -> None:
-    if not len(depths) == len(embed_dims) == len(num_heads) == 4:
-        raise UserError("iFormer has four stages: depths, embed_dims and num_heads take four numbers each, got "
-                        f"{list(depths)}, {list(embed_dims)}, {list(num_heads)}")
-    if len(attention_heads) != sum(depths):
-        raise UserError(f"attention_heads takes a number for each of the {sum(depths)} blocks, got "
-                        f"{len(attention_heads)}")
-    stages = [stage for stage, depth in enumerate(depths) for _ in range(depth)]
-    for block, (stage, attending) in enumerate(zip(stages, attention_heads, strict=True)):
-        dim, heads = embed_dims[stage], num_heads[stage]
-        if dim % heads or not 0 < attending < heads or (dim - attending * (dim // heads)) % 2:
-            raise UserError(f"block {block} of iFormer: {attending} of {heads} heads attending in {dim} channels leave "
-                            "no even number of channels to the high-frequency mixer")
-
-
-def _check_options(mlp_ratio: float, embed_dims: Sequence[int], pos_embed_stages: Sequence[int]) -> None:
-    if min(embed_dims) * mlp_ratio < 1:
-        raise UserError(f"mlp_ratio of iFormer is {mlp_ratio}, which leaves no channel of {min(embed_dims)}")
-    if not set(pos_embed_stages) <= {1, 2, 3, 4}:
-        raise UserError(f"pos_embed_stages of iFormer is {list(pos_embed_stages)}, expected stages from 1 to 4")
-
-
-def _init_weights(layer: nn.Layer) -> None:
-    """Initialise as the reference: truncated normal of 0.02 for all weights, norms at 1 and 0."""
-    if isinstance(layer, (nn.Linear, nn.Conv2D)):
-        trunc_normal_(layer.weight)
-        if layer.bias is not None:
-            zeros_(layer.bias)
-    elif isinstance(layer, (nn.LayerNorm, nn.BatchNorm2D)):
-        ones_(layer.weight)
-        zeros_(layer.bias)
 
 
 _SMALL = {"depths": [3, 3, 9, 3], "embed_dims": [96, 192, 320, 384], "num_heads": [3, 6, 10, 12],

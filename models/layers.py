@@ -1,9 +1,9 @@
-"""Pieces that two papers share; what one paper alone needs stands in that paper's file."""
+"""Layers that several papers share; what one paper alone needs is in that paper's file."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 
 import paddle
@@ -13,20 +13,45 @@ from paddle import nn
 import kernels
 from errors import UserError, nearest
 
+Size = int | tuple[int, int] | list[int]
 trunc_normal_ = nn.initializer.TruncatedNormal(std=0.02)
 zeros_ = nn.initializer.Constant(0.0)
 ones_ = nn.initializer.Constant(1.0)
 
 
+def init_trunc_normal(layer: nn.Layer) -> None:
+    """Initialise a linear layer or convolution: weights truncated normal of 0.02 (cut at 2 deviations), biases 0."""
+    if isinstance(layer, (nn.Linear, nn.Conv2D)):
+        trunc_normal_(layer.weight)
+        if layer.bias is not None:
+            zeros_(layer.bias)
+
+
+def init_pytorch(layer: nn.Layer) -> None:
+    """Initialise a linear layer or convolution as PyTorch does: weights and biases uniform in ±1/√fan_in."""
+    if isinstance(layer, (nn.Linear, nn.Conv2D)):
+        bound = 1 / math.sqrt(layer.weight.shape[0] if isinstance(layer, nn.Linear) else layer.weight[0].size)
+        for parameter in (layer.weight, layer.bias):
+            if parameter is not None:
+                nn.initializer.Uniform(-bound, bound)(parameter)
+
+
+def layer_scale(block: nn.Layer, dim: int, value: float | None) -> paddle.Tensor | None:
+    """Return a parameter ``[dim]`` for ``block`` that starts as ``value``; None for None."""
+    if value is None:
+        return None
+    return block.create_parameter([dim], default_initializer=nn.initializer.Constant(value))
+
+
 class Linear(nn.Linear):
-    """Paddle's fully connected layer, ``[..., C]`` to ``[..., C']``, on the CPU by the compiled operator."""
+    """Fully connected layer over the last axis, ``[..., C]`` to ``[..., C']``."""
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return kernels.linear(x, self.weight, self.bias)
 
 
 class LayerNorm(nn.LayerNorm):
-    """Paddle's layer normalisation of the last axis, ``[..., C]``, on the CPU by the compiled operator."""
+    """Layer norm over the last axis, ``[..., C]``."""
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         bias = paddle.zeros_like(self.weight) if self.bias is None else self.bias
@@ -34,136 +59,76 @@ class LayerNorm(nn.LayerNorm):
 
 
 class GELU(nn.Layer):
-    """The exact Gaussian error linear unit, any shape, on the CPU by the compiled operator."""
+    """The exact GELU, any shape."""
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return kernels.gelu(x)
 
 
-ACTIVATIONS: Mapping[str, type[nn.Layer]] = {"gelu": GELU, "relu": nn.ReLU}
+class NormAct(nn.BatchNorm2D):
+    """Batch norm of a map ``[B, C, H, W]`` with an activation ``before`` or ``after`` it, in one pass on the CPU.
 
-
-class BatchNorm2D(nn.BatchNorm2D):
-    """Paddle's batch norm, ``[B, C, H, W]``, on the CPU by the compiled operator; see ``run_in_sequence`` too."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__(num_features)
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.with_neighbours(x)
-
-    def with_neighbours(self, x: paddle.Tensor, **neighbours: str | paddle.Tensor | None) -> paddle.Tensor:
-        """Return the norm of ``x`` and what stands around it: ``before`` to ``share`` of ``kernels.batch_norm``."""
-        return kernels.batch_norm(x, self._mean, self._variance, self.weight, self.bias, self.training,
-                                  self._momentum, self._epsilon, **neighbours)
-
-
-_BESIDE_NORMS = {GELU: "gelu", nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Hardswish: "hardswish"}
-
-
-def run_in_sequence(layers: Iterable[nn.Layer], x: paddle.Tensor, residual: paddle.Tensor | None = None,
-                    share: paddle.Tensor | None = None) -> paddle.Tensor:
-    """Return ``share · last(... first(x)) + residual``.
-
-    A ``BatchNorm2D`` does the work of an activation beside it in its own pass, and that of the residual connection if
-    it is the last, unless a hook waits for what a layer alone puts out. ``residual`` is like the result, ``[B, ...]``,
-    ``share`` gives factors of images, ``[B, 1, ...]``.
+    An activation is "gelu", "relu", "relu6", "hardswish" or None. ``forward`` also closes a residual connection:
+    ``keep_scale · after(norm(before(x))) + residual``, with ``residual`` like ``x`` and ``keep_scale`` of
+    ``DropPath``. As timm's ``BatchNormAct2d``, so that no activation has a name among the weights.
     """
-    steps: list[list[nn.Layer]] = []
-    for layer in layers:
-        if steps and _go_together([*steps[-1], layer]):
-            steps[-1].append(layer)
-        else:
-            steps.append([layer])
-    for step in steps[:-1]:
-        x = _run_step(step, x)
-    return _run_step(steps[-1], x, residual, share)
 
-
-def _go_together(step: list[nn.Layer]) -> bool:
-    kinds = {type(layer) for layer in step}
-    return (len(step) == 2 and BatchNorm2D in kinds and not kinds.isdisjoint(_BESIDE_NORMS)
-            and not any(map(_watched, step)))
-
-
-def _watched(layer: nn.Layer) -> bool:
-    return bool(layer._forward_pre_hooks or layer._forward_post_hooks)
-
-
-def _run_step(step: list[nn.Layer], x: paddle.Tensor, residual: paddle.Tensor | None = None,
-              share: paddle.Tensor | None = None) -> paddle.Tensor:
-    """Run a layer, or a norm and the activation beside it, and connect the result."""
-    norms = [layer for layer in step if type(layer) is BatchNorm2D and not _watched(layer)]
-    if norms:
-        before, after = _BESIDE_NORMS.get(type(step[0])), _BESIDE_NORMS.get(type(step[-1]))
-        return norms[0].with_neighbours(x, before=before, after=after, residual=residual, share=share)
-    if type(step[0]) is Sequential and not _watched(step[0]):
-        return step[0](x, residual, share)
-    x = step[0](x)
-    if residual is None:
-        return x if share is None else x * share
-    return kernels.residual(residual, x, share=share)
-
-
-class Sequential(nn.Sequential):
-    """Paddle's sequence of layers, run by ``run_in_sequence``."""
+    def __init__(self, num_features: int, before: str | None = None, after: str | None = None) -> None:
+        super().__init__(num_features)
+        self.before, self.after = before, after
 
     def forward(self, x: paddle.Tensor, residual: paddle.Tensor | None = None,
-                share: paddle.Tensor | None = None) -> paddle.Tensor:
-        return run_in_sequence(self.children(), x, residual, share)
+                keep_scale: paddle.Tensor | None = None) -> paddle.Tensor:
+        return kernels.batch_norm(x, self._mean, self._variance, self.weight, self.bias, self.training,
+                                  self._momentum, self._epsilon, self.before, self.after, residual, keep_scale)
 
 
-def pair(value: int | tuple[int, int] | list[int]) -> tuple[int, int]:
-    """Return (height, width) of a side or of a pair."""
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+class Conv2D(nn.Conv2D):
+    """Convolution, ``[B, C, H, W]`` to ``[B, C', H', W']``."""
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return kernels.conv2d(x, self.weight, self.bias, self._stride, self._padding, self._dilation, self._groups)
 
 
-def check_image_size(family: str, image_size: int | tuple[int, int] | list[int], smallest: int) -> None:
-    """Raise UserError where a side of ``image_size`` is below the smallest that a network takes."""
-    if min(pair(image_size)) < smallest:
-        raise UserError(f"image_size is {image_size}, expected {smallest} or more a side for {family}")
+class DepthwiseConv2D(Conv2D):
+    """Depthwise convolution, ``[B, C, H, W]`` to ``[B, mC, H', W']``; weights ``[mC, 1, k, k]``.
+
+    Each channel gives ``multiplier`` (m) neighbouring channels.
+    """
+
+    def __init__(self, channels: int, kernel_size: int | Sequence[int], stride: int | Sequence[int] = 1,
+                 padding: int | str | Sequence[int] = 0, bias_attr: bool | None = None, multiplier: int = 1) -> None:
+        super().__init__(channels, multiplier * channels, kernel_size, stride=stride, padding=padding,
+                         groups=channels, bias_attr=bias_attr)
 
 
-def check_strides(family: str, strides: Sequence[int], choices: Sequence[Sequence[int]]) -> None:
-    """Raise UserError where ``strides`` has not one of the ``choices`` for each stage."""
-    if len(strides) != len(choices) or any(s not in known for s, known in zip(strides, choices, strict=True)):
-        expected = ", ".join(" or ".join(map(str, known)) for known in choices)
-        raise UserError(f"strides of {family} is {list(strides)}, expected [{expected}]")
+class PointwiseConv2D(nn.Conv2D):
+    """1×1 convolution over the last axis, ``[..., C]`` to ``[..., C']``; weights ``[C', C, 1, 1]`` as in Conv2D.
+
+    One matrix product for the whole batch: on small maps several times as fast as one for each image.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, bias_attr: bool | None = None) -> None:
+        super().__init__(in_channels, out_channels, 1, bias_attr=bias_attr)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return kernels.linear(x, self.weight.flatten(1), self.bias, transposed=True)
 
 
-def drop_path_rates(drop_path_rate: float, depths: list[int] | tuple[int, ...]) -> list[list[float]]:
-    """Return per stage and block the rates that rise linearly from 0 to ``drop_path_rate`` over all blocks."""
-    total = sum(depths)
-    flat = [drop_path_rate * i / max(total - 1, 1) for i in range(total)]
-    ends = [sum(depths[: stage + 1]) for stage in range(len(depths))]
-    return [flat[end - depth : end] for end, depth in zip(ends, depths, strict=True)]
+class Mlp(nn.Layer):
+    """Two layers over the last axis with an activation between: ``[..., C]`` to ``[..., out_features or C]``."""
 
+    def __init__(self, dim: int, hidden_features: int, act_layer: Callable[[], nn.Layer] = GELU,
+                 drop_rate: float = 0.0, out_features: int | None = None, bias_attr: bool | None = None,
+                 layer: Callable[..., nn.Layer] = Linear) -> None:
+        super().__init__()
+        self.fc1 = layer(dim, hidden_features, bias_attr=bias_attr)
+        self.act = act_layer()
+        self.fc2 = layer(hidden_features, out_features or dim, bias_attr=bias_attr)
+        self.drop = nn.Dropout(drop_rate)
 
-def activation(name: str, choices: Mapping[str, type[nn.Layer]] = ACTIVATIONS) -> type[nn.Layer]:
-    """Return the activation layer of a name; raises UserError for an unknown one, naming the nearest."""
-    if name not in choices:
-        raise UserError(f"unknown activation {name!r}{nearest(name, choices)}; known: {', '.join(choices)}")
-    return choices[name]
-
-
-def pytorch_default_(layer: nn.Layer) -> None:
-    """Initialise a convolution or a linear layer as PyTorch does: weight and bias uniform in ±1/√fan_in."""
-    weight = layer.weight
-    fan_in = weight.shape[0] if isinstance(layer, nn.Linear) else weight[0].size
-    bound = 1 / math.sqrt(fan_in)
-    nn.initializer.Uniform(-bound, bound)(weight)
-    if layer.bias is not None:
-        nn.initializer.Uniform(-bound, bound)(layer.bias)
-
-
-def channels_last(x: paddle.Tensor) -> paddle.Tensor:
-    """Return ``[B, C, H, W]`` as ``[B, H, W, C]``."""
-    return x.transpose([0, 2, 3, 1])
-
-
-def channels_first(x: paddle.Tensor) -> paddle.Tensor:
-    """Return ``[B, H, W, C]`` as ``[B, C, H, W]``."""
-    return x.transpose([0, 3, 1, 2])
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 
 class DropPath(nn.Layer):
@@ -178,89 +143,47 @@ class DropPath(nn.Layer):
             raise UserError(f"drop_path_rate is {rate}, expected 0 <= rate < 1")
         self.rate = rate
 
-    def share(self, x: paddle.Tensor) -> paddle.Tensor | None:
-        """Draw the factor of each sample's branch, ``[B, 1, ...]``: 0 or ``1 / (1 - rate)``; None where all are 1."""
+    def keep_scale(self, x: paddle.Tensor) -> paddle.Tensor | None:
+        """Draw each sample's factor, ``[B, 1, ...]``: 0 or ``1 / (1 - rate)``; None where all are 1."""
         if not self.training or self.rate == 0.0:
             return None
         keep = 1.0 - self.rate
         return paddle.bernoulli(paddle.full([x.shape[0]] + [1] * (x.ndim - 1), keep, dtype=x.dtype)) / keep
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        share = self.share(x)
-        return x if share is None else x * share
+        scale = self.keep_scale(x)
+        return x if scale is None else x * scale
 
-
-class Mlp(nn.Layer):
-    """Two fully connected layers over the last axis, through ``hidden_features``.
-
-    ``[..., C]`` to ``[..., C]``, or to ``[..., out_features]`` where that is given.
-    """
-
-    def __init__(self, dim: int, hidden_features: int, act_layer: Callable[[], nn.Layer] = GELU,
-                 drop_rate: float = 0.0, out_features: int | None = None, bias_attr: bool | None = None) -> None:
-        super().__init__()
-        self.fc1 = Linear(dim, hidden_features, bias_attr=bias_attr)
-        self.act = act_layer()
-        self.fc2 = Linear(hidden_features, out_features or dim, bias_attr=bias_attr)
-        self.drop = nn.Dropout(drop_rate)
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
-
-
-class Conv2D(nn.Conv2D):
-    """Paddle's convolution, ``[B, C, H, W]`` to ``[B, C', H', W']``, on the CPU by the compiled operators."""
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return kernels.conv2d(x, self.weight, self.bias, self._stride, self._padding, self._dilation, self._groups)
-
-
-class PointwiseConv2D(nn.Conv2D):
-    """1×1 convolution over the last axis, ``[..., C]`` to ``[..., C']``; weights ``[C', C, 1, 1]`` as in Conv2D.
-
-    One matrix product for the whole batch: on maps of a few pixels several times as fast as one for each image.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, bias_attr: bool | None = None) -> None:
-        super().__init__(in_channels, out_channels, 1, bias_attr=bias_attr)
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return kernels.linear(x, self.weight.flatten(1), self.bias, transposed=True)
-
-
-class DepthwiseConv2D(Conv2D):
-    """Depthwise convolution, ``[B, C, H, W]`` to ``[B, mC, H', W']``; weights ``[mC, 1, k, k]`` as in Conv2D.
-
-    Each channel gives ``multiplier`` (m) channels, which stand next to each other.
-    """
-
-    def __init__(self, channels: int, kernel_size: int | Sequence[int], stride: int | Sequence[int] = 1,
-                 padding: int | str | Sequence[int] = 0, bias_attr: bool | None = None, multiplier: int = 1) -> None:
-        super().__init__(channels, multiplier * channels, kernel_size, stride=stride, padding=padding,
-                         groups=channels, bias_attr=bias_attr)
+    def add(self, x: paddle.Tensor, branch: paddle.Tensor, kept: paddle.Tensor | None = None,
+            scale: paddle.Tensor | None = None) -> paddle.Tensor:
+        """Return ``x · kept + drop(branch · scale)`` in one pass; the factors are ``[C]``, None for 1."""
+        return kernels.residual(x, branch, kept=kept, scale=scale, share=self.keep_scale(x))
 
 
 class Classifier(nn.Layer):
-    """What every network of the suite is: features ``[B, num_features]``, then a head to ``[B, num_classes]``.
+    """Base of all networks: features ``[B, num_features]``, then a head to ``[B, num_classes]``.
 
-    A network sets ``num_features`` before ``reset_classifier`` and defines ``forward_features``; it overrides
-    ``build_head`` where its head is more than a linear layer, and ``head_name`` where its reference calls the
-    head otherwise (a dotted name is that of a layer inside another: ``classifier.fc``). ``block_pattern`` is a regular
-    expression of the names of its blocks, ``map_layout`` (NCHW or NHWC) that of the maps between them.
+    A network sets ``num_features`` before ``reset_classifier`` and defines ``forward_features``. It overrides
+    ``init_head`` or ``build_head`` where its head differs, and ``head_name`` where the reference names it otherwise
+    (``classifier.fc`` is the layer ``fc`` of ``classifier``). ``block_pattern`` is a regular expression of the names
+    of its blocks, ``map_layout`` (NCHW or NHWC) the layout of the maps between them.
     """
 
     head_name = "head"
     block_pattern = ""
     map_layout = "NCHW"
+    init_head = staticmethod(init_trunc_normal)
     num_features: int
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
-        """Return what stands before the head: ``[B, in_chans, H, W]`` to ``[B, num_features]``."""
+        """Return the input of the head: ``[B, in_chans, H, W]`` to ``[B, num_features]``."""
         raise NotImplementedError
 
     def build_head(self, num_classes: int) -> nn.Layer:
         """Return a fresh head for ``num_classes`` > 0."""
-        return Linear(self.num_features, num_classes)
+        head = Linear(self.num_features, num_classes)
+        self.init_head(head)
+        return head
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the head by a fresh one for ``num_classes``; 0 removes it."""
@@ -272,9 +195,59 @@ class Classifier(nn.Layer):
         return reduce(getattr, self.head_name.split("."), self)(self.forward_features(x))
 
 
+# Arguments
+
+
+def pair(value: Size) -> tuple[int, int]:
+    """Return (height, width) of a side or of a pair."""
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def check_image_size(family: str, image_size: Size, smallest: int = 1) -> None:
+    """Raise UserError if a side of ``image_size`` is below ``smallest``."""
+    if min(pair(image_size)) < smallest:
+        raise UserError(f"image_size is {image_size}, expected {smallest} or more a side for {family}")
+
+
+def check_strides(family: str, strides: Sequence[int], choices: Sequence[Sequence[int]]) -> None:
+    """Raise UserError unless ``strides`` has one of the ``choices`` for each stage."""
+    if len(strides) != len(choices) or any(s not in known for s, known in zip(strides, choices, strict=True)):
+        expected = ", ".join(" or ".join(map(str, known)) for known in choices)
+        raise UserError(f"strides of {family} is {list(strides)}, expected [{expected}]")
+
+
+def drop_path_rates(drop_path_rate: float, depths: Sequence[int]) -> list[list[float]]:
+    """Return the rates of each stage's blocks, which rise linearly from 0 to ``drop_path_rate`` over all blocks."""
+    last = max(sum(depths) - 1, 1)
+    return [[drop_path_rate * (sum(depths[:stage]) + block) / last for block in range(depth)]
+            for stage, depth in enumerate(depths)]
+
+
+ACTIVATIONS: Mapping[str, type[nn.Layer]] = {"gelu": GELU, "relu": nn.ReLU}
+
+
+def activation(name: str, choices: Mapping[str, type[nn.Layer]] = ACTIVATIONS) -> type[nn.Layer]:
+    """Return the activation layer of a name; raises UserError for an unknown one."""
+    if name not in choices:
+        raise UserError(f"unknown activation {name!r}{nearest(name, choices)}; known: {', '.join(choices)}")
+    return choices[name]
+
+
+# Maps
+
+
+def channels_last(x: paddle.Tensor) -> paddle.Tensor:
+    """Return ``[B, C, H, W]`` as ``[B, H, W, C]``."""
+    return x.transpose([0, 2, 3, 1])
+
+
+def channels_first(x: paddle.Tensor) -> paddle.Tensor:
+    """Return ``[B, H, W, C]`` as ``[B, C, H, W]``."""
+    return x.transpose([0, 3, 1, 2])
+
+
 def resize_position_embedding(table: paddle.Tensor, height: int, width: int) -> paddle.Tensor:
     """Resample a channels-last table ``[1, H, W, C]`` to ``[1, height, width, C]`` (bilinear, half-pixel centres)."""
     if table.shape[1:3] == [height, width]:
         return table
-    table = F.interpolate(channels_first(table), size=(height, width), mode="bilinear")
-    return channels_last(table)
+    return channels_last(F.interpolate(channels_first(table), size=(height, width), mode="bilinear"))

@@ -1,169 +1,283 @@
 """Mobile-Former: Bridging MobileNet and Transformer (Chen et al., CVPR 2022, https://arxiv.org/abs/2108.05895).
 
 Names and numbers follow the authors' code, AAboys/MobileFormer at f44731062abb (``mobile_former.py``,
-``dna_blocks.py``). ``models/mobileformer_pvit.py`` is the independent port that was written before that code was
-published; the two share the widths of the paper's tables and the attention across the bridges, and differ in the rest.
+``dna_blocks.py``); ``models/mobileformer_pvit.py`` is an independent port. Maps are ``[B, C, H, W]``, tokens
+``[B, T, D]``. Deviations from the reference, none of which changes a released network:
 
-Differences from the reference, none of which changes a released network:
-
-- Drop path drops the branch of an image. The reference holds tokens as (tokens, images, width), so that its drop
-  path drops the branch of a token in all images at once; its released weights were trained without drop path.
-- A training batch of one image is refused in words: the head's batch norm sees one value for each image.
-- A block's table row gives widths as the paper's table 1 does (the reference gives ratios), and options that no
-  released network uses (token MLPs, separable depthwise convolutions, other activations) are left out.
+- Drop path drops the branch of an image. The reference's drops the branch of a token in all images at once, since it
+  holds tokens as (tokens, images, width); its released weights were trained without drop path.
+- A block's row gives widths as the paper's table 1 does (the reference gives ratios), and options that no released
+  network uses (token MLPs, separable depthwise convolutions, other activations) are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import paddle
+import paddle.nn.functional as F
 from paddle import nn
 
+import kernels
 from errors import UserError
-from models.layers import BatchNorm2D, Classifier, Conv2D, Sequential, check_image_size
-from models.mobileformer_blocks import (
-    BlockRow,
-    DownsampleBlock,
-    Head,
-    InvertedBottleneckBlock,
-    LiteBottleneck,
-    MobileToFormer,
+from models.layers import (
+    GELU,
+    Classifier,
+    Conv2D,
+    DepthwiseConv2D,
+    DropPath,
+    LayerNorm,
+    Linear,
+    NormAct,
+    Size,
+    check_image_size,
 )
 from models.registry import Variant, register_family
 
 
-class MobileFormer(Classifier):
-    """Mobile-Former (figure 1 and table 1): a stem, a lite bottleneck, blocks with tokens beside them, and a head.
+class BlockRow(NamedTuple):
+    """A line of table 1, after the width that enters: inner width, width that leaves, stride, kernel's side."""
 
-    ``blocks`` are the rows of table 1, ``[exp_size, channels, stride]``, with the side of the depthwise kernels as
-    fourth number where it is not 3; a block of stride 2 widens by ``downsample_ratio`` before its second pointwise
-    convolution. ``stem_stride`` and ``lite_stride`` are 1 or 2 (1 keeps small images large). ``groups`` above 1
-    splits all pointwise convolutions and shuffles channels between them. Bridges have ``num_heads`` heads, the
-    attention among ``token_num`` tokens of width ``token_dim`` has ``token_heads``; the hidden layers that set the
-    slopes of dynamic ReLUs have ``token_dim // dyrelu_reduction`` units. ``head_drop_rate`` is the dropout before the
-    last layer. Nothing depends on ``image_size``: images of any size go through, at 1/32 of which the last map
-    stands. Raises UserError for widths that do not divide as they must, and for training batches of one image.
-    """
-
-    block_pattern = r"features\.\d+"
-
-    head_name = "classifier.classifier"
-
-    def __init__(self, num_classes: int, image_size: int | tuple[int, int], in_chans: int, drop_path_rate: float,
-                 stem_channels: int, lite_exp_size: int, lite_channels: int, blocks: Sequence[Sequence[int]],
-                 token_num: int, token_dim: int, head_channels: int, num_features: int, stem_stride: int = 2,
-                 lite_stride: int = 2, groups: int = 1, num_heads: int = 2, token_heads: int = 4,
-                 dyrelu_reduction: int = 4, mlp_ratio: int = 2, downsample_ratio: int = 4,
-                 head_drop_rate: float = 0.0) -> None:
-        super().__init__()
-        check_image_size("Mobile-Former", image_size, 1)
-        check_positive(in_chans=in_chans, stem_channels=stem_channels, token_num=token_num, token_dim=token_dim,
-                       head_channels=head_channels, num_features=num_features, groups=groups, num_heads=num_heads,
-                       token_heads=token_heads, dyrelu_reduction=dyrelu_reduction, mlp_ratio=mlp_ratio,
-                       downsample_ratio=downsample_ratio)
-        check_range(0, 1, head_drop_rate=head_drop_rate)
-        check_stride("the stem", stem_stride)
-        lite, *rows = block_rows(stem_channels, [lite_exp_size, lite_channels, lite_stride], blocks)
-        check_widths([lite, *rows], head_channels, groups, num_heads)
-        check_multiples("token_heads", token_heads, token_dim=token_dim)
-        check_multiples("dyrelu_reduction", dyrelu_reduction, token_dim=token_dim)
-        for index, row in enumerate([lite, *rows]):
-            if row is lite or row.stride == 2:
-                check_multiples("the width before it", row.in_channels, part_name(index), exp_size=row.exp_size)
-        self.num_features = num_features
-        self.head_drop_rate = head_drop_rate
-        self.tokens = nn.Embedding(token_num, token_dim, weight_attr=nn.initializer.Normal(0.0, 1.0))
-        self.stem = Sequential(Conv2D(in_chans, stem_channels, 3, stem_stride, padding=1, bias_attr=False),
-                               BatchNorm2D(stem_channels), nn.ReLU6())
-        features: list[nn.Layer] = [LiteBottleneck(lite, groups)]
-        for index, row in enumerate(rows, start=2):  # the reference counts the lite bottleneck and starts above 0
-            settings = {"token_dim": token_dim, "num_heads": num_heads, "token_heads": token_heads,
-                        "mlp_ratio": mlp_ratio, "drop_path": drop_path_rate * index / (1 + len(rows))}
-            if row.stride == 1:
-                features.append(InvertedBottleneckBlock(row, groups, dyrelu_reduction, **settings))
-            else:
-                features.append(DownsampleBlock(row, groups, dyrelu_reduction, downsample_ratio, **settings))
-        self.features = nn.LayerList(features)
-        channels = rows[-1].channels
-        self.local_global = MobileToFormer(channels, token_dim, num_heads, drop_path_rate)
-        self.classifier = Head(channels, token_dim, head_channels, num_features, groups)
-        self.apply(_init_weights)
-        self.reset_classifier(num_classes)
-
-    def build_head(self, num_classes: int) -> nn.Layer:
-        head = nn.Sequential(nn.Dropout(self.head_drop_rate), super().build_head(num_classes))
-        _init_weights(head[1])
-        return head
-
-    def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
-        tokens = self.tokens.weight.unsqueeze(0).expand([x.shape[0], -1, -1])  # [B, T, D]
-        x = self.features[0](self.stem(x))
-        for block in self.features[1:]:
-            x, tokens = block(x, tokens)
-        tokens = self.local_global(x, tokens)
-        return self.classifier(x, tokens[:, 0])
+    in_channels: int
+    exp_size: int
+    channels: int
+    stride: int
+    kernel_size: int = 3
 
 
-def part_name(index: int) -> str:
-    """Return what messages call row ``index`` of the table: the lite bottleneck is row 0."""
-    return f"block {index}" if index else "the lite bottleneck"
+def check_multiple(name: str, value: int, divisor_name: str, divisor: int) -> None:
+    """Raise UserError unless ``value`` is a multiple of ``divisor``: no forward pass would succeed."""
+    if value % divisor:
+        raise UserError(f"{name} of Mobile-Former is {value}, expected a multiple of {divisor_name}, {divisor}")
 
 
-def block_rows(stem_channels: int, lite: Sequence[int], blocks: Sequence[Sequence[int]]) -> list[BlockRow]:
-    """Return the rows of the lite bottleneck and the blocks; raises UserError for a row that makes no sense."""
-    if not isinstance(blocks, (list, tuple)) or not blocks:
-        raise UserError(f"blocks of Mobile-Former is {blocks!r}, expected a list of rows [exp_size, channels, stride]")
+def block_rows(stem_channels: int, stem_stride: int, lite: Sequence[int],
+               blocks: Sequence[Sequence[int]]) -> list[BlockRow]:
+    """Return the rows of the lite bottleneck and the blocks; raises UserError for impossible strides and kernels."""
+    if stem_stride not in (1, 2):
+        raise UserError(f"stem_stride of Mobile-Former is {stem_stride}, expected 1 or 2")
     rows: list[BlockRow] = []
-    for index, numbers in enumerate([lite, *blocks]):
-        name = part_name(index)
-        if not isinstance(numbers, (list, tuple)) or len(numbers) not in (3, 4):
-            raise UserError(f"{name} of Mobile-Former is {numbers!r}, expected [exp_size, channels, stride] or "
-                            "[exp_size, channels, stride, kernel_size]")
+    for numbers in (lite, *blocks):
         row = BlockRow(rows[-1].channels if rows else stem_channels, *numbers)
-        check_positive(name, **row._asdict())
-        check_stride(name, row.stride)
-        if row.kernel_size % 2 == 0:
-            raise UserError(f"kernel_size of {name} is {row.kernel_size}, expected an odd number")
+        if row.stride not in (1, 2) or row.kernel_size % 2 == 0:
+            raise UserError(f"a row of Mobile-Former is {list(numbers)}, expected [exp_size, channels, stride], with "
+                            "stride 1 or 2, and an odd kernel_size or none")
         rows.append(row)
     return rows
 
 
-def check_widths(rows: Sequence[BlockRow], head_channels: int, groups: int, num_heads: int) -> None:
-    """Raise UserError for widths that the groups of the pointwise convolutions or the bridges' heads do not divide."""
-    for index, row in enumerate(rows):
-        check_multiples("groups", groups, part_name(index), exp_size=row.exp_size, channels=row.channels)
-        check_multiples("num_heads", num_heads, part_name(index), channels=row.channels)
-    check_multiples("groups", groups, head_channels=head_channels)
+def hard_sigmoid(x: paddle.Tensor) -> paddle.Tensor:
+    """Return relu6(x + 3) / 6, of any shape; exact in float64 too, where Paddle's operator is off by 1e-8."""
+    return paddle.scale(x, 1 / 6, 0.5).clip(0.0, 1.0)
 
 
-def check_stride(name: str, stride: int) -> None:
-    """Raise UserError for a stride that is neither 1 nor 2."""
-    if stride not in (1, 2):
-        raise UserError(f"stride of {name} is {stride!r}, expected 1 or 2")
+class MobileToFormer(nn.Layer):
+    """The bridge from the map to the tokens: ``[B, C, H, W]`` and ``[B, T, D]`` to ``[B, T, D]``.
+
+    Queries are projected tokens, keys and values the raw map; another projection of the tokens gates the result.
+    """
+
+    def __init__(self, channels: int, token_dim: int, num_heads: int, drop_path: float) -> None:
+        super().__init__()
+        check_multiple("a width", channels, "num_heads", num_heads)
+        self.num_heads = num_heads
+        self.alpha = nn.Sequential(Linear(token_dim, channels))
+        self.q = Linear(token_dim, channels)
+        self.proj = Linear(channels, token_dim)
+        self.layer_norm = LayerNorm(token_dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: paddle.Tensor, tokens: paddle.Tensor) -> paddle.Tensor:
+        gathered = kernels.attend_map(self.q(tokens), x, self.num_heads)  # equation 1, [B, T, C]
+        gathered = gathered * (2.0 * hard_sigmoid(self.alpha(tokens)))
+        return self.layer_norm(tokens + self.drop_path(self.proj(gathered)))
 
 
-def check_positive(part: str = "", /, **sizes: int) -> None:
-    """Raise UserError for a size of ``part`` that is no whole number from 1 up."""
-    for key, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{key} of {part or 'Mobile-Former'} is {value!r}, expected a whole number from 1 up")
+class Former(nn.Layer):
+    """Attention among raw tokens, then two fully connected layers, norms last: ``[B, T, D]`` to the same."""
+
+    def __init__(self, token_dim: int, num_heads: int, mlp_ratio: int, drop_path: float) -> None:
+        super().__init__()
+        check_multiple("token_dim", token_dim, "token_heads", num_heads)
+        self.num_heads, self.head_dim = num_heads, token_dim // num_heads
+        self.q = Linear(token_dim, token_dim)
+        self.channel_mlp = Linear(token_dim, token_dim)
+        self.layer_norm = LayerNorm(token_dim)
+        self.ffn = nn.Sequential(Linear(token_dim, mlp_ratio * token_dim), GELU(),
+                                 Linear(mlp_ratio * token_dim, token_dim))
+        self.ffn_norm = LayerNorm(token_dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
+        query, keys = (x.reshape([0, 0, self.num_heads, self.head_dim]) for x in (self.q(tokens), tokens))
+        mixed = kernels.attention(query, keys, keys).flatten(2)  # [B, T, D]
+        tokens = self.layer_norm(tokens + self.drop_path(self.channel_mlp(mixed)))
+        return self.ffn_norm(tokens + self.ffn(tokens))
 
 
-def check_range(low: float, high: float, **numbers: float) -> None:
-    """Raise UserError for what is no number from ``low`` up to, and below, ``high``."""
-    for key, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < high:
-            raise UserError(f"{key} of Mobile-Former is {value!r}, expected a number, {low} <= {key} < {high}")
+class FormerToMobile(nn.Layer):
+    """The bridge from the projected tokens to the raw map: ``[B, C, H, W]`` and ``[B, T, D]`` to ``[B, C, H, W]``."""
+
+    def __init__(self, channels: int, token_dim: int, num_heads: int, drop_path: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.k = Linear(token_dim, channels)
+        self.proj = Linear(token_dim, channels)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: paddle.Tensor, tokens: paddle.Tensor) -> paddle.Tensor:
+        spread = kernels.attend_tokens(x, self.k(tokens), self.proj(tokens), self.num_heads)  # equation 2
+        return x + self.drop_path(spread)
 
 
-def check_multiples(divisor_name: str, divisor: int, part: str = "", /, **sizes: int) -> None:
-    """Raise UserError for a size of ``part`` that is no multiple of ``divisor``."""
-    for key, value in sizes.items():
-        if value % divisor:
-            raise UserError(f"{key} of {part or 'Mobile-Former'} is {value}, expected a multiple of {divisor_name}, "
-                            f"which is {divisor}")
+class DynamicReLU(nn.Layer):
+    """Dynamic ReLU B (Chen et al., ECCV 2020) without offsets: max(a₁x, a₂x), ``[B, C, H, W]`` to the same.
+
+    The slopes a₁ in [0, 2] and a₂ in [-1, 1] of each channel come from the first token, ``[B, D]``.
+    """
+
+    def __init__(self, channels: int, token_dim: int, dyrelu_reduction: int) -> None:
+        super().__init__()
+        self.hyper = nn.Sequential(Linear(token_dim, token_dim // dyrelu_reduction), nn.ReLU(),
+                                   Linear(token_dim // dyrelu_reduction, 2 * channels))
+
+    def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
+        first, second = (2.0 * hard_sigmoid(self.hyper(token))).split(2, axis=1)  # each [B, C]
+        return kernels.dynamic_relu(x, first, second - 1.0)
+
+
+class ChannelShuffle(nn.Layer):
+    """Interleave the channels of ``groups`` groups (Zhang et al., "ShuffleNet", 2018, figure 1): ``[B, C, H, W]``."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return kernels.channel_shuffle(x, self.groups)
+
+
+def pointwise(in_channels: int, channels: int, groups: int) -> Conv2D:
+    """Return a 1×1 convolution."""
+    check_multiple("a width", in_channels, "groups", groups)
+    check_multiple("a width", channels, "groups", groups)
+    return Conv2D(in_channels, channels, 1, groups=groups, bias_attr=False)
+
+
+def widening(in_channels: int, channels: int, kernel_size: int, stride: int) -> DepthwiseConv2D:
+    """Return a depthwise convolution that makes ``channels`` of ``in_channels``."""
+    check_multiple("exp_size", channels, "the width before it", in_channels)
+    return DepthwiseConv2D(in_channels, kernel_size, stride, padding=kernel_size // 2, bias_attr=False,
+                           multiplier=channels // in_channels)
+
+
+class ConvNorm(nn.Sequential):
+    """A convolution, batch norm and, above 1, a shuffle of ``shuffle`` groups; then ``keep_scale · x + residual``."""
+
+    def __init__(self, conv: Conv2D, shuffle: int = 1) -> None:
+        super().__init__(conv, NormAct(conv.weight.shape[0]), *([ChannelShuffle(shuffle)] if shuffle > 1 else []))
+
+    def forward(self, x: paddle.Tensor, residual: paddle.Tensor | None = None,
+                keep_scale: paddle.Tensor | None = None) -> paddle.Tensor:
+        conv, norm, *shuffle = self.children()
+        if not shuffle:
+            return norm(conv(x), residual, keep_scale)
+        x = shuffle[0](norm(conv(x)))
+        return x if residual is None else kernels.residual(residual, x, share=keep_scale)
+
+
+class Block(nn.Layer):
+    """Mobile-Former block (figure 3): ``[B, C, H, W]`` and ``[B, T, D]`` to ``[B, C', H', W']`` and ``[B, T, D]``.
+
+    Map to tokens, tokens among themselves, ``mobile`` (a subclass's) with the updated first token, tokens to map.
+    """
+
+    def __init__(self, row: BlockRow, token_dim: int, num_heads: int, token_heads: int, mlp_ratio: int,
+                 drop_path: float) -> None:
+        super().__init__()
+        self.local_global = MobileToFormer(row.in_channels, token_dim, num_heads, drop_path)
+        self.global_block = Former(token_dim, token_heads, mlp_ratio, drop_path)
+        self.global_local = FormerToMobile(row.channels, token_dim, num_heads, drop_path)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: paddle.Tensor, tokens: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+        tokens = self.global_block(self.local_global(x, tokens))
+        return self.global_local(self.mobile(x, tokens[:, 0]), tokens), tokens
+
+
+class InvertedBottleneckBlock(Block):
+    """The block of stride 1: pointwise, depthwise, pointwise, with a skip where the width stays."""
+
+    def __init__(self, row: BlockRow, groups: int, dyrelu_reduction: int, **tokens: Any) -> None:
+        super().__init__(row, **tokens)
+        width, token_dim = row.exp_size, tokens["token_dim"]
+        self.skip = row.in_channels == row.channels
+        self.conv1 = ConvNorm(pointwise(row.in_channels, width, groups), shuffle=groups)
+        self.hyper1 = DynamicReLU(width, token_dim, dyrelu_reduction)
+        self.conv2 = ConvNorm(widening(width, width, row.kernel_size, stride=1))
+        self.hyper2 = DynamicReLU(width, token_dim, dyrelu_reduction)
+        self.conv3 = ConvNorm(pointwise(width, row.channels, groups), shuffle=groups)
+
+    def mobile(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
+        out = self.hyper1(self.conv1(x), token)
+        out = self.hyper2(self.conv2(out), token)
+        return self.conv3(out, residual=x, keep_scale=self.drop_path.keep_scale(x)) if self.skip else self.conv3(out)
+
+
+class DownsampleBlock(Block):
+    """The block of stride 2: depthwise (widening) and pointwise to the new width, then the two again around a skip."""
+
+    def __init__(self, row: BlockRow, groups: int, dyrelu_reduction: int, expand_ratio: int, **tokens: Any) -> None:
+        super().__init__(row, **tokens)
+        channels, token_dim, side = row.channels, tokens["token_dim"], row.kernel_size
+        self.conv1 = ConvNorm(widening(row.in_channels, row.exp_size, side, row.stride),
+                              shuffle=row.in_channels if groups > 1 else 1)
+        self.hyper1 = DynamicReLU(row.exp_size, token_dim, dyrelu_reduction)
+        self.conv2 = ConvNorm(pointwise(row.exp_size, channels, groups))
+        self.conv3 = ConvNorm(widening(channels, expand_ratio * channels, side, stride=1),
+                              shuffle=channels if groups > 1 else 1)
+        self.hyper3 = DynamicReLU(expand_ratio * channels, token_dim, dyrelu_reduction)
+        self.conv4 = ConvNorm(pointwise(expand_ratio * channels, channels, groups))
+
+    def mobile(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
+        x = self.conv2(self.hyper1(self.conv1(x), token))
+        return self.conv4(self.hyper3(self.conv3(x), token), residual=x, keep_scale=self.drop_path.keep_scale(x))
+
+
+class LiteBottleneck(nn.Layer):
+    """The first block, without tokens: depthwise (widening), ReLU6, pointwise, and a skip where the shape stays."""
+
+    def __init__(self, row: BlockRow, groups: int) -> None:
+        super().__init__()
+        self.skip = row.stride == 1 and row.in_channels == row.channels
+        self.conv = nn.Sequential(
+            ("0", widening(row.in_channels, row.exp_size, row.kernel_size, row.stride)),
+            ("1", NormAct(row.exp_size, after="relu6")),
+            ("3", ChannelShuffle(row.in_channels) if groups > 1 else nn.Identity()),
+            ("4", pointwise(row.exp_size, row.channels, groups)),
+            ("5", NormAct(row.channels)))
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        depthwise, act, shuffle, conv, norm = self.conv.children()
+        return norm(conv(shuffle(act(depthwise(x)))), residual=x if self.skip else None)
+
+
+class Head(nn.Layer):
+    """Map and first token, ``[B, C, H, W]`` and ``[B, D]``, to features; the network adds ``classifier`` below."""
+
+    def __init__(self, channels: int, token_dim: int, hidden: int, num_features: int, groups: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(("0", ChannelShuffle(groups) if groups > 1 else nn.Identity()),
+                                  ("1", pointwise(channels, hidden, groups)), ("2", NormAct(hidden, after="relu6")))
+        self.fc = nn.Sequential(Linear(hidden + token_dim, num_features), nn.BatchNorm1D(num_features),
+                                nn.Hardswish())
+
+    def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
+        if self.fc[1].training and x.shape[0] == 1:
+            raise UserError("the head norm of Mobile-Former has a training batch of 1 image, expected 2 or more")
+        pooled = F.hardswish(self.conv(x).flatten(2).mean(2))  # [B, hidden]
+        return self.fc(paddle.concat([pooled, token], axis=1))
 
 
 def _init_weights(layer: nn.Layer) -> None:
@@ -175,37 +289,90 @@ def _init_weights(layer: nn.Layer) -> None:
         nn.initializer.Normal(0.0, 0.01)(layer.weight)
 
 
-_BLOCKS_52M = [[36, 12, 1], [72, 24, 2], [72, 24, 1], [144, 48, 2], [192, 48, 1], [288, 64, 1],
-               [384, 96, 2], [576, 96, 1]]
-_52M = {"token_num": 3, "token_dim": 128, "stem_channels": 8, "lite_exp_size": 24, "lite_channels": 12,
-        "lite_stride": 2, "blocks": _BLOCKS_52M, "head_channels": 576, "num_features": 1024}
+class MobileFormer(Classifier):
+    """Mobile-Former (figure 1 and table 1): a stem, a lite bottleneck, blocks with tokens beside them, and a head.
 
+    ``blocks`` are the rows of table 1, ``[exp_size, channels, stride]``, with the side of the depthwise kernels as
+    fourth number where it is not 3; a block of stride 2 widens by ``downsample_ratio`` before its second pointwise
+    convolution. ``stem_stride`` and ``lite_stride`` are 1 or 2 (1 keeps small images large). ``groups`` above 1
+    splits all pointwise convolutions and shuffles channels between them. Bridges have ``num_heads`` heads, the
+    attention among ``token_num`` tokens of width ``token_dim`` has ``token_heads``. The hidden layers that set the
+    slopes of dynamic ReLUs have ``token_dim // dyrelu_reduction`` units. ``head_drop_rate`` is the dropout before the
+    last layer. Takes images of any size. Raises UserError for widths that do not divide as they must, and for training
+    batches of one image.
+    """
+
+    block_pattern = r"features\.\d+"
+    head_name = "classifier.classifier"
+    init_head = staticmethod(_init_weights)
+
+    def __init__(self, num_classes: int, image_size: Size, in_chans: int, drop_path_rate: float,
+                 stem_channels: int, lite_exp_size: int, lite_channels: int, blocks: Sequence[Sequence[int]],
+                 token_num: int, token_dim: int, head_channels: int, num_features: int, stem_stride: int = 2,
+                 lite_stride: int = 2, groups: int = 1, num_heads: int = 2, token_heads: int = 4,
+                 dyrelu_reduction: int = 4, mlp_ratio: int = 2, downsample_ratio: int = 4,
+                 head_drop_rate: float = 0.0) -> None:
+        super().__init__()
+        check_image_size("Mobile-Former", image_size)
+        lite, *rows = block_rows(stem_channels, stem_stride, [lite_exp_size, lite_channels, lite_stride], blocks)
+        self.num_features = num_features
+        self.head_drop_rate = head_drop_rate
+        self.tokens = nn.Embedding(token_num, token_dim, weight_attr=nn.initializer.Normal(0.0, 1.0))
+        self.stem = nn.Sequential(Conv2D(in_chans, stem_channels, 3, stem_stride, padding=1, bias_attr=False),
+                                  NormAct(stem_channels, after="relu6"))
+        self.features = nn.LayerList([LiteBottleneck(lite, groups)])
+        for index, row in enumerate(rows, start=2):  # the reference counts the lite bottleneck and starts above 0
+            settings = {"token_dim": token_dim, "num_heads": num_heads, "token_heads": token_heads,
+                        "mlp_ratio": mlp_ratio, "drop_path": drop_path_rate * index / (1 + len(rows))}
+            self.features.append(
+                InvertedBottleneckBlock(row, groups, dyrelu_reduction, **settings) if row.stride == 1 else
+                DownsampleBlock(row, groups, dyrelu_reduction, downsample_ratio, **settings))
+        channels = rows[-1].channels
+        self.local_global = MobileToFormer(channels, token_dim, num_heads, drop_path_rate)
+        self.classifier = Head(channels, token_dim, head_channels, num_features, groups)
+        self.apply(_init_weights)
+        self.reset_classifier(num_classes)
+
+    def build_head(self, num_classes: int) -> nn.Layer:
+        return nn.Sequential(nn.Dropout(self.head_drop_rate), super().build_head(num_classes))
+
+    def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
+        tokens = self.tokens.weight.unsqueeze(0).expand([x.shape[0], -1, -1])  # [B, T, D]
+        x = self.features[0](self.stem(x))
+        for block in self.features[1:]:
+            x, tokens = block(x, tokens)
+        tokens = self.local_global(x, tokens)
+        return self.classifier(x, tokens[:, 0])
+
+
+def _row(token_num: int, token_dim: int, stem: int, lite: Sequence[int], head: Sequence[int],
+         blocks: Sequence[Sequence[int]], **others: int) -> dict[str, Any]:
+    """Return arguments of table 1: tokens, stem, lite bottleneck [exp_size, channels, stride], head, blocks."""
+    return {"token_num": token_num, "token_dim": token_dim, "stem_channels": stem, "lite_exp_size": lite[0],
+            "lite_channels": lite[1], "lite_stride": lite[2], "head_channels": head[0], "num_features": head[1],
+            "blocks": blocks, **others}
+
+
+_BLOCKS_52M = [[36, 12, 1], [72, 24, 2], [72, 24, 1], [144, 48, 2], [192, 48, 1], [288, 64, 1], [384, 96, 2],
+               [576, 96, 1]]
 TABLE: Mapping[str, Mapping[str, Any]] = {
-    "26m": {**_52M, "groups": 4},
-    "52m": _52M,
-    "96m": {"token_num": 4, "token_dim": 128, "stem_channels": 12, "lite_exp_size": 24, "lite_channels": 12,
-            "lite_stride": 1, "head_channels": 768, "num_features": 1280,
-            "blocks": [[72, 16, 2], [96, 32, 2], [96, 32, 1], [192, 64, 2], [256, 64, 1], [384, 88, 1],
-                       [528, 128, 2], [768, 128, 1]]},
-    "151m": {"token_num": 6, "token_dim": 192, "stem_channels": 12, "lite_exp_size": 24, "lite_channels": 12,
-             "lite_stride": 1, "head_channels": 768, "num_features": 1280,
-             "blocks": [[72, 16, 2], [48, 16, 1], [96, 32, 2], [96, 32, 1], [192, 64, 2], [256, 64, 1],
-                        [384, 88, 1], [528, 88, 1], [528, 128, 2], [768, 128, 1], [768, 128, 1]]},
-    "214m": {"token_num": 6, "token_dim": 192, "stem_channels": 12, "lite_exp_size": 24, "lite_channels": 12,
-             "lite_stride": 1, "head_channels": 960, "num_features": 1600,
-             "blocks": [[72, 20, 2], [60, 20, 1], [120, 40, 2], [160, 40, 1], [240, 80, 2], [320, 80, 1],
-                        [480, 112, 1], [672, 112, 1], [672, 160, 2], [960, 160, 1], [960, 160, 1]]},
-    "294m": {"token_num": 6, "token_dim": 192, "stem_channels": 16, "lite_exp_size": 32, "lite_channels": 16,
-             "lite_stride": 1, "head_channels": 1152, "num_features": 1920,
-             "blocks": [[96, 24, 2], [96, 24, 1], [144, 48, 2], [192, 48, 1], [288, 96, 2], [384, 96, 1],
-                        [576, 128, 1], [768, 128, 1], [768, 192, 2], [1152, 192, 1], [1152, 192, 1]]},
-    "508m": {"token_num": 6, "token_dim": 192, "stem_channels": 24, "lite_exp_size": 48, "lite_channels": 24,
-             "lite_stride": 1, "head_channels": 1440, "num_features": 1920,
-             "blocks": [[144, 40, 2], [120, 40, 1], [240, 72, 2], [216, 72, 1], [432, 128, 2], [512, 128, 1],
-                        [768, 176, 1], [1056, 176, 1], [1056, 240, 2], [1440, 240, 1], [1440, 240, 1]]},
+    "26m": _row(3, 128, 8, [24, 12, 2], [576, 1024], _BLOCKS_52M, groups=4),
+    "52m": _row(3, 128, 8, [24, 12, 2], [576, 1024], _BLOCKS_52M),
+    "96m": _row(4, 128, 12, [24, 12, 1], [768, 1280], [
+        [72, 16, 2], [96, 32, 2], [96, 32, 1], [192, 64, 2], [256, 64, 1], [384, 88, 1], [528, 128, 2], [768, 128, 1]]),
+    "151m": _row(6, 192, 12, [24, 12, 1], [768, 1280], [
+        [72, 16, 2], [48, 16, 1], [96, 32, 2], [96, 32, 1], [192, 64, 2], [256, 64, 1], [384, 88, 1], [528, 88, 1],
+        [528, 128, 2], [768, 128, 1], [768, 128, 1]]),
+    "214m": _row(6, 192, 12, [24, 12, 1], [960, 1600], [
+        [72, 20, 2], [60, 20, 1], [120, 40, 2], [160, 40, 1], [240, 80, 2], [320, 80, 1], [480, 112, 1], [672, 112, 1],
+        [672, 160, 2], [960, 160, 1], [960, 160, 1]]),
+    "294m": _row(6, 192, 16, [32, 16, 1], [1152, 1920], [
+        [96, 24, 2], [96, 24, 1], [144, 48, 2], [192, 48, 1], [288, 96, 2], [384, 96, 1], [576, 128, 1], [768, 128, 1],
+        [768, 192, 2], [1152, 192, 1], [1152, 192, 1]]),
+    "508m": _row(6, 192, 24, [48, 24, 1], [1440, 1920], [
+        [144, 40, 2], [120, 40, 1], [240, 72, 2], [216, 72, 1], [432, 128, 2], [512, 128, 1], [768, 176, 1],
+        [1056, 176, 1], [1056, 240, 2], [1440, 240, 1], [1440, 240, 1]]),
 }
-
-_DRIVE = "https://drive.google.com/file/d/{}/view"
 _PAPER = [  # parameters, MACs, top-1 and file of the authors' README, our counts on their code
     ("26m", "3.2M", "26M", 64.0, "15uWYzx2VWWUjacZQHB56vOHzKxQDlp5O", 3_232_788, 23_550_208),
     ("52m", "3.5M", "52M", 68.7, "1ekq_FPl57gjIlYX16Ll0nBuEyB0pjgGt", 3_469_092, 49_290_496),
@@ -222,8 +389,8 @@ register_family(
     "Mobile-Former",
     MobileFormer,
     {f"mobileformer_{size}": Variant(TABLE[size], parameters, macs, paper_parameters, paper_macs, top1,
-                                     crop_pct=0.875, interpolation="bilinear", weights_url=_DRIVE.format(file),
-                                     note=_NOTE)
+                                     crop_pct=0.875, interpolation="bilinear", note=_NOTE,
+                                     weights_url=f"https://drive.google.com/file/d/{file}/view")
      for size, paper_parameters, paper_macs, top1, file, parameters, macs in _PAPER},
     paper="Mobile-Former: Bridging MobileNet and Transformer, CVPR 2022",
     paper_url="https://arxiv.org/abs/2108.05895",

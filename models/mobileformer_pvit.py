@@ -1,10 +1,10 @@
 """Mobile-Former as PaddleViT has it, the form of the notebook (paper: https://arxiv.org/abs/2108.05895).
 
 Names and numbers follow BR-IDL/PaddleViT at 5ac7d89d4fd0 (``image_classification/MobileFormer``), a port written
-before the authors published their code (``models/mobileformer.py``). Against that: norms come before attention;
-each head of a bridge projects its own slice of the tokens; dynamic ReLUs have offsets and one serves both places of
-a block; a stride is a depthwise convolution before the block, which has no skip; convolutions have biases; no
-channel shuffles.
+before the authors published their code (``models/mobileformer.py``). Against that: norms come before attention; each
+head of a bridge projects its own slice of the tokens; dynamic ReLUs have offsets and one serves both places of a block;
+a stride is a depthwise convolution before the block, which has no skip; convolutions have biases; no channel shuffles.
+Maps are ``[B, C, H, W]``, tokens ``[B, T, D]``.
 
 Where the source errs, and what is done here:
 
@@ -27,41 +27,256 @@ Keys of its YAML files under ``MODEL.MF`` and arguments here: ``TOKENS`` are ``t
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
+from typing import NamedTuple
 
 import paddle
+import paddle.nn.functional as F
 from paddle import nn
 
-from errors import UserError
+import kernels
 from models.layers import (
-    BatchNorm2D,
     Classifier,
     Conv2D,
+    DepthwiseConv2D,
+    DropPath,
+    LayerNorm,
     Linear,
-    Sequential,
+    Mlp,
+    NormAct,
+    Size,
+    activation,
     check_image_size,
-    trunc_normal_,
-    zeros_,
+    init_trunc_normal,
 )
-from models.mobileformer import (
-    TABLE,
-    block_rows,
-    check_multiples,
-    check_positive,
-    check_range,
-    check_stride,
-    check_widths,
-)
-from models.mobileformer_pvit_blocks import (
-    Block,
-    DynamicSettings,
-    LiteBottleneck,
-    MobileToFormer,
-    TokenSettings,
-    inner_conv,
-)
+from models.mobileformer import TABLE, BlockRow, block_rows, check_multiple
 from models.registry import Variant, register_family
+
+Dynamic = Callable[[int], nn.Layer]  # a dynamic ReLU for a number of channels
+
+
+class TokenSettings(NamedTuple):
+    """Arguments that all parts with tokens share; ``drop_path`` is the rate of each branch of bridges and Formers."""
+
+    token_dim: int
+    num_heads: int
+    mlp_ratio: float
+    qkv_bias: bool
+    drop_rate: float
+    attn_drop_rate: float
+    mlp_drop_rate: float
+    drop_path: float
+
+
+class HeadProjections(nn.LayerList):
+    """Small linear layers ``0``, ``1``, ..., one for each head, on that head's slice: ``[B, T, D]`` to
+    ``[B, T, channels]``."""
+
+    def __init__(self, channels: int, settings: TokenSettings) -> None:
+        heads = settings.num_heads
+        check_multiple("a width", channels, "num_heads", heads)
+        super().__init__([Linear(settings.token_dim // heads, channels // heads,
+                                 bias_attr=None if settings.qkv_bias else False) for _ in range(heads)])
+
+    def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
+        return paddle.concat([self[i](part) for i, part in enumerate(tokens.split(len(self), axis=2))], axis=2)
+
+
+class MobileToFormer(nn.Layer):
+    """The bridge from the map to the tokens: ``[B, C, H, W]`` and ``[B, T, D]`` to ``[B, T, D]``."""
+
+    def __init__(self, channels: int, settings: TokenSettings) -> None:
+        super().__init__()
+        self.input_norm = LayerNorm(settings.token_dim)
+        self.heads_q_proj = HeadProjections(channels, settings)
+        self.output = Linear(channels, settings.token_dim)
+        self.dropout = nn.Dropout(settings.drop_rate)
+        self.attn_dropout = nn.Dropout(settings.attn_drop_rate)
+        self.droppath = DropPath(settings.drop_path)
+
+    def forward(self, x: paddle.Tensor, tokens: paddle.Tensor) -> paddle.Tensor:
+        query = self.heads_q_proj(self.input_norm(tokens))  # [B, T, C]
+        gathered = kernels.attend_map(query, x, len(self.heads_q_proj), active_rate(self.attn_dropout))
+        return tokens + self.droppath(self.dropout(self.output(gathered)))
+
+
+class FormerToMobile(nn.Layer):
+    """The bridge from the tokens to the map: ``[B, C, H, W]`` and ``[B, T, D]`` to ``[B, C, H, W]``."""
+
+    def __init__(self, channels: int, settings: TokenSettings) -> None:
+        super().__init__()
+        self.input_token_norm = LayerNorm(settings.token_dim)
+        self.heads_k_proj = HeadProjections(channels, settings)
+        self.heads_v_proj = HeadProjections(channels, settings)
+        self.dropout = nn.Dropout(settings.drop_rate)
+        self.attn_dropout = nn.Dropout(settings.attn_drop_rate)
+        self.droppath = DropPath(settings.drop_path)
+
+    def forward(self, x: paddle.Tensor, tokens: paddle.Tensor) -> paddle.Tensor:
+        tokens = self.input_token_norm(tokens)
+        key, value = self.heads_k_proj(tokens), self.heads_v_proj(tokens)  # each [B, T, C]
+        spread = kernels.attend_tokens(x, key, value, len(self.heads_k_proj), active_rate(self.attn_dropout))
+        return x + self.droppath(self.dropout(spread))
+
+
+class Attention(nn.Layer):
+    """Self-attention among tokens, ``[B, T, D]`` to the same."""
+
+    def __init__(self, settings: TokenSettings) -> None:
+        super().__init__()
+        dim = settings.token_dim
+        self.num_heads, self.head_dim = settings.num_heads, dim // settings.num_heads
+        self.qkv_proj = Linear(dim, 3 * dim, bias_attr=None if settings.qkv_bias else False)
+        self.output = Linear(dim, dim)
+        self.dropout = nn.Dropout(settings.drop_rate)
+        self.attn_dropout = nn.Dropout(settings.attn_drop_rate)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        qkv = self.qkv_proj(x).reshape([0, 0, 3, self.num_heads, self.head_dim])
+        x = kernels.self_attention(qkv, dropout=active_rate(self.attn_dropout)).flatten(2)  # [B, T, D]
+        return self.dropout(self.output(x))
+
+
+class Former(nn.Layer):
+    """Attention among tokens, then two fully connected layers, norms first: ``[B, T, D]`` to the same."""
+
+    def __init__(self, settings: TokenSettings) -> None:
+        super().__init__()
+        dim = settings.token_dim
+        self.attn_ln = LayerNorm(dim)
+        self.attn = Attention(settings)
+        self.attn_droppath = DropPath(settings.drop_path)
+        self.mlp_ln = LayerNorm(dim)
+        self.mlp = Mlp(dim, int(settings.mlp_ratio * dim), drop_rate=settings.mlp_drop_rate)
+        self.mlp_droppath = DropPath(settings.drop_path)
+
+    def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
+        tokens = tokens + self.attn_droppath(self.attn(self.attn_ln(tokens)))
+        return tokens + self.mlp_droppath(self.mlp(self.mlp_ln(tokens)))
+
+
+def greater(a: paddle.Tensor, b: paddle.Tensor) -> paddle.Tensor:
+    """Return the elementwise maximum; the backward pass of Paddle's operator is several times as long on a CPU."""
+    return b + F.relu(a - b)
+
+
+class DynamicReLU(nn.Layer):
+    """The greatest of ``k`` linear functions for each channel: ``[B, C, H, W]`` and ``[B, D]`` to the first shape.
+
+    Dynamic ReLU B (Chen et al., ECCV 2020); slopes and offsets come from the first token ``[B, D]``.
+    """
+
+    def __init__(self, channels: int, token_dim: int, k: int, reduction: float, coefs: Sequence[float],
+                 consts: Sequence[float]) -> None:
+        super().__init__()
+        self.k, self.channels = k, channels
+        outputs = 2 * k * channels
+        self.project = nn.Sequential(Mlp(token_dim, int(token_dim / reduction), out_features=outputs),
+                                     LayerNorm(outputs))
+        (slope, offset), (first, other) = coefs, consts
+        self.coefs = [slope] * k + [offset] * k
+        self.consts = [first] + [other] * (2 * k - 1)
+
+    def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
+        outputs = self.project(token).reshape([-1, self.channels, 2 * self.k, 1, 1]).unbind(2)  # each [B, C, 1, 1]
+        values = [out * self.coefs[i] + self.consts[i] for i, out in enumerate(outputs)]  # slopes, then offsets
+        return reduce(greater, [x * values[i] + values[self.k + i] for i in range(self.k)])
+
+
+class Bottleneck(nn.Layer):
+    """Pointwise, depthwise, pointwise, ``[B, C, H, W]`` and ``[B, D]`` to ``[B, C', H, W]``, without a skip.
+
+    One dynamic ReLU, steered by the first token, serves both places; where ``dynamic`` is None, they have ReLU.
+    """
+
+    def __init__(self, row: BlockRow, groups: int, dynamic: Dynamic | None) -> None:
+        super().__init__()
+        after = None if dynamic else "relu"
+        self.in_pw = pointwise(row.in_channels, row.exp_size, groups)
+        self.in_pw_bn = NormAct(row.exp_size, after=after)
+        self.dw = inner_conv(DepthwiseConv2D(row.exp_size, row.kernel_size, padding=row.kernel_size // 2))
+        self.dw_bn = NormAct(row.exp_size, after=after)
+        self.out_pw = pointwise(row.exp_size, row.channels, groups)
+        self.out_pw_bn = NormAct(row.channels)
+        self.act = dynamic(row.exp_size) if dynamic else None
+
+    def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
+        for conv, norm in ((self.in_pw, self.in_pw_bn), (self.dw, self.dw_bn)):
+            x = norm(conv(x))
+            x = self.act(x, token) if self.act else x
+        return self.out_pw_bn(self.out_pw(x))
+
+
+class Mobile(nn.Layer):
+    """The map's side of a block: where the stride is 2, a strided depthwise convolution, then the bottleneck."""
+
+    def __init__(self, row: BlockRow, groups: int, dynamic: Dynamic | None) -> None:
+        super().__init__()
+        self.bneck = Bottleneck(row, groups, dynamic)
+        self.downsample_dw = nn.Identity()
+        if row.stride == 2:
+            strided = DepthwiseConv2D(row.in_channels, row.kernel_size, row.stride, padding=row.kernel_size // 2)
+            self.downsample_dw = nn.Sequential(inner_conv(strided), NormAct(row.in_channels, after="relu"))
+
+    def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
+        return self.bneck(self.downsample_dw(x), token)
+
+
+class Block(nn.Layer):
+    """Mobile-Former block (figure 3): ``[B, C, H, W]`` and ``[B, T, D]`` to ``[B, C', H', W']`` and ``[B, T, D]``."""
+
+    def __init__(self, row: BlockRow, groups: int, settings: TokenSettings, dynamic: Dynamic | None) -> None:
+        super().__init__()
+        self.toformer_bridge = MobileToFormer(row.in_channels, settings)
+        self.former = Former(settings)
+        self.mobile = Mobile(row, groups, dynamic)
+        self.tomobile_bridge = FormerToMobile(row.channels, settings)
+
+    def forward(self, x: paddle.Tensor, tokens: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+        tokens = self.former(self.toformer_bridge(x, tokens))
+        return self.tomobile_bridge(self.mobile(x, tokens[:, 0]), tokens), tokens
+
+
+class LiteBottleneck(nn.Layer):
+    """The first block, without tokens: pointwise, a column's and a row's depthwise convolution, pointwise.
+
+    ``[B, C, H, W]`` to ``[B, C', H', W']``; ``act`` follows the first two batch norms, where the source has nothing.
+    """
+
+    def __init__(self, row: BlockRow, groups: int, act: str | None) -> None:
+        super().__init__()
+        hidden, stride, side, pad = row.exp_size, row.stride, row.kernel_size, row.kernel_size // 2
+        self.in_pw = pointwise(row.in_channels, hidden, groups)
+        self.in_pw_bn = NormAct(hidden, after=act)
+        self.dw = inner_conv(nn.Sequential(
+            DepthwiseConv2D(hidden, [side, 1], stride=[stride, 1], padding=[pad, 0]), NormAct(hidden),
+            DepthwiseConv2D(hidden, [1, side], stride=[1, stride], padding=[0, pad])))
+        self.dw_bn = NormAct(hidden, after=act)
+        self.out_pw = pointwise(hidden, row.channels, groups)
+        self.out_pw_bn = NormAct(row.channels)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        x = self.in_pw_bn(self.in_pw(x))
+        x = self.dw_bn(self.dw(x))
+        return self.out_pw_bn(self.out_pw(x))
+
+
+def active_rate(dropout: nn.Dropout) -> float:
+    """Return the rate of a dropout in its current mode: 0 in evaluation."""
+    return dropout.p if dropout.training else 0.0
+
+
+def inner_conv(conv: nn.Layer) -> nn.Sequential:
+    """Return ``conv`` below the name ``conv``, where the source's weights have it."""
+    return nn.Sequential(("conv", conv))
+
+
+def pointwise(in_channels: int, channels: int, groups: int) -> nn.Sequential:
+    """Return a 1×1 convolution below the name ``conv``."""
+    check_multiple("a width", in_channels, "groups", groups)
+    check_multiple("a width", channels, "groups", groups)
+    return inner_conv(Conv2D(in_channels, channels, 1, groups=groups))
 
 
 class MobileFormerPViT(Classifier):
@@ -72,17 +287,15 @@ class MobileFormerPViT(Classifier):
     an activation's name or None. ``num_heads`` is that of bridges and of the attention among ``token_num`` tokens of
     width ``token_dim``. A dynamic ReLU has ``dyrelu_k`` functions from a hidden layer of
     ``token_dim / dyrelu_reduction`` units, whose slopes and offsets are the outputs times ``dyrelu_coefs`` plus
-    ``dyrelu_consts`` (the first slope's, all others'). ``drop_rate`` is the dropout of what bridges and attention
-    give and before the last layer, ``attn_drop_rate`` that of attention weights, ``mlp_drop_rate`` that of the
-    Formers' fully connected layers. Nothing depends on ``image_size``: images of any size go through. Raises
-    UserError for widths that do not divide as they must.
+    ``dyrelu_consts`` (the first slope's, all others'). ``drop_rate`` is the dropout of the results of bridges and
+    attention and before the last layer, ``attn_drop_rate`` that of attention weights, ``mlp_drop_rate`` that of the
+    Formers' fully connected layers. Takes images of any size. Raises UserError for widths that do not divide.
     """
 
     block_pattern = r"blocks\.\d+"
-
     head_name = "head.fc2"
 
-    def __init__(self, num_classes: int, image_size: int | tuple[int, int], in_chans: int, drop_path_rate: float,
+    def __init__(self, num_classes: int, image_size: Size, in_chans: int, drop_path_rate: float,
                  stem_channels: int, lite_exp_size: int, lite_channels: int, blocks: Sequence[Sequence[int]],
                  token_num: int, token_dim: int, head_channels: int, num_features: int, stem_stride: int = 2,
                  lite_stride: int = 2, lite_act: str | None = None, groups: int = 1, num_heads: int = 4,
@@ -91,44 +304,29 @@ class MobileFormerPViT(Classifier):
                  dyrelu_consts: Sequence[float] = (1.0, 0.0), drop_rate: float = 0.0, attn_drop_rate: float = 0.0,
                  mlp_drop_rate: float = 0.0) -> None:
         super().__init__()
-        check_image_size("Mobile-Former", image_size, 1)
-        check_positive(in_chans=in_chans, stem_channels=stem_channels, token_num=token_num, token_dim=token_dim,
-                       head_channels=head_channels, num_features=num_features, groups=groups, num_heads=num_heads,
-                       dyrelu_k=dyrelu_k)
-        check_stride("the stem", stem_stride)
-        lite, *rows = block_rows(stem_channels, [lite_exp_size, lite_channels, lite_stride], blocks)
-        check_widths([lite, *rows], head_channels, groups, num_heads)
-        check_multiples("groups", groups, stem_channels=stem_channels)
-        check_multiples("num_heads", num_heads, token_dim=token_dim)
-        check_range(1, token_dim + 1, dyrelu_reduction=dyrelu_reduction)
-        check_range(1, math.inf, mlp_ratio=mlp_ratio)
-        check_range(0, 1, drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, mlp_drop_rate=mlp_drop_rate)
-        for name, pair in {"dyrelu_coefs": dyrelu_coefs, "dyrelu_consts": dyrelu_consts}.items():
-            if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-                raise UserError(f"{name} of Mobile-Former is {pair!r}, expected two numbers")
-            check_range(-1e3, 1e3, **{f"{name}[{i}]": value for i, value in enumerate(pair)})
+        check_image_size("Mobile-Former", image_size)
+        check_multiple("token_dim", token_dim, "num_heads", num_heads)
+        if lite_act is not None:
+            activation(lite_act)  # refuses unknown names
+        lite, *rows = block_rows(stem_channels, stem_stride, [lite_exp_size, lite_channels, lite_stride], blocks)
         settings = TokenSettings(token_dim, num_heads, mlp_ratio, qkv_bias, drop_rate, attn_drop_rate, mlp_drop_rate,
                                  drop_path_rate)
-        dynamic = DynamicSettings(dyrelu_k, dyrelu_reduction, dyrelu_coefs, dyrelu_consts) if use_dyrelu else None
+        dynamic = partial(DynamicReLU, token_dim=token_dim, k=dyrelu_k, reduction=dyrelu_reduction,
+                          coefs=dyrelu_coefs, consts=dyrelu_consts) if use_dyrelu else None
         self.num_features = num_features
         self.tokens = self.create_parameter([1, token_num, token_dim])
-        self.stem = Sequential(("conv", Conv2D(in_chans, stem_channels, 3, stride=stem_stride, padding=1)),
-                               ("bn", BatchNorm2D(stem_channels)), ("act", nn.Hardswish()))
+        self.stem = nn.Sequential(("conv", Conv2D(in_chans, stem_channels, 3, stride=stem_stride, padding=1)),
+                                  ("bn", NormAct(stem_channels, after="hardswish")))
         self.bneck_lite = LiteBottleneck(lite, groups, lite_act)
         self.blocks = nn.LayerList([Block(row, groups, settings, dynamic) for row in rows])
         channels = rows[-1].channels
         self.end_toformer_bridge = MobileToFormer(channels, settings)
-        self.channel_conv = Sequential(inner_conv(Conv2D(channels, head_channels, 1, groups=groups)),
-                                       BatchNorm2D(head_channels), nn.ReLU())
+        self.channel_conv = nn.Sequential(pointwise(channels, head_channels, groups),
+                                          NormAct(head_channels, after="relu"))
         self.head = nn.Sequential(("fc1", Linear(head_channels + token_dim, num_features)), ("act", nn.Hardswish()),
                                   ("dropout", nn.Dropout(drop_rate)))
-        self.apply(_init_weights)
+        self.apply(init_trunc_normal)  # as the source; tokens are Xavier uniform
         self.reset_classifier(num_classes)
-
-    def build_head(self, num_classes: int) -> nn.Layer:
-        head = super().build_head(num_classes)
-        _init_weights(head)
-        return head
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
         x = self.bneck_lite(self.stem(x))
@@ -138,14 +336,6 @@ class MobileFormerPViT(Classifier):
         tokens = self.end_toformer_bridge(x, tokens)
         x = paddle.concat([self.channel_conv(x).flatten(2).mean(2), tokens[:, 0]], axis=1)
         return self.head.dropout(self.head.act(self.head.fc1(x)))
-
-
-def _init_weights(layer: nn.Layer) -> None:
-    """Initialise as the source: weights normal of 0.02 (cut at ±2), biases 0; tokens are Xavier uniform."""
-    if isinstance(layer, (nn.Linear, nn.Conv2D)):
-        trunc_normal_(layer.weight)
-        if layer.bias is not None:
-            zeros_(layer.bias)
 
 
 _VARIANTS = [  # dynamic ReLU's reduction, heads, README's parameters and MACs, our counts on the source's code

@@ -18,14 +18,16 @@ from models.layers import (
     Classifier,
     Conv2D,
     DropPath,
+    Mlp,
     PointwiseConv2D,
+    Size,
     channels_first,
     channels_last,
     check_image_size,
     drop_path_rates,
-    pytorch_default_,
-    trunc_normal_,
-    zeros_,
+    init_pytorch,
+    init_trunc_normal,
+    layer_scale,
 )
 from models.registry import Variant, register_family
 
@@ -41,10 +43,9 @@ class GroupNorm(nn.GroupNorm):
 
 
 class Pooling(nn.Layer):
-    """The token mixer (equation 4): the mean of a position's neighbourhood, minus the position itself.
+    """The token mixer (equation 4): the mean of a position's neighbourhood minus the position, ``[B, H, W, C]``.
 
-    ``[B, H, W, C]`` to the same; padding does not count in the mean. The subtraction makes up for the residual
-    connection around the mixer.
+    Padding does not count in the mean. The subtraction makes up for the residual connection around the mixer.
     """
 
     def __init__(self, pool_size: int) -> None:
@@ -53,22 +54,6 @@ class Pooling(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return kernels.pool_difference(x, self.pool_size)
-
-
-class ConvMlp(nn.Layer):
-    """Two 1×1 convolutions, ``[B, H, W, C]`` to the same through ``hidden_features`` channels."""
-
-    def __init__(self, dim: int, hidden_features: int, drop_rate: float) -> None:
-        super().__init__()
-        self.fc1 = PointwiseConv2D(dim, hidden_features)
-        self.fc2 = PointwiseConv2D(hidden_features, dim)
-        self.drop = nn.Dropout(drop_rate)
-        for conv in (self.fc1, self.fc2):
-            trunc_normal_(conv.weight)
-            zeros_(conv.bias)
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.drop(self.fc2(self.drop(kernels.gelu(self.fc1(x)))))
 
 
 class Block(nn.Layer):
@@ -80,19 +65,15 @@ class Block(nn.Layer):
         self.norm1 = GroupNorm(dim)
         self.token_mixer = Pooling(pool_size)
         self.norm2 = GroupNorm(dim)
-        self.mlp = ConvMlp(dim, int(dim * mlp_ratio), drop_rate)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate, layer=PointwiseConv2D)
+        self.mlp.apply(init_trunc_normal)
         self.drop_path = DropPath(drop_path)
-        self.layer_scale_1 = self.layer_scale_2 = None
-        if layer_scale_init_value is not None:
-            initial = nn.initializer.Constant(layer_scale_init_value)
-            self.layer_scale_1 = self.create_parameter([dim], default_initializer=initial)
-            self.layer_scale_2 = self.create_parameter([dim], default_initializer=initial)
+        self.layer_scale_1 = layer_scale(self, dim, layer_scale_init_value)
+        self.layer_scale_2 = layer_scale(self, dim, layer_scale_init_value)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        for norm, mix, scale in ((self.norm1, self.token_mixer, self.layer_scale_1),
-                                 (self.norm2, self.mlp, self.layer_scale_2)):
-            x = kernels.residual(x, mix(norm(x)), scale=scale, share=self.drop_path.share(x))
-        return x
+        x = self.drop_path.add(x, self.token_mixer(self.norm1(x)), scale=self.layer_scale_1)
+        return self.drop_path.add(x, self.mlp(self.norm2(x)), scale=self.layer_scale_2)
 
 
 class PatchEmbed(nn.Layer):
@@ -101,7 +82,7 @@ class PatchEmbed(nn.Layer):
     def __init__(self, in_chans: int, embed_dim: int, kernel_size: int, stride: int, padding: int) -> None:
         super().__init__()
         self.proj = Conv2D(in_chans, embed_dim, kernel_size, stride=stride, padding=padding)
-        pytorch_default_(self.proj)
+        init_pytorch(self.proj)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return channels_last(self.proj(channels_first(x)))
@@ -110,18 +91,19 @@ class PatchEmbed(nn.Layer):
 class PoolFormer(Classifier):
     """PoolFormer (figure 2): stages of pooling blocks on maps of 1/4, 1/8, 1/16 and 1/32 of the image.
 
-    ``depths`` and ``embed_dims`` have a number for each stage (as many as wanted). ``layer_scale_init_value``
-    None leaves the layer scales out. No part depends on the image's size; any size from 3 pixels on is taken.
-    Raises UserError for lists of different lengths, an even ``pool_size`` and smaller images.
+    ``depths`` and ``embed_dims`` have a number for each stage, as many as wanted. ``layer_scale_init_value`` None
+    leaves the layer scales out. Takes images of any size from 3 pixels on.
     """
 
     block_pattern = r"network\.\d+\.\d+"
 
-    def __init__(self, num_classes: int, image_size: int | tuple[int, int], in_chans: int, drop_path_rate: float,
+    def __init__(self, num_classes: int, image_size: Size, in_chans: int, drop_path_rate: float,
                  depths: Sequence[int], embed_dims: Sequence[int], mlp_ratio: float = 4.0, pool_size: int = 3,
                  drop_rate: float = 0.0, layer_scale_init_value: float | None = 1e-5) -> None:
         super().__init__()
-        _check_architecture(image_size, depths, embed_dims, mlp_ratio, pool_size)
+        check_image_size("PoolFormer", image_size, 3)
+        if pool_size < 1 or pool_size % 2 == 0:
+            raise UserError(f"pool_size of PoolFormer is {pool_size}, expected an odd number")
         self.num_features = embed_dims[-1]
         self.patch_embed = PatchEmbed(in_chans, embed_dims[0], kernel_size=7, stride=4, padding=2)
         network = []
@@ -134,12 +116,6 @@ class PoolFormer(Classifier):
         self.norm = GroupNorm(self.num_features)
         self.reset_classifier(num_classes)
 
-    def build_head(self, num_classes: int) -> nn.Layer:
-        head = super().build_head(num_classes)
-        trunc_normal_(head.weight)
-        zeros_(head.bias)
-        return head
-
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
         x = self.patch_embed(channels_last(x))
         for layer in self.network:
@@ -147,42 +123,28 @@ class PoolFormer(Classifier):
         return self.norm(x).flatten(1, 2).mean(1)
 
 
-def _check_architecture(image_size: int | tuple[int, int], depths: Sequence[int], embed_dims: Sequence[int],
-                        mlp_ratio: float, pool_size: int) -> None:
-    if not depths or len(depths) != len(embed_dims):
-        raise UserError("depths and embed_dims of PoolFormer take a number for each stage, got "
-                        f"{list(depths)} and {list(embed_dims)}")
-    if min(embed_dims) < 1 or mlp_ratio * min(embed_dims) < 1:
-        raise UserError(f"embed_dims {list(embed_dims)} with mlp_ratio {mlp_ratio} leave PoolFormer without a channel")
-    if pool_size < 1 or pool_size % 2 == 0:
-        raise UserError(f"pool_size of PoolFormer is {pool_size}, expected an odd number")
-    check_image_size("PoolFormer", image_size, 3)
-
-
 _S12 = {"depths": [2, 2, 6, 2], "embed_dims": [64, 128, 320, 512]}
 _S24 = {"depths": [4, 4, 12, 4], "embed_dims": [64, 128, 320, 512]}
 _S36 = {"depths": [6, 6, 18, 6], "embed_dims": [64, 128, 320, 512], "layer_scale_init_value": 1e-6}
 _M36 = {"depths": [6, 6, 18, 6], "embed_dims": [96, 192, 384, 768], "layer_scale_init_value": 1e-6}
 _M48 = {"depths": [8, 8, 24, 8], "embed_dims": [96, 192, 384, 768], "layer_scale_init_value": 1e-6}
-_WEIGHTS = "https://github.com/sail-sg/poolformer/releases/download/v1.0/{}.pth.tar"
-_SMALL = {"crop_pct": 0.9, "interpolation": "bicubic"}
-_MEDIUM = {"crop_pct": 0.95, "interpolation": "bicubic"}
+
+
+def _variant(name: str, arguments: dict, parameters: int, macs: int, *paper: str | float, crop: float) -> Variant:
+    url = f"https://github.com/sail-sg/poolformer/releases/download/v1.0/{name}.pth.tar"
+    return Variant(arguments, parameters, macs, *paper, crop_pct=crop, interpolation="bicubic", weights_url=url)
+
 
 register_family(
     "PoolFormer",
     PoolFormer,
-    {
-        "poolformer_s12": Variant(_S12, 11_915_176, 1_812_267_008, "12M", "1.8G", 77.2,
-                                  weights_url=_WEIGHTS.format("poolformer_s12"), **_SMALL),
-        "poolformer_s24": Variant(_S24, 21_388_968, 3_392_208_896, "21M", "3.4G", 80.3,
-                                  weights_url=_WEIGHTS.format("poolformer_s24"), **_SMALL),
-        "poolformer_s36": Variant(_S36, 30_862_760, 4_972_150_784, "31M", "5.0G", 81.4,
-                                  weights_url=_WEIGHTS.format("poolformer_s36"), **_SMALL),
-        "poolformer_m36": Variant(_M36, 56_172_520, 8_758_788_096, "56M", "8.8G", 82.1,
-                                  weights_url=_WEIGHTS.format("poolformer_m36"), **_MEDIUM),
-        "poolformer_m48": Variant(_M48, 73_473_448, 11_533_320_192, "73M", "11.6G", 82.5,
-                                  weights_url=_WEIGHTS.format("poolformer_m48"), **_MEDIUM),
-    },
+    {row[0]: _variant(*row, crop=0.95 if "_m" in row[0] else 0.9) for row in [
+        ("poolformer_s12", _S12, 11_915_176, 1_812_267_008, "12M", "1.8G", 77.2),
+        ("poolformer_s24", _S24, 21_388_968, 3_392_208_896, "21M", "3.4G", 80.3),
+        ("poolformer_s36", _S36, 30_862_760, 4_972_150_784, "31M", "5.0G", 81.4),
+        ("poolformer_m36", _M36, 56_172_520, 8_758_788_096, "56M", "8.8G", 82.1),
+        ("poolformer_m48", _M48, 73_473_448, 11_533_320_192, "73M", "11.6G", 82.5),
+    ]},
     paper="MetaFormer Is Actually What You Need for Vision, CVPR 2022",
     paper_url="https://arxiv.org/abs/2111.11418",
     reference="sail-sg/poolformer@a075575b8b3d",

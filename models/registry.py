@@ -1,4 +1,4 @@
-"""The one table of networks: what exists, where it comes from, and how to build it."""
+"""The table of networks: names, sources, and how to build them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Variant:
-    """One network of a paper: its arguments and the figures printed for it.
+    """One network of a paper: its arguments and its published numbers.
 
-    ``parameters`` (trainable) and ``macs`` were counted on the reference implementation with 1,000 classes
-    at ``image_size``; the ``paper_*`` and accuracy fields are what the authors publish on ImageNet-1k.
+    ``parameters`` (trainable) and ``macs`` were counted on the reference implementation with 1,000 classes at
+    ``image_size``; ``paper_*`` and the accuracies are what the authors publish on ImageNet-1k.
     """
 
     arguments: Mapping[str, Any]
@@ -39,7 +39,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A registered name: its variant and the paper that it belongs to."""
+    """A registered name: its variant and its paper."""
 
     name: str
     family: str
@@ -55,16 +55,9 @@ _COMMON = ("num_classes", "image_size", "in_chans", "drop_path_rate")
 _PADDLE = "paddle/"
 
 
-def register_family(
-    family: str,
-    build: Callable[..., nn.Layer],
-    variants: Mapping[str, Variant],
-    *,
-    paper: str,
-    paper_url: str,
-    reference: str,
-) -> None:
-    """Enter the variants of one paper.
+def register_family(family: str, build: Callable[..., nn.Layer], variants: Mapping[str, Variant], *, paper: str,
+                    paper_url: str, reference: str) -> None:
+    """Register the variants of one paper.
 
     ``build(num_classes, image_size, in_chans, drop_path_rate, **variant.arguments)`` returns the network;
     ``reference`` is the repository (``owner/name@commit``) whose parameter names and numbers it keeps.
@@ -81,7 +74,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def model_info(name: str) -> ModelInfo:
-    """Return what is known of a name; raises UserError for an unknown one, naming the nearest."""
+    """Return the entry of a name; raises UserError for an unknown one, naming the nearest."""
     if name.startswith(_PADDLE):
         return _paddle_info(name)
     if name not in _MODELS:
@@ -89,39 +82,29 @@ def model_info(name: str) -> ModelInfo:
     return _MODELS[name]
 
 
-def create_model(
-    name: str,
-    num_classes: int = 1000,
-    image_size: int | tuple[int, int] | None = None,
-    in_chans: int = 3,
-    drop_path_rate: float = 0.0,
-    **architecture: Any,
-) -> nn.Layer:
+def create_model(name: str, num_classes: int = 1000, image_size: int | tuple[int, int] | None = None,
+                 in_chans: int = 3, drop_path_rate: float = 0.0, **architecture: Any) -> nn.Layer:
     """Build a network: float32 images ``[B, in_chans, H, W]`` to logits ``[B, num_classes]``.
 
-    ``image_size`` is a side or (height, width) in pixels, by default the variant's own (224 unless its name
-    says otherwise); ``num_classes=0`` builds without a head and returns features ``[B, num_features]``;
-    ``architecture`` overrides any constructor argument of the variant. Raises UserError for an unknown name or
-    argument, and for what the network itself refuses.
+    ``image_size`` is a side or (height, width) in pixels, by default the variant's own (224 unless its name says
+    otherwise). ``num_classes=0`` builds without a head and returns features ``[B, num_features]``. ``architecture``
+    overrides constructor arguments of the variant. Raises UserError for an unknown name or argument, for what the
+    network itself refuses, and for arguments that leave a parameter without numbers.
     """
     info = model_info(name)
-    accepted = _constructor_arguments(info.build)
+    accepted = [key for key in inspect.signature(info.build).parameters if key not in _COMMON]
     for key in architecture:
         if key not in accepted and not name.startswith(_PADDLE):
             raise UserError(f"model {name!r} has no argument {key!r}{nearest(key, accepted)}")
     if num_classes < 0:
         raise UserError(f"num_classes is {num_classes}, expected 0 (features) or more")
-    return info.build(
-        num_classes=num_classes,
-        image_size=info.variant.image_size if image_size is None else image_size,
-        in_chans=in_chans,
-        drop_path_rate=drop_path_rate,
-        **{**info.variant.arguments, **architecture},
-    )
-
-
-def _constructor_arguments(build: Callable[..., nn.Layer]) -> list[str]:
-    return [key for key in inspect.signature(build).parameters if key not in _COMMON]
+    size = info.variant.image_size if image_size is None else image_size
+    network = info.build(num_classes=num_classes, image_size=size, in_chans=in_chans, drop_path_rate=drop_path_rate,
+                         **{**info.variant.arguments, **architecture})
+    for key, parameter in network.named_parameters():
+        if 0 in parameter.shape:
+            raise UserError(f"{name} with {architecture} has {key} of shape {list(parameter.shape)}, expected no 0")
+    return network
 
 
 def _paddle_info(name: str) -> ModelInfo:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 import pytest
 
 from errors import UserError
 from models import create_model
-from models.coatnet_blocks import PlainBlock
-from models.relative_position import relative_bias, table_rows
+from models.coatnet import relative_bias, table_rows
 
 SMALL = {"depths": [1, 1, 2, 1], "embed_dims": [32, 32, 64, 96], "stem_dim": 16, "num_classes": 3}
 both_forms = pytest.mark.parametrize("name", ["coatnet_0", "coatnet_0_simple"])
 
 
-def images(height: int, width: int, channels: int = 3) -> paddle.Tensor:
-    return paddle.to_tensor(np.random.default_rng(0).standard_normal((2, channels, height, width), dtype=np.float32))
+def images(height: int, width: int) -> paddle.Tensor:
+    return paddle.to_tensor(np.random.default_rng(0).standard_normal((2, 3, height, width), dtype=np.float32))
 
 
 def with_random_tables(name: str, image_size: int) -> paddle.nn.Layer:
@@ -43,8 +39,7 @@ def test_bias_of_a_pair_is_that_of_its_offset() -> None:
 
 
 @both_forms
-@pytest.mark.parametrize("size", [(96, 160), (40, 67)])
-def test_another_image_size_resamples_the_tables(name: str, size: tuple[int, int]) -> None:
+def test_another_image_size_resamples_the_tables(name: str, size: tuple[int, int] = (40, 67)) -> None:
     """In forward and when weights are loaded alike, and where it matters."""
     model = with_random_tables(name, 64)
     other = create_model(name, image_size=size, **SMALL)
@@ -88,47 +83,15 @@ def test_other_layouts_of_stages_run(name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"depths": [1, 1, 1]}, r"depths of CoAtNet is \[1, 1, 1\], expected four"),
-        ({"embed_dims": 32}, "embed_dims of CoAtNet is 32, expected four"),
-        ({"depths": [0, 1, 1, 1]}, "depths of CoAtNet"),
-        ({"block_types": "CCTX"}, "block_types of CoAtNet is CCTX"),
+        ({"depths": [0, 1, 1, 1]}, r"depths of CoAtNet is \[0, 1, 1, 1\], expected 1 or more"),
+        ({"block_types": "CCTX"}, r"block_types of CoAtNet is CCTX, expected four of C \(convolution\), T \(Transf"),
+        ({"block_types": "CCT"}, "block_types of CoAtNet is CCT, expected four"),
         ({"image_size": 0}, "image_size is 0, expected 1 or more a side for CoAtNet"),
-        ({"head_dim": 0}, "head_dim of CoAtNet is 0"),
-        ({"expand_ratio": -1.0}, r"expand_ratio of CoAtNet is -1\.0"),
     ],
 )
 def test_impossible_architectures_are_refused(name: str, arguments: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         create_model(name, **{"image_size": 32, **SMALL, **arguments})
-
-
-def test_plain_convolutions_begin_as_the_identity() -> None:
-    """What goes in comes out through as many filters, and reaches the first norm max-pooled."""
-    block = PlainBlock(8, 24, 2)
-    x = images(9, 7, channels=8)
-    np.testing.assert_array_equal(block.conv1(x)[:, :8].numpy(), x.numpy())
-    assert np.abs(block.conv1(x)[:, 8:].numpy()).max() > 0.01
-    hidden = block.conv1.weight.numpy()[8:]
-    assert 0.9 < np.abs(hidden).max() * math.sqrt(8 * 9) < 1
-    seen = []
-    block.norm1.with_neighbours = lambda x, **_: seen.append(x) or x
-    assert block(x).shape == [2, 24, 5, 4]
-    assert seen[0].shape == [2, 24, 5, 4]
-    np.testing.assert_array_equal(seen[0][:, :8].numpy(), F.max_pool2d(x, 2, ceil_mode=True).numpy())
-
-
-def test_plain_convolutions_are_not_of_the_simple_form() -> None:
-    with pytest.raises(UserError, match=r"PPTT, expected four of C \(convolution\), T \(Transformer\), such as CCTT"):
-        create_model("coatnet_0_simple", image_size=32, **SMALL, block_types="PPTT")
-
-
-def test_head_without_hidden_layer() -> None:
-    model = create_model("coatnet_0", image_size=32, **SMALL, pre_logits=False)
-    assert not [key for key, _ in model.named_parameters() if "pre_logits" in key]
-    model.eval()
-    x = images(32, 32)
-    features = model.stages(model.stem(x)).flatten(2).mean(-1)
-    np.testing.assert_array_equal(model(x).numpy(), model.head.fc(model.head.norm(features)).numpy())
 
 
 def test_width_that_heads_do_not_divide_is_refused() -> None:

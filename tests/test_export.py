@@ -54,7 +54,7 @@ def test_a_run_is_exported_with_all_that_its_program_needs(runs: list[Path], tmp
     assert not np.array_equal(run_exported(out, images[:1]), logits)
 
 
-@pytest.mark.parametrize("name", ["iformer_cifar", "coatnet_cifar", "coatnet_plain_cifar", "coatnet_0_simple",
+@pytest.mark.parametrize("name", ["iformer_cifar", "coatnet_cifar", "coatnet_0_simple",
                                   "convmixer_256_8", "dfformer_cifar", "cdfformer_cifar", "poolformer_s12"])
 def test_every_family_can_be_exported(name: str, tmp_path: Path) -> None:
     """Mobile-Former, which takes any size too, stands in tests/test_mobileformer.py."""

@@ -1,7 +1,6 @@
-"""What every registered network must do. New papers are picked up by themselves.
+"""What every registered network must do, at 32 pixels; new papers are picked up automatically.
 
-All variants are built for 32 pixels and 42 classes; of each family and reference, the smallest variant stands for
-the others where a check is dear.
+Checks that take time run on the smallest variant of each family and reference.
 """
 
 from __future__ import annotations
@@ -18,11 +17,12 @@ import pytest
 from paddle import nn
 
 from analysis.complexity import count
+from engine.batch_norm import synchronize
 from errors import UserError
 from models import create_model, list_models, model_info
-from models.layers import resize_position_embedding
+from models.iformer import upsample
+from models.layers import NormAct, PointwiseConv2D, channels_first, channels_last, resize_position_embedding
 
-HUGE = 45_000_000
 BASELINES = ["paddle/resnet18", "paddle/mobilenet_v3_small"]
 
 
@@ -38,6 +38,17 @@ def representatives() -> list[str]:
         info = model_info(name)
         smallest.setdefault((info.family, info.reference), name)
     return sorted(smallest.values(), key=list_models().index)
+
+
+# What makes the larger of these small.
+SMALLER = {
+    "coatnet_0_simple": {"depths": [1, 1, 2, 1], "embed_dims": [32, 32, 64, 96], "stem_dim": 16},
+    "poolformer_s12": {"depths": [1, 2, 1, 1], "embed_dims": [16, 24, 32, 48]},
+}
+
+
+def small(name: str, num_classes: int, image_size: int | tuple[int, int], **arguments: object) -> nn.Layer:
+    return create_model(name, num_classes, image_size, **SMALLER.get(name, {}), **arguments)
 
 
 def images(batch: int, height: int, width: int | None = None, channels: int = 3) -> paddle.Tensor:
@@ -63,42 +74,41 @@ def trainable(model: nn.Layer) -> dict[str, paddle.Tensor]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.trainable}
 
 
+REPRESENTATIVES = representatives()
+each_family = pytest.mark.parametrize("name", REPRESENTATIVES)
 every_network = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if size_of(name) > HUGE else name for name in list_models()]
+    "name", [name if name in REPRESENTATIVES else pytest.param(name, marks=pytest.mark.slow) for name in list_models()]
 )
-each_family = pytest.mark.parametrize("name", representatives())
 
 
-@pytest.mark.parametrize("name", list_models())
-def test_registry_knows_paper_and_reference(name: str) -> None:
-    info = model_info(name)
-    assert info.paper_url.startswith("https://")
-    assert "@" in info.reference
-    assert size_of(name) > 0
+def test_registry_knows_paper_reference_and_parameters() -> None:
+    for name in list_models():
+        info = model_info(name)
+        assert info.paper_url.startswith("https://") and "@" in info.reference and size_of(name) > 0, name
 
 
 @every_network
 def test_trains_evaluates_and_changes_its_head(name: str) -> None:
+    """At 64 pixels no map is so small that attention over it, or a norm, has nothing to choose from."""
     paddle.seed(0)
-    model = create_model(name, num_classes=42, image_size=32)
-    x = images(4, 32)
+    side = 64 if name in REPRESENTATIVES else 32
+    model = small(name, num_classes=42, image_size=side)
+    x = images(4, side)
     logits = train_step(model, x)
-    assert logits.shape == [4, 42]
-    assert np.isfinite(logits.numpy()).all()
+    assert logits.shape == [4, 42] and np.isfinite(logits.numpy()).all()
     for key, parameter in trainable(model).items():
-        assert parameter.grad is not None, key
-        assert bool(parameter.grad.isfinite().all()), key
+        assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), key
+        assert side == 32 or float(parameter.grad.abs().max()) > 0, key
 
+    x = images(2, side)
     logits = evaluate(model, x)
-    assert logits.shape == (4, 42)
-    assert np.isfinite(logits).all()
+    assert logits.shape == (2, 42) and np.isfinite(logits).all()
     assert (evaluate(model, x) == logits).all()
-
     model.reset_classifier(7)
-    assert evaluate(model, x).shape == (4, 7)
+    assert evaluate(model, x).shape == (2, 7)
     model.reset_classifier(0)
     features = evaluate(model, x)
-    assert features.shape == (4, model.num_features)
+    assert features.shape == (2, model.num_features)
     with paddle.no_grad():
         assert (model.forward_features(x).numpy() == features).all()
 
@@ -120,50 +130,34 @@ def test_parameters_are_those_of_the_registry(name: str) -> None:
 
 
 @each_family
-def test_every_parameter_learns(name: str) -> None:
-    """At 64 pixels no map is so small that attention over it, or a norm, has nothing to choose from."""
-    paddle.seed(0)
-    model = create_model(name, num_classes=42, image_size=64)
-    train_step(model, images(4, 64))
-    assert [key for key, parameter in trainable(model).items() if not float(parameter.grad.abs().max()) > 0] == []
-
-
-@each_family
-def test_built_without_a_head(name: str) -> None:
-    model = create_model(name, num_classes=0, image_size=32)
-    assert evaluate(model, images(2, 32)).shape == (2, model.num_features)
+def test_built_without_a_head_and_for_other_channels(name: str) -> None:
+    model = small(name, num_classes=0, image_size=32, in_chans=1)
+    x = images(2, 32, channels=1)
+    assert evaluate(model, x).shape == (2, model.num_features)
     model.reset_classifier(5)
-    assert evaluate(model, images(2, 32)).shape == (2, 5)
+    assert evaluate(model, x).shape == (2, 5)
 
 
 @each_family
 def test_state_round_trip(name: str, tmp_path: Path) -> None:
-    model = create_model(name, num_classes=10, image_size=32)
+    model = small(name, num_classes=10, image_size=32)
     train_step(model, images(4, 32))  # running statistics that are not the initial ones
     paddle.save(model.state_dict(), str(tmp_path / "model.pdparams"))
-    fresh = create_model(name, num_classes=10, image_size=32)
+    fresh = small(name, num_classes=10, image_size=32)
     missing, unexpected = fresh.set_state_dict(paddle.load(str(tmp_path / "model.pdparams")))
     assert (missing, unexpected) == ([], [])
     assert (evaluate(fresh, images(2, 32)) == evaluate(model, images(2, 32))).all()
 
 
 @each_family
-def test_drop_path_drops_and_trains(name: str) -> None:
-    model = create_model(name, num_classes=10, image_size=32, drop_path_rate=0.1)
-    optimizer = paddle.optimizer.Momentum(1e-3, parameters=list(trainable(model).values()))
-    before = {key: parameter.numpy() for key, parameter in trainable(model).items()}
-    assert np.isfinite(train_step(model, images(4, 32)).numpy()).all()
-    optimizer.step()
-    assert any((parameter.numpy() != before[key]).any() for key, parameter in trainable(model).items())
-
+def test_drop_path(name: str) -> None:
     for rate, drops in ((0.0, False), (0.5, True)):
-        model = create_model(name, num_classes=10, image_size=32, drop_path_rate=rate)
-        model.train()
-        with paddle.no_grad():
-            first, second = model(images(4, 32)).numpy(), model(images(4, 32)).numpy()
-        assert (first != second).any() == drops
+        model = small(name, num_classes=10, image_size=32, drop_path_rate=rate)
+        x = images(4, 32)
+        first, second = train_step(model, x).numpy(), train_step(model, x).numpy()
+        assert np.isfinite(first).all() and (first != second).any() == drops
     with pytest.raises(UserError, match="drop_path_rate"):
-        create_model(name, num_classes=10, image_size=32, drop_path_rate=1.5)
+        small(name, num_classes=10, image_size=32, drop_path_rate=1.5)
 
 
 def runs_or_refuses(build: Callable[[], nn.Layer], size: tuple[int, int]) -> None:
@@ -177,22 +171,12 @@ def runs_or_refuses(build: Callable[[], nn.Layer], size: tuple[int, int]) -> Non
 
 
 @each_family
-@pytest.mark.parametrize("size", [(33, 33), (36, 52), (8, 8)])
-def test_builds_for_other_sizes(name: str, size: tuple[int, int]) -> None:
-    runs_or_refuses(lambda: create_model(name, num_classes=3, image_size=size), size)
-
-
-@each_family
-def test_takes_other_sizes(name: str) -> None:
-    model = create_model(name, num_classes=3, image_size=32)
-    for size in [(64, 64), (33, 33), (36, 52), (40, 56), (31, 45), (8, 8)]:
+def test_other_image_sizes_run_or_are_refused(name: str) -> None:
+    """Built for the size, and built for another."""
+    model = small(name, num_classes=3, image_size=32)
+    for size in [(36, 52), (31, 45), (8, 8)]:
         runs_or_refuses(lambda: model, size)
-
-
-@each_family
-def test_other_channels(name: str) -> None:
-    model = create_model(name, num_classes=3, image_size=32, in_chans=1)
-    assert evaluate(model, images(2, 32, channels=1)).shape == (2, 3)
+        runs_or_refuses(lambda size=size: small(name, num_classes=3, image_size=size), size)
 
 
 @each_family
@@ -207,10 +191,12 @@ def test_mistakes_are_told(name: str) -> None:
         create_model(f"{name}x")
 
 
-@pytest.mark.parametrize(("argument", "value"), [("mlp_ratio", 0.0), ("pos_embed_stages", [1, 9])])
-def test_iformer_refuses_what_it_would_pass_over(argument: str, value: object) -> None:
-    with pytest.raises(UserError, match=re.escape(f"{argument} of iFormer is {value}")):
-        create_model("iformer_cifar", **{argument: value})
+@pytest.mark.parametrize(("name", "wrong"), [
+    ("iformer_cifar", {"mlp_ratio": 0.0}), ("dfformer_cifar", {"reweight_expansion_ratio": 0.001}),
+])
+def test_networks_with_empty_parameters_are_refused(name: str, wrong: dict) -> None:
+    with pytest.raises(UserError, match=rf"{name} with {re.escape(str(wrong))} has \S+ of shape .*, expected no 0"):
+        create_model(name, **wrong)
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -226,20 +212,75 @@ def test_baselines_of_paddle(name: str) -> None:
         create_model(f"{name}x")
 
 
-@pytest.mark.parametrize("size", [(36, 36), (40, 56)])
-def test_iformer_on_odd_maps(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({"pos_embed_stages": [1, 9]}, "pos_embed_stages of iFormer is [1, 9]"),
+    ({"attention_heads": [1, 2]}, "attention_heads of iFormer has 2 numbers, expected one for each of the 6 blocks"),
+    ({"attention_heads": [1, 2, 2, 4, 4, 8]}, "8 of 8 heads attending in 256 channels leave no even number"),
+])
+def test_iformer_refuses_what_it_would_ignore(wrong: dict, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        create_model("iformer_cifar", **wrong)
+
+
+def test_iformer_on_odd_maps() -> None:
     """Maps of 9 and 7 do not divide into the 2 × 2 windows of the low-frequency mixer."""
-    model = create_model("iformer_small", num_classes=10, image_size=size)
-    logits = train_step(model, images(2, *size))
-    assert np.isfinite(logits.numpy()).all()
-    assert model.pos_embed1.shape[1:3] == [size[0] // 4, size[1] // 4]
+    model = create_model("iformer_cifar", num_classes=10, image_size=(18, 14))
+    assert np.isfinite(train_step(model, images(2, 18, 14)).numpy()).all()
+    assert model.pos_embed1.shape[1:3] == [9, 7]
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_upsample_is_nearest_interpolation(factor: int) -> None:
+    x = paddle.randn([2, 3, 4, 5])
+    expected = channels_last(F.interpolate(channels_first(x), scale_factor=factor, mode="nearest"))
+    assert (upsample(x, factor) == expected).all()
 
 
 def test_iformer_resamples_its_tables() -> None:
-    small = create_model("iformer_small", num_classes=10, image_size=32)
-    large = create_model("iformer_small", num_classes=10, image_size=64)
+    small = create_model("iformer_cifar", num_classes=10, image_size=32)
+    large = create_model("iformer_cifar", num_classes=10, image_size=64)
     state = small.state_dict()
-    for stage, side in enumerate((16, 8, 4, 2), start=1):
+    for stage, side in enumerate((32, 16, 16, 8), start=1):
         state[f"pos_embed{stage}"] = resize_position_embedding(state[f"pos_embed{stage}"], side, side)
     large.set_state_dict(state)
     np.testing.assert_allclose(evaluate(small, images(2, 64)), evaluate(large, images(2, 64)), rtol=0, atol=1e-6)
+
+
+class Sequence(nn.Layer):
+    """A convolution and a NormAct that closes a residual connection."""
+
+    def __init__(self, **activations: str) -> None:
+        super().__init__()
+        self.conv = PointwiseConv2D(6, 6)
+        self.norm = NormAct(6, **activations)
+
+    def forward(self, x: paddle.Tensor, residual: paddle.Tensor, keep_scale: paddle.Tensor) -> paddle.Tensor:
+        return self.norm(channels_first(self.conv(channels_last(x))), residual, keep_scale)
+
+
+@pytest.mark.parametrize("synchronised", [False, True])
+@pytest.mark.parametrize("activations", [{}, {"before": "gelu"}, {"after": "relu6"}, {"after": "hardswish"}])
+def test_norm_act_is_norm_activation_and_residual(activations: dict, synchronised: bool,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paddle.distributed, "all_reduce", lambda tensor: None)
+    paddle.seed(0)
+    model, paddles = Sequence(**activations), nn.BatchNorm2D(6)
+    if synchronised:
+        synchronize(model)
+        assert type(model.norm) is not NormAct
+    x, residual = paddle.randn([4, 6, 5, 7]), paddle.randn([4, 6, 5, 7])
+    keep_scale = paddle.to_tensor([0.0, 1.0, 2.0, 3.0]).reshape([4, 1, 1, 1])
+    assert set(model.norm.state_dict()) == set(paddles.state_dict())
+    seen = []
+    model.norm.register_forward_post_hook(lambda layer, inputs, output: seen.append(output))
+    for training in (True, False):
+        model.train() if training else model.eval()
+        paddles.train() if training else paddles.eval()
+        y = channels_first(model.conv(channels_last(x)))
+        for name, layer in (("before", None), ("norm", paddles), ("after", None)):
+            act = activations.get(name)
+            y = layer(y) if layer else getattr(F, act)(y) if act else y
+        found = model(x, residual, keep_scale)
+        np.testing.assert_allclose(found.numpy(), (y * keep_scale + residual).numpy(), rtol=0, atol=5e-5)
+        np.testing.assert_allclose(model.norm._variance.numpy(), paddles._variance.numpy(), rtol=1e-5)
+        assert (seen[-1] == found).all()

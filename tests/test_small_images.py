@@ -10,7 +10,7 @@ import pytest
 from errors import UserError
 from models import create_model
 
-NETWORKS = ["iformer_cifar", "coatnet_cifar", "coatnet_plain_cifar", "dfformer_cifar", "cdfformer_cifar"]
+NETWORKS = ["iformer_cifar", "coatnet_cifar", "dfformer_cifar", "cdfformer_cifar"]
 
 
 def sides(name: str, height: int, width: int) -> list[tuple[int, int]]:
