@@ -10,12 +10,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from analysis.benchmark_process import Arm, WorkerFailed, WorkerProcess, other_arm, stock_arm, suite_arm
-from analysis.operator_groups import GROUPS
 from engine import runtime
 from errors import UserError
 
@@ -25,7 +24,7 @@ Tell = Callable[[str], None]
 
 FAMILIES = ("iformer_small", "coatnet_0", "convmixer_256_8", "mobileformer_26m", "dfformer_s18", "cdfformer_s18",
             "poolformer_s12")
-SECTIONS = ("ceilings", "speed", "pipelines", "sizes", "ablation")
+SECTIONS = ("ceilings", "speed", "pipelines", "sizes")
 WORKS = ("inference", "training")  # in this order: a process that has trained keeps more memory
 PASSES = {"inference": 1, "training": 3}  # a backward pass costs two forward passes
 BATCH_SIZES = (1, 8, 32, 128)
@@ -42,7 +41,7 @@ class Plan:
     models: tuple[str, ...] = FAMILIES
     image_sizes: tuple[int, ...] = (32, 224)
     batch_sizes: tuple[int, ...] = (32, 2)
-    sections: tuple[str, ...] = SECTIONS[:-1]
+    sections: tuple[str, ...] = SECTIONS
     rounds: int = 3
     seconds: float = 0.5
     against: str = ""
@@ -64,7 +63,7 @@ def count_cells(plan: Plan) -> int:
 
     works = len(WORKS)
     each = {"ceilings": 2, "speed": works * len(plan.models) * len(plan.image_sizes), "pipelines": len(RECIPES),
-            "sizes": works * (len(BATCH_SIZES) + len(IMAGE_SIZES)), "ablation": len(plan.image_sizes)}
+            "sizes": works * (len(BATCH_SIZES) + len(IMAGE_SIZES))}
     return sum(each[section] for section in plan.sections)
 
 
@@ -74,8 +73,7 @@ def measure(plan: Plan, results: Results, tell: Tell) -> None:
     ``tell`` is called with a sentence after every cell. Raises UserError for an unknown network, and for a command
     that is none.
     """
-    sections = {"ceilings": _ceilings, "speed": _speed, "pipelines": _pipelines, "sizes": _sizes,
-                "ablation": _ablation}
+    sections = {"ceilings": _ceilings, "speed": _speed, "pipelines": _pipelines, "sizes": _sizes}
     started = time.perf_counter()
     for arm in plan.arms()[2:]:  # a command that is none is refused before anything is measured
         results["against"] = _name(arm)
@@ -213,32 +211,6 @@ def _pipelines(plan: Plan, results: Results, tell: Tell) -> None:
             _put(results, "pipelines", {"recipe": name, **cell})
             tell(f"{name}: " + ", ".join(f"{key} {arm['images_per_second']:.0f}" for key, arm in cell["arms"].items()
                                          if "error" not in arm) + " images/s")
-
-
-def _ablation(plan: Plan, results: Results, tell: Tell) -> None:
-    """Training the first network, one step of the suite's after another: environment, then groups of operators."""
-    bare = replace(suite_arm(), settings={})
-    with WorkerProcess(bare) as worker:
-        settings = [text.partition("=") for text in worker.ask({"work": "describe"})["set_by_the_suite"]]
-    given: dict[str, str] = {}
-    arms = [stock_arm("stock Paddle")]
-    for name, _, value in settings:
-        given = {**given, name: value}
-        arms.append(stock_arm(f"{name}={value}", **given))
-    model = plan.models[0]
-    for size in plan.image_sizes:
-        batch = plan.batch_size(model, size)
-        question = {"model": model, "image_size": size, "batch_size": batch, "num_classes": NUM_CLASSES,
-                    "work": "training"}
-        with ExitStack() as stack:
-            turns = [(arm.name, stack.enter_context(WorkerProcess(arm)), {}) for arm in arms]
-            suite = stack.enter_context(WorkerProcess(bare))
-            turns += [(group, suite, {"operators": GROUPS[: number + 1]}) for number, group in enumerate(GROUPS)]
-            cell = compare(turns, question, batch, plan.rounds, plan.seconds)
-        cell = {**question, **cell}
-        _put(results, "ablation", cell)
-        tell(f"{model} at {size}, step by step: " + ", ".join(
-            f"{name} {arm['images_per_second']:.1f}" for name, arm in cell["arms"].items() if "error" not in arm))
 
 
 def describe(cell: Cell) -> str:

@@ -36,7 +36,7 @@ def tables(results: Results) -> dict[str, Table]:
     """Return the tables of what was measured, by the names of their places in the page."""
     makers: dict[str, Callable[[Results], Table]] = {
         "machine": _machine, "ceilings": _ceilings, "training": _speed("training"), "inference": _speed("inference"),
-        "pipelines": _pipelines, "ablation": _ablation, "batch_sizes": _sizes("batch_sizes", "Batch size"),
+        "pipelines": _pipelines, "batch_sizes": _sizes("batch_sizes", "Batch size"),
         "image_sizes": _sizes("image_sizes", "Image size")}
     needed = {"training": "speed", "inference": "speed"}
     return {name: make(results) for name, make in makers.items() if results.get(needed.get(name, name))}
@@ -137,25 +137,6 @@ def _pipelines(results: Results) -> Table:
              *(_ratio(cell, name) for name in others)] for cell in cells]
     return Table("Input pipelines, images/s", ("recipe", *names, *(f"to {name}" for name in others)), rows,
                  _failures(cells))
-
-
-def _ablation(results: Results) -> Table:
-    cells = results["ablation"]
-    steps = list(dict.fromkeys(name for cell in cells for name in cell["arms"]))
-    headings = ["step"]
-    columns = []
-    for cell in cells:
-        where = f"{cell['model']} at {cell['image_size']}, batch {cell['batch_size']}"
-        headings += [where, "gain", "in all"]
-        rates = [cell["arms"].get(step, {}).get("images_per_second") for step in steps]
-        column = []
-        for before, now in zip([None, *rates], rates, strict=False):
-            first = rates[0]
-            column.append([_DASH if not now else rate(now), f"{now / before:.2f}×" if now and before else "",
-                           f"{now / first:.2f}×" if now and first else ""])
-        columns.append(column)
-    rows = [[step, *(text for column in columns for text in column[index])] for index, step in enumerate(steps)]
-    return Table("Training step by step, images/s", tuple(headings), rows, _failures(cells))
 
 
 def _others(cells: Iterable[Cell]) -> list[str]:

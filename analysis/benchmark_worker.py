@@ -29,17 +29,16 @@ class Worker:
     """Answers questions; keeps the network of the last one."""
 
     def __init__(self, mode: str, settings: list[str]) -> None:
-        from analysis.operator_groups import Selection
+        import kernels
 
         self.mode, self.settings = mode, settings
-        self.operators = Selection(mode == "suite")
+        kernels.configure("auto" if mode == "suite" else "stock")
         self._built: tuple[Any, ...] | None = None
 
     def answer(self, question: Question) -> dict[str, Any]:
         """Return ``{"seconds": [...]}``, the time of each step, or what else the question asks for."""
         if question["work"] == "describe":
             return self._describe(question)
-        self.operators.choose(question.get("operators"))
         if question["work"] == "pipeline":
             from analysis.pipelines import batches
 

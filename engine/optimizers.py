@@ -6,7 +6,6 @@ Everything but the step is Paddle's: accumulators and their names, the state, th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,7 +50,7 @@ class _InOneCall:
             return
         factors = plan.factors.copy()
         factors[0] *= np.float32(self.get_lr())
-        self._update(parameters, gradients, plan.states, factors, self._clip_factor(gradients))
+        self._update(parameters, gradients, plan.states, factors, self._grad_clip.clip_norm if self._grad_clip else 0.0)
 
     def _applies(self) -> bool:
         """Tell whether the options of this optimizer and the place of this run are those of the compiled call."""
@@ -97,17 +96,11 @@ class _InOneCall:
         decay = parameter.regularizer or self.regularization
         return 0.0 if decay is None else decay._coeff if type(decay) is L2Decay else None
 
-    def _clip_factor(self, gradients: Sequence[paddle.Tensor]) -> float:
-        if self._grad_clip is None:
-            return 1.0
-        largest = np.float32(self._grad_clip.clip_norm)
-        return float(largest / np.maximum(np.float32(np.sqrt(compiled.sum_squares(gradients))), largest))
-
     def _more_factors(self, parameters: list[paddle.Tensor]) -> list[list[float]]:
         return []
 
     def _update(self, parameters: list[paddle.Tensor], gradients: list[paddle.Tensor], states: list[paddle.Tensor],
-                factors: np.ndarray, clip: float) -> None:
+                factors: np.ndarray, clip_norm: float) -> None:
         raise NotImplementedError
 
 
@@ -122,8 +115,8 @@ class _AdamInOneCall(_InOneCall):
         return [[0.0] * len(parameters)]
 
     def _update(self, parameters: list[paddle.Tensor], gradients: list[paddle.Tensor], states: list[paddle.Tensor],
-                factors: np.ndarray, clip: float) -> None:
-        compiled.adam(parameters, gradients, states, factors, (self._beta1, self._beta2), self._epsilon, clip)
+                factors: np.ndarray, clip_norm: float) -> None:
+        compiled.adam(parameters, gradients, states, factors, (self._beta1, self._beta2), self._epsilon, clip_norm)
 
 
 class Adam(_AdamInOneCall, paddle.optimizer.Adam):
@@ -151,5 +144,5 @@ class Momentum(_InOneCall, paddle.optimizer.Momentum):
         return self._regularization_coeff if parameter.regularizer is None and own == 0 else own
 
     def _update(self, parameters: list[paddle.Tensor], gradients: list[paddle.Tensor], states: list[paddle.Tensor],
-                factors: np.ndarray, clip: float) -> None:
-        compiled.momentum(parameters, gradients, states, factors, self._momentum, clip)
+                factors: np.ndarray, clip_norm: float) -> None:
+        compiled.momentum(parameters, gradients, states, factors, self._momentum, clip_norm)

@@ -16,7 +16,6 @@ from analysis.benchmark import FAMILIES, compare, describe, with_utilisation
 from analysis.benchmark_page import Table, tables, write_page
 from analysis.benchmark_process import Arm, WorkerFailed, WorkerProcess, other_arm, stock_arm, suite_arm
 from analysis.ceilings import bandwidth
-from analysis.operator_groups import GROUPS
 from engine import runtime
 from errors import UserError
 from models import model_info
@@ -88,48 +87,10 @@ def test_workers_run_in_the_environments_that_they_stand_for(monkeypatch: pytest
         assert f"OMP_NUM_THREADS={ours['cores']}" in ours["set_by_the_suite"] and ours["kernels"]["mode"] == "auto"
         question = {"model": "iformer_small", "image_size": 32, "batch_size": 2, "num_classes": 10}
         assert suite.ask({**question, "work": "describe"})["macs"] > 50e6
-        for work, besides in (("inference", {}), ("training", {}), ("training", {"operators": GROUPS[:2]}),
-                              ("product", {"by": "kernels"})):
+        for work, besides in (("inference", {}), ("training", {}), ("product", {"by": "kernels"})):
             assert min(suite.ask({**question, **besides, "work": work, "seconds": 0})["seconds"]) > 0
         with pytest.raises(WorkerFailed, match="nearest: iformer_small"):
             suite.ask({**question, "model": "iformer_smal", "work": "training", "seconds": 0})
-
-
-def test_operators_are_chosen_by_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    import inspect
-
-    import paddle
-
-    import kernels
-    from analysis.operator_groups import Selection
-
-    for name, function in inspect.getmembers(kernels, inspect.isfunction):
-        monkeypatch.setattr(kernels, name, function)  # puts them back
-    ran: list[tuple[str, str]] = []
-
-    def seen(name: str):
-        def operator(*args, **kwargs):
-            ran.append((name, kernels._mode))
-
-        return operator
-
-    for name in ("conv2d", "linear", "gelu", "self_attention"):
-        monkeypatch.setattr(kernels, name, seen(name))
-    x = paddle.zeros([1, 4, 2, 2])
-    try:
-        selection = Selection(True)
-        selection.choose(["dense convolutions", "attention"])
-        kernels.conv2d(x, x)
-        kernels.conv2d(x, x, groups=4)
-        kernels.depthwise_conv2d(x, x)
-        kernels.linear(x, x)
-        kernels.self_attention(x)
-        selection.choose(None)
-        kernels.gelu(x)
-    finally:
-        kernels.configure("auto")
-    assert ran == [("conv2d", "auto"), ("conv2d", "stock"), ("conv2d", "stock"), ("linear", "stock"),
-                   ("self_attention", "auto"), ("gelu", "auto")]
 
 
 def test_bandwidth_is_that_of_memory() -> None:
@@ -205,7 +166,7 @@ def test_unreadable_command_is_refused() -> None:
 
 def test_page_has_a_place_for_every_table(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "PERFORMANCE.md").read_text(encoding="utf-8")
-    for name in ("machine", "ceilings", "training", "inference", "pipelines", "ablation", "batch_sizes", "image_sizes"):
+    for name in ("machine", "ceilings", "training", "inference", "pipelines", "batch_sizes", "image_sizes"):
         assert text.count(f"<!-- measured: {name} -->") == 1
     assert Table("t", ("a", "b"), [["x", "1"]], ("note",)).markdown() == "| a | b |\n| :--- | ---: |\n| x | 1 |\n\nnote"
     (tmp_path / "empty.md").write_text("nothing here")

@@ -64,7 +64,7 @@ class Function(nn.Layer):
         (lambda x, w: F.conv2d(x, w, stride=2, padding="SAME", groups=3), [6, 1, 3, 3], 6 * 3 * 4 * 9, 6 * 3 * 4),
         (lambda x, w: F.conv1d(x[:, :, 0], w), [4, 3, 3], 4 * 6 * 9, 4 * 6),
         (lambda x, w: F.conv2d_transpose(x, w, stride=2), [3, 4, 2, 2], 3 * 6 * 8 * 16, 4 * 12 * 16),
-        (lambda x, w: kernels.depthwise_conv2d(x, w, padding=1), [3, 1, 3, 3], 3 * 6 * 8 * 9, 3 * 6 * 8),
+        (lambda x, w: kernels.conv2d(x, w, padding=1, groups=3), [3, 1, 3, 3], 3 * 6 * 8 * 9, 3 * 6 * 8),
         (lambda x, w: F.gelu(x * w) + paddle.fft.rfft2(x).abs().mean(), [1, 3, 6, 8], 0, 0),
         (lambda x, w: F.scaled_dot_product_attention(x, x + w, x), [1, 3, 6, 8], 2 * 6 * 3 * 3 * 8,
          6 * 3 * 3 + 6 * 3 * 8),
