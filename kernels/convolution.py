@@ -10,8 +10,9 @@ import paddle
 from paddle.nn import functional as F
 
 from errors import UserError
-from kernels import build, settings
+from kernels import build
 from kernels.dispatch import compiled, run
+from kernels.settings import rounds_to_bfloat16
 
 Setting = int | str | Sequence[int]
 """A stride, padding or dilation as users write it."""
@@ -47,18 +48,25 @@ def conv2d(
     Raises:
         UserError: when the kernel is larger than the padded map (compiled operator; Paddle's returns a size of -1).
     """
-    if compiled(x, weight, bias):
-        where = windows(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-        if where is not None:
-            library, multiplier = build.library(), weight.shape[0] / groups
-            depthwise = groups == x.shape[1] > 1 and multiplier <= library.lanes
-            if (where.stride <= 2 and where.narrow) if depthwise else library.onednn:
-                return run("conv2d", x, weight, bias, *where.out, where.stride, where.pad_top, where.pad_left, groups,
-                           depthwise, settings.rounds_to_bfloat16() and not depthwise, not x.stop_gradient,
-                           not weight.stop_gradient)
+    settings = _settings(x, weight, stride, padding, dilation, groups) if compiled(x, weight, bias) else None
+    if settings is not None:
+        return run("conv2d", x, weight, bias, *settings, not x.stop_gradient, not weight.stop_gradient)
     y = F.conv2d(x, weight, None, stride, padding, dilation, groups)
     # Paddle adds a bias as [1, C', 1, 1], which its broadcast on the CPU takes up to ten times as long for.
     return y if bias is None else y + bias.reshape([-1, 1, 1])
+
+
+def _settings(x: paddle.Tensor, weight: paddle.Tensor, stride: Setting, padding: Setting, dilation: Setting,
+              groups: int) -> tuple[int | bool, ...] | None:
+    """Return the attributes of the compiled operator; None where it does not apply."""
+    where = windows(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    if where is None:
+        return None
+    depthwise = groups == x.shape[1] > 1 and weight.shape[0] // groups <= build.library().lanes
+    if (where.stride > 2 or not where.narrow) if depthwise else not build.library().onednn:
+        return None
+    bfloat16 = rounds_to_bfloat16() and not depthwise
+    return *where.out, where.stride, where.pad_top, where.pad_left, groups, depthwise, bfloat16
 
 
 @dataclass(frozen=True)
@@ -81,10 +89,10 @@ def windows(
     Raises:
         UserError: when the kernel is larger than the padded map (Paddle returns a map of size -1).
     """
-    return _windows(tuple(size), tuple(kernel), *map(_setting, (stride, padding, dilation)))
+    return _windows(tuple(size), tuple(kernel), *map(_hashable, (stride, padding, dilation)))
 
 
-def _setting(value: Setting) -> int | str | tuple[int, ...] | None:
+def _hashable(value: Setting) -> int | str | tuple[int, ...] | None:
     """Return a hashable form, None for the rarer ones that Paddle knows."""
     if isinstance(value, (int, str)):
         return value

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
-from kernel_checks import own_cache  # noqa: F401
+from kernel_checks import ours, own_cache  # noqa: F401
 
 import kernels
 from configs.load import load_config
