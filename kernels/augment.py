@@ -18,7 +18,7 @@ def transform(images: np.ndarray, rows: np.ndarray, indices: np.ndarray, place: 
         rows: int64 ``[B]``.
         indices: int64 ``[B]``; with ``place`` the seeds of the draws of each image.
         place: int64 ``[P]``.
-        program: steps of the pipeline (see ``datasets/batch.py``), float64 ``[L]``: code, number of arguments, arguments.
+        program: float64 ``[L]``, the steps (see ``datasets/batch.py``): code, number of arguments, arguments.
         output: float32 ``[B, 3, H', W']``.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images[:1].size:

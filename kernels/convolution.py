@@ -18,7 +18,6 @@ Setting = int | str | Sequence[int]
 """A stride, padding or dilation as users write it."""
 
 
-
 def conv2d(
     x: paddle.Tensor,
     weight: paddle.Tensor,

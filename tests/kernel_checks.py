@@ -17,9 +17,8 @@ compiled = pytest.mark.skipif(not any(map(shutil.which, build.COMPILERS)), reaso
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    """One cache for all of these tests, apart from the user's; and the mode back to `auto` after each."""
-    monkeypatch.setenv("PADDLE_HYBRID_CACHE", str(tmp_path_factory.getbasetemp() / "kernel-cache"))
+def back_to_auto():
+    """Choose the mode ``auto`` after each test."""
     yield
     kernels.configure("auto")
 
