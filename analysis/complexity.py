@@ -22,6 +22,7 @@ from paddle import _C_ops, nn
 from paddle.nn.attention import SDPBackend, sdpa_kernel
 
 import kernels
+from kernels import filter
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _entries() -> list[tuple[Any, str, Rule]]:
         (paddle.linalg, "matmul", _matmul),
         (paddle.Tensor, "__matmul__", _matmul),
         (paddle.Tensor, "__rmatmul__", _reversed_matmul),
-        (kernels.channels_last, "mix_planes", _product),
+        (filter, "mix_planes", _product),
     ]
 
 

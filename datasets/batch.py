@@ -51,7 +51,7 @@ class BatchPipeline:
     def __init__(self, reference: Pipeline) -> None:
         self.reference, self.size = reference, reference.size
         self._program = np.array(_program(reference), np.float64)
-        self._operator = _operator()
+        self._transform = _operator()
         self._memory = Memory()
         trial = np.arange(TRIAL_IMAGES)
         images = np.random.default_rng(0).integers(0, 256, (TRIAL_IMAGES, 30, 40, 3), np.uint8)
@@ -60,31 +60,15 @@ class BatchPipeline:
 
     def batch(self, images: np.ndarray | Sequence[np.ndarray], indices: np.ndarray, key: Sequence[int]) -> np.ndarray:
         """Return ``images[indices]`` transformed, float32 ``[B, 3, *size]``, drawn as ``Pipeline.batch`` draws."""
-        output = self._memory.array((len(indices), 3, *self.size))
+        output, numbers = self._memory.array((len(indices), 3, *self.size)), np.array(key, np.int64)
         if isinstance(images, np.ndarray):
-            self._transform(images, np.array(indices, np.int64), key, output)
+            rows = np.array(indices, np.int64)
+            self._transform(images, rows, rows, numbers, self._program, output)
         else:  # images of their own sizes, perhaps read from a disk now: one after the other, for less memory
             for result, index in zip(output, indices, strict=True):
-                self._transform(images[int(index)][None], np.array([0]), key, result, np.array([index], np.int64))
+                self._transform(images[int(index)][None], np.array([0]), np.array([index], np.int64), numbers,
+                                self._program, result[None])
         return output
-
-    def _transform(self, images: np.ndarray, rows: np.ndarray, key: Sequence[int], output: np.ndarray,
-                   indices: np.ndarray | None = None) -> None:
-        """Write ``images[rows]`` of one block ``[N, H, W, 3]``, transformed; ``indices`` (``rows``) name the draws."""
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images[:1].size:
-            raise ValueError(f"images are {images.dtype} {images.shape}, expected uint8 [N, H, W, 3]")
-        if len(rows) and not 0 <= rows.min() <= rows.max() < len(images):
-            raise IndexError(f"images {rows.min()} to {rows.max()} were asked for, there are {len(images)}")
-        indices, numbers = rows if indices is None else indices, np.array(key, np.int64)
-        if not images.flags.c_contiguous:
-            images, rows = np.ascontiguousarray(images[rows]), np.arange(len(rows))
-        pointers = _address(images) + rows.astype(np.uintp) * np.uintp(images.strides[0])
-        status = self._operator(
-            len(rows), _address(pointers), *images.shape[1:3], _address(indices), _address(numbers), len(numbers),
-            _address(self._program), len(self._program), *self.size, _address(output),
-        )  # fmt: skip
-        if status:
-            raise MemoryError("the compiled pipeline found no memory for an image")
 
 
 def faster(pipeline: Pipeline) -> tuple[Pipeline | BatchPipeline, str]:
@@ -95,17 +79,13 @@ def faster(pipeline: Pipeline) -> tuple[Pipeline | BatchPipeline, str]:
         return pipeline, str(reason)
 
 
-def _operator() -> Callable[..., int]:
+def _operator() -> Callable[..., None]:
     status = kernels.status()
     if not status["in_use"]:
         raise Unsupported(status["reason"])
-    from kernels import build
+    from kernels import augment
 
-    return build.library().augment_batch
-
-
-def _address(array: np.ndarray) -> int:
-    return array.ctypes.data
+    return augment.transform
 
 
 def _program(pipeline: Pipeline) -> list[float]:

@@ -6,7 +6,6 @@ Paddle's: accumulators and their names, the state, the learning rate, clearing g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +24,7 @@ class _Plan:
     """Arguments of the compiled call for a list of parameters; row 0 of ``factors`` scales the learning rate."""
 
     owners: list[int]
-    states: list[paddle.Tensor]
+    states: Tensors
     factors: np.ndarray  # float32 [rows, N]
 
 
@@ -51,7 +50,7 @@ class _InOneCall:
             return
         factors = plan.factors.copy()
         factors[0] *= np.float32(self.get_lr())
-        self._update(parameters, gradients, plan.states, factors, self._clip_factor(gradients))
+        self._update(parameters, gradients, plan.states, factors, self._grad_clip.clip_norm if self._grad_clip else 0.0)
 
     def _applies(self) -> bool:
         clip = self._grad_clip
@@ -63,7 +62,7 @@ class _InOneCall:
             and not self._use_multi_tensor
         )
 
-    def _with_gradients(self) -> tuple[list[paddle.Tensor], list[paddle.Tensor]]:
+    def _with_gradients(self) -> tuple[Tensors, Tensors]:
         """Return the parameters that have a gradient, and the gradients; nothing where one is not supported."""
         parameters = [parameter for parameter in self._parameter_list
                       if not parameter.stop_gradient and parameter._grad_ivar() is not None]
@@ -72,7 +71,7 @@ class _InOneCall:
             gradients = [gradient.contiguous() for gradient in gradients]
         return (parameters, gradients) if compiled.takes(gradients) else ([], [])
 
-    def _plan_for(self, parameters: list[paddle.Tensor]) -> _Plan | None:
+    def _plan_for(self, parameters: Tensors) -> _Plan | None:
         owners = list(map(id, parameters))
         if self._plan is None or self._plan.owners != owners:
             decays = [self._l2(parameter) for parameter in parameters]
@@ -95,17 +94,11 @@ class _InOneCall:
         decay = parameter.regularizer or self.regularization
         return 0.0 if decay is None else decay._coeff if type(decay) is L2Decay else None
 
-    def _clip_factor(self, gradients: Tensors) -> float:
-        if self._grad_clip is None:
-            return 1.0
-        largest = np.float32(self._grad_clip.clip_norm)
-        return float(largest / np.maximum(np.float32(np.sqrt(compiled.sum_squares(gradients))), largest))
-
     def _more_factors(self, parameters: Tensors) -> list[list[float]]:
         return []
 
-    def _update(self, parameters: Tensors, gradients: Tensors, states: Tensors, factors: np.ndarray,
-                clip: float) -> None:
+    def _update(self, parameters: Tensors, gradients: Tensors, states: Tensors,
+                factors: np.ndarray, clip_norm: float) -> None:
         raise NotImplementedError
 
 
@@ -119,9 +112,9 @@ class _AdamInOneCall(_InOneCall):
     def _more_factors(self, parameters: Tensors) -> list[list[float]]:
         return [[0.0] * len(parameters)]
 
-    def _update(self, parameters: Tensors, gradients: Tensors, states: Tensors, factors: np.ndarray,
-                clip: float) -> None:
-        compiled.adam(parameters, gradients, states, factors, (self._beta1, self._beta2), self._epsilon, clip)
+    def _update(self, parameters: Tensors, gradients: Tensors, states: Tensors,
+                factors: np.ndarray, clip_norm: float) -> None:
+        compiled.adam(parameters, gradients, states, factors, (self._beta1, self._beta2), self._epsilon, clip_norm)
 
 
 class Adam(_AdamInOneCall, paddle.optimizer.Adam):
@@ -148,6 +141,6 @@ class Momentum(_InOneCall, paddle.optimizer.Momentum):
         own = super()._l2(parameter)
         return self._regularization_coeff if parameter.regularizer is None and own == 0 else own
 
-    def _update(self, parameters: Tensors, gradients: Tensors, states: Tensors, factors: np.ndarray,
-                clip: float) -> None:
-        compiled.momentum(parameters, gradients, states, factors, self._momentum, clip)
+    def _update(self, parameters: Tensors, gradients: Tensors, states: Tensors,
+                factors: np.ndarray, clip_norm: float) -> None:
+        compiled.momentum(parameters, gradients, states, factors, self._momentum, clip_norm)

@@ -5,20 +5,29 @@
 // changes no bit. All products run along the positions.
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <type_traits>
 #include <vector>
 
+#include "operator.h"
 #include "slices.h"
 #include "softmax.h"
 #include "vectors.h"
 
 namespace {
 
+// Of a map [batch, heads * width, ...] and tokens [batch, tokens, heads * width].
 struct Sizes {
   int64_t batch, heads, tokens, width, positions;
+  float scale;
+  Sizes(const Tensor& Map, const Tensor& Tokens, int64_t heads) : heads(heads) {
+    const Shape map = sizes("map", Map, 3), token = sizes("tokens", Tokens, 3);
+    require(heads > 0 && map[1] % heads == 0, "channels cannot be shared out to " + std::to_string(heads) + " heads");
+    batch = map[0], width = map[1] / heads, positions = Map.numel() / (map[0] * map[1]), tokens = token[1];
+    scale = float(1 / std::sqrt(double(width)));
+  }
+  Shape token_shape() const { return {batch, tokens, stride()}; }
   int64_t stride() const { return heads * width; }  // from a token to the next
 };
 
@@ -91,98 +100,123 @@ inline Vec exponential(Vec v) { return exp_negative(v); }
 inline float larger(float a, float b) { return std::max(a, b); }
 inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
-// Runs body(offset in tokens, in maps, in probabilities) for every head of every image; 1 where memory ran out, else 0.
+// Runs body(offset in tokens, in maps, in probabilities) for every head of every image.
 template <class Body>
-int for_heads(const Sizes& s, Body body) {
-  std::atomic<int64_t> next{0};
-  std::atomic<int> failed{0};
-#pragma omp parallel if (s.batch * s.stride() * s.positions > SERIAL_FLOATS)
-  for (int64_t task; (task = next++) < s.batch * s.heads;) failed |= guarded([&] {
-      const int64_t image = task / s.heads, head = task % s.heads;
-      body((image * s.tokens * s.heads + head) * s.width, task * s.width * s.positions,
-           task * s.tokens * s.positions);
-    });
-  return failed;
+void for_heads(const Sizes& s, Body body) {
+  for_tasks(s.batch * s.heads, s.batch * s.stride() * s.positions > SERIAL_FLOATS, [&](int64_t task) {
+    const int64_t image = task / s.heads, head = task % s.heads;
+    body((image * s.tokens * s.heads + head) * s.width, task * s.width * s.positions, task * s.tokens * s.positions);
+  });
 }
 
 }  // namespace
 
 // out = softmax(scale query map) map^T, the softmax over the positions; `weights` [batch, heads, tokens, positions].
-extern "C" int attend_map_forward(int64_t batch, int64_t heads, int64_t tokens, int64_t width, int64_t positions,
-                                  float scale, const float* query, const float* map, float* weights, float* out) {
-  const Sizes s{batch, heads, tokens, width, positions};
-  return for_heads(s, [=, &s](int64_t token, int64_t plane, int64_t row) {
-    project(s, scale, query + token, map + plane, weights + row);
+static Tensors attend_map(const Tensor& Query, const Tensor& Map, int64_t heads) {
+  const Sizes s(Map, Query, heads);
+  const float *query = floats("query", Query, s.token_shape()), *map = floats("map", Map);
+  Tensor Out = empty_like(Query), Weights = empty({s.batch, s.heads, s.tokens, s.positions});
+  float *out = Out.data<float>(), *weights = Weights.data<float>();
+  for_heads(s, [=, &s](int64_t token, int64_t plane, int64_t row) {
+    project(s, s.scale, query + token, map + plane, weights + row);
     float kept[2];
-    for (int64_t t = 0; t < tokens; ++t) softmax(weights + row + t * positions, nullptr, positions, kept);
+    for (int64_t t = 0; t < s.tokens; ++t) softmax(weights + row + t * s.positions, nullptr, s.positions, kept);
     gather(s, 1.f, weights + row, map + plane, out + token);
   });
+  return {Out, Weights};
 }
 
-extern "C" int attend_map_backward(int64_t batch, int64_t heads, int64_t tokens, int64_t width, int64_t positions,
-                                   float scale, const float* query, const float* map, const float* weights,
-                                   const float* grad, float* grad_query, float* grad_map) {
-  const Sizes s{batch, heads, tokens, width, positions};
-  return for_heads(s, [=, &s](int64_t token, int64_t plane, int64_t row) {
-    float* changes = scratch(tokens * positions);
+static Tensors attend_map_gradient(const Tensor& Query, const Tensor& Map, const Tensor& Weights, const Tensor& GradOut,
+                                   int64_t heads) {
+  const Sizes s(Map, Query, heads);
+  const float *query = floats("query", Query, s.token_shape()), *map = floats("map", Map);
+  const float* weights = floats("weights", Weights, {s.batch, s.heads, s.tokens, s.positions});
+  const float* grad = floats("grad", GradOut, s.token_shape());
+  Tensor GradQuery = empty_like(Query), GradMap = empty_like(Map);
+  float *grad_query = GradQuery.data<float>(), *grad_map = GradMap.data<float>();
+  for_heads(s, [=, &s](int64_t token, int64_t plane, int64_t row) {
+    float* changes = scratch(s.tokens * s.positions);
     project(s, 1.f, grad + token, map + plane, changes);
-    for (int64_t t = 0; t < tokens; ++t) {
-      const float* weight = weights + row + t * positions;
-      float* change = changes + t * positions;
+    for (int64_t t = 0; t < s.tokens; ++t) {
+      const float* weight = weights + row + t * s.positions;
+      float* change = changes + t * s.positions;
       Vec means = {};
-      for_vectors(positions, [&](int64_t n, auto get, auto) { means += get(weight + n) * get(change + n); });
+      for_vectors(s.positions, [&](int64_t n, auto get, auto) { means += get(weight + n) * get(change + n); });
       const float mean = total(means);
-      for_positions(positions,
+      for_positions(s.positions,
                     [=](int64_t n, auto get, auto put) { put(change + n, get(weight + n) * (get(change + n) - mean)); });
     }
-    gather(s, scale, changes, map + plane, grad_query + token);
-    spread(s, scale, query + token, changes, false, grad_map + plane);
+    gather(s, s.scale, changes, map + plane, grad_query + token);
+    spread(s, s.scale, query + token, changes, false, grad_map + plane);
     spread(s, 1.f, grad + token, weights + row, true, grad_map + plane);
   });
+  return {GradQuery, GradMap};
 }
 
+OPERATOR(attend_map, attend_map).Inputs({"Query", "Map"}).Outputs({"Out", "Weights"}).Attrs({"heads: int64_t"});
+GRADIENT(attend_map, attend_map_gradient)
+    .Inputs({"Query", "Map", "Weights", Grad("Out")})
+    .Outputs({Grad("Query"), Grad("Map")})
+    .Attrs({"heads: int64_t"});
+
 // out = value^T softmax(scale key map), the softmax over the tokens.
-extern "C" int attend_tokens_forward(int64_t batch, int64_t heads, int64_t tokens, int64_t width, int64_t positions,
-                                     float scale, const float* map, const float* key, const float* value,
-                                     float* weights, float* out) {
-  const Sizes s{batch, heads, tokens, width, positions};
-  return for_heads(s, [=, &s](int64_t token, int64_t plane, int64_t row) {
+static Tensors attend_tokens(const Tensor& Map, const Tensor& Key, const Tensor& Value, int64_t heads) {
+  const Sizes s(Map, Key, heads);
+  const float *map = floats("map", Map), *key = floats("key", Key, s.token_shape());
+  const float* value = floats("value", Value, s.token_shape());
+  Tensor Out = empty_like(Map), Weights = empty({s.batch, s.heads, s.tokens, s.positions});
+  float *out = Out.data<float>(), *weights = Weights.data<float>();
+  for_heads(s, [=, &s](int64_t token, int64_t plane, int64_t row) {
     float* rows = weights + row;
-    project(s, scale, key + token, map + plane, rows);
-    for_positions(positions, [=](int64_t n, auto get, auto put) {
+    project(s, s.scale, key + token, map + plane, rows);
+    for_positions(s.positions, [=](int64_t n, auto get, auto put) {
       auto highest = get(rows + n);
-      for (int64_t t = 1; t < tokens; ++t) highest = larger(highest, get(rows + t * positions + n));
+      for (int64_t t = 1; t < s.tokens; ++t) highest = larger(highest, get(rows + t * s.positions + n));
       decltype(highest) sum = {};
-      for (int64_t t = 0; t < tokens; ++t) {
-        const auto weight = exponential(get(rows + t * positions + n) - highest);
-        put(rows + t * positions + n, weight);
+      for (int64_t t = 0; t < s.tokens; ++t) {
+        const auto weight = exponential(get(rows + t * s.positions + n) - highest);
+        put(rows + t * s.positions + n, weight);
         sum += weight;
       }
-      for (int64_t t = 0; t < tokens; ++t) put(rows + t * positions + n, get(rows + t * positions + n) / sum);
+      for (int64_t t = 0; t < s.tokens; ++t) put(rows + t * s.positions + n, get(rows + t * s.positions + n) / sum);
     });
     spread(s, 1.f, value + token, rows, false, out + plane);
   });
+  return {Out, Weights};
 }
 
-extern "C" int attend_tokens_backward(int64_t batch, int64_t heads, int64_t tokens, int64_t width, int64_t positions,
-                                      float scale, const float* map, const float* key, const float* value,
-                                      const float* weights, const float* grad, float* grad_map, float* grad_key,
-                                      float* grad_value) {
-  const Sizes s{batch, heads, tokens, width, positions};
-  return for_heads(s, [=, &s](int64_t token, int64_t plane, int64_t row) {
+static Tensors attend_tokens_gradient(const Tensor& Map, const Tensor& Key, const Tensor& Value, const Tensor& Weights,
+                                      const Tensor& GradOut, int64_t heads) {
+  const Sizes s(Map, Key, heads);
+  const float *map = floats("map", Map), *key = floats("key", Key, s.token_shape());
+  const float *value = floats("value", Value, s.token_shape()), *grad = floats("grad", GradOut, Map.shape());
+  const float* weights = floats("weights", Weights, {s.batch, s.heads, s.tokens, s.positions});
+  Tensor GradMap = empty_like(Map), GradKey = empty_like(Key), GradValue = empty_like(Value);
+  float *grad_map = GradMap.data<float>(), *grad_key = GradKey.data<float>(), *grad_value = GradValue.data<float>();
+  for_heads(s, [=, &s](int64_t token, int64_t plane, int64_t row) {
     const float* rows = weights + row;
-    float* changes = scratch(tokens * positions);
+    float* changes = scratch(s.tokens * s.positions);
     project(s, 1.f, value + token, grad + plane, changes);
-    for_positions(positions, [=](int64_t n, auto get, auto put) {
+    for_positions(s.positions, [=](int64_t n, auto get, auto put) {
       decltype(get(rows)) mean = {};
-      for (int64_t t = 0; t < tokens; ++t) mean += get(rows + t * positions + n) * get(changes + t * positions + n);
-      for (int64_t t = 0; t < tokens; ++t) {
-        float* change = changes + t * positions + n;
-        put(change, get(rows + t * positions + n) * (get(change) - mean));
+      for (int64_t t = 0; t < s.tokens; ++t) mean += get(rows + t * s.positions + n) * get(changes + t * s.positions + n);
+      for (int64_t t = 0; t < s.tokens; ++t) {
+        float* change = changes + t * s.positions + n;
+        put(change, get(rows + t * s.positions + n) * (get(change) - mean));
       }
     });
-    spread(s, scale, key + token, changes, false, grad_map + plane);
-    gather(s, scale, changes, map + plane, grad_key + token);
+    spread(s, s.scale, key + token, changes, false, grad_map + plane);
+    gather(s, s.scale, changes, map + plane, grad_key + token);
     gather(s, 1.f, rows, grad + plane, grad_value + token);
   });
+  return {GradMap, GradKey, GradValue};
 }
+
+OPERATOR(attend_tokens, attend_tokens)
+    .Inputs({"Map", "Key", "Value"})
+    .Outputs({"Out", "Weights"})
+    .Attrs({"heads: int64_t"});
+GRADIENT(attend_tokens, attend_tokens_gradient)
+    .Inputs({"Map", "Key", "Value", "Weights", Grad("Out")})
+    .Outputs({Grad("Map"), Grad("Key"), Grad("Value")})
+    .Attrs({"heads: int64_t"});

@@ -25,23 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import paddle
+from paddle.base import core
 
-from kernels import products
-
-SOURCES = tuple(
-    Path(__file__).with_name(name)
-    for name in (
-        *("attention.cc", "augment.cc", "batch_norm.cc", "bfloat16.cc", "bridges.cc", "dense.cc"),
-        *("depthwise.cc", "filter.cc", "maps.cc", "optimizer.cc", "planes.cc", "rows.cc"),
-    )
-)
-HEADERS = tuple(
-    Path(__file__).with_name(name)
-    for name in (
-        *("activations.h", "convolution.h", "fourier.h", "lanes.h", "numpy_random.h", "randaugment.h"),
-        *("slices.h", "softmax.h", "spectra.h", "vectors.h"),
-    )
-)
+FOLDER = Path(__file__).parent
+SOURCES = tuple(sorted(FOLDER.glob("*.cc")))
+HEADERS = tuple(sorted(FOLDER.glob("*.h")))
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp")
 OWN_FLAGS = {
     "augment.cc": ("-ffp-contract=off",),  # its last bits are those of cv2 and numpy
@@ -49,46 +37,6 @@ OWN_FLAGS = {
 }
 COMPILERS = ("g++", "c++", "clang++")
 TIMEOUT_SECONDS = 180
-# Each operator's arguments: character, integer, float or pointer. All return 0, or 1 where memory ran out.
-OPERATORS = {
-    "attention_forward": "ppfpppppp",
-    "augment_batch": "ipiippipiiip",
-    "attention_backward": "ppfpppppppppp",
-    "bfloat16_product": "cciiifpipifpi",
-    "batch_norm_moments": "iiiifppppp",
-    "batch_norm_forward": "iiiiifpppppppp",
-    "batch_norm_backward": "iiiiiifppppppppppp",
-    "dense_forward": "pppppp",
-    "dense_backward": "pppppppp",
-    "depthwise_forward": "ppppp",
-    "depthwise_backward": "ppppppp",
-    "filter_forward": "iiiiippppp",
-    "filter_backward": "iiiiippppppppp",
-    "residual_forward": "iiipppppp",
-    "residual_backward": "iiipppppppppp",
-    "star_relu_forward": "ipppp",
-    "star_relu_backward": "ipppppp",
-    "group_norm_forward": "iiifppppp",
-    "group_norm_backward": "iiippppppp",
-    "pooling": "iiiiiipp",
-    "channel_shuffle": "iiiipp",
-    "dynamic_relu_forward": "iipppp",
-    "dynamic_relu_backward": "iippppppp",
-    "gelu_forward": "ipp",
-    "gelu_backward": "ippp",
-    "bias_forward": "iipp",
-    "bias_backward": "iipp",
-    "norm_forward": "iifpppp",
-    "norm_backward": "iifpppppp",
-    "attend_map_forward": "iiiiifpppp",
-    "attend_map_backward": "iiiiifpppppp",
-    "attend_tokens_forward": "iiiiifppppp",
-    "attend_tokens_backward": "iiiiifpppppppp",
-    "adam_step": "ipppffff",
-    "momentum_step": "ipppff",
-    "average_step": "ippp",
-    "sum_squares": "ippp",
-}
 
 _lock = threading.Lock()
 _library: Library | Unavailable | None = None
@@ -102,29 +50,29 @@ class Unavailable:
 
 
 class Library:
-    """The compiled operators, loaded: a method for each of ``OPERATORS``."""
+    """The compiled operators, loaded and registered with Paddle."""
 
     def __init__(self, path: Path, compiler: str) -> None:
         self.path = path
         self.compiler = compiler
-        handle = ctypes.CDLL(str(path))
-        types = {"c": ctypes.c_char, "i": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
-        for name, arguments in OPERATORS.items():
-            function = getattr(handle, name)
-            function.argtypes = [types[letter] for letter in arguments]
-            setattr(self, name, function)
-        self._threads = handle.depthwise_threads
-        self.lanes: int = handle.depthwise_lanes()
-        self.bfloat16 = bool(handle.bfloat16_available())  # whether the processor multiplies such numbers
+        core.load_op_meta_info_and_register_op(str(path))
+        self.handle = ctypes.CDLL(str(path))
+        self.handle.describe.restype = ctypes.c_char_p
+        facts = {name: int(number) for name, number in map(str.split, self.handle.describe().decode().splitlines())}
+        self.lanes = facts["lanes"]
+        self.onednn = bool(facts["onednn"])  # whether Paddle's wheel carries that library of matrix products
+        self.bfloat16 = bool(facts["bfloat16"])  # whether the processor multiplies such numbers
+        prefix = "operator."
+        self.arguments = {key.removeprefix(prefix): count for key, count in facts.items() if key.startswith(prefix)}
 
     def about(self) -> dict[str, Any]:
-        """Return path, compiler, flags, number of threads and whose matrix products for the log."""
+        """Return path, compiler, flags, threads and the library of matrix products for the log."""
         return {
             "library": str(self.path),
             "compiler": self.compiler,
             "flags": " ".join(FLAGS),
-            "threads": self._threads(),
-            "products": "oneDNN" if products.available() else "Paddle",
+            "threads": self.handle.openmp_threads(),
+            "products": "oneDNN" if self.onednn else "Paddle",
             "bfloat16": self.bfloat16,
         }
 
@@ -175,18 +123,34 @@ def _compiler() -> list[str] | None:
     return None
 
 
-def _openmp() -> list[str]:
-    """Return what links OpenMP: Paddle's own runtime where its wheel has one.
+def _compile_flags() -> list[str]:
+    """Return where Paddle's headers are, and what its wheel carries."""
+    include = Path(paddle.sysconfig.get_include())
+    onednn = ["-DHYBRID_ONEDNN"] if any(path.name.startswith("libdnnl") for path in _libraries()) else []
+    return [*FLAGS, *onednn, "-isystem", str(include), "-isystem", str(include / "third_party")]
 
-    A second runtime would keep a second team of threads, and the idle team spins on the cores of the other.
+
+def _libraries() -> list[Path]:
+    """Return what to link of Paddle's wheel: Paddle, oneDNN and OpenMP.
+
+    A second OpenMP runtime would keep a second team of threads, and the idle team spins on the cores of the other.
     """
-    own = Path(paddle.__file__).parent / "libs" / "libiomp5.so"
-    return [str(own)] if own.exists() else ["-fopenmp"]
+    root = Path(paddle.__file__).parent
+    names = ("base/libpaddle.so", "libs/libphi*.so", "libs/libcommon.so", "libs/libdnnl.so*", "libs/libiomp5.so")
+    return [path for name in names for path in sorted(root.glob(name))]
+
+
+def _link_flags() -> list[str]:
+    """Return flags with which a missing symbol is an error here rather than the end of the process at a call."""
+    libraries = _libraries()
+    openmp = [] if any(path.name == "libiomp5.so" for path in libraries) else ["-fopenmp"]
+    folders = [f"-Wl,-rpath,{folder}" for folder in sorted({str(path.parent) for path in libraries})]
+    return ["-shared", "-Wl,-z,defs", "-Wl,-z,now", *map(str, libraries), *openmp, *folders]
 
 
 def _key(version: str, compiler: list[str]) -> str:
     code = [path.read_bytes() for path in (*SOURCES, *HEADERS)]
-    facts = [code, version, compiler, FLAGS, OWN_FLAGS, _openmp(), paddle.__version__, _processor()]
+    facts = [code, version, compiler, _compile_flags(), OWN_FLAGS, _link_flags(), paddle.__version__, _processor()]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
 
 
@@ -235,11 +199,11 @@ def _build(folder: Path, compiler: list[str]) -> Path:
     with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as private:
         made = Path(private, "kernels.so")
         objects = [str(Path(private, source.stem + ".o")) for source in SOURCES]
-        commands = [[*compiler, *FLAGS, *OWN_FLAGS.get(source.name, ()), "-c", str(source), "-o", target]
+        commands = [[*compiler, *_compile_flags(), *OWN_FLAGS.get(source.name, ()), "-c", str(source), "-o", target]
                     for source, target in zip(SOURCES, objects, strict=True)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_call, commands))
-        _call([*compiler, "-shared", *objects, *_openmp(), "-o", str(made)])
+        _call([*compiler, *objects, *_link_flags(), "-o", str(made)])
         with made.open("rb") as file:
             os.fsync(file.fileno())
         path = folder / _name(_digest(made))

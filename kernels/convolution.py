@@ -1,84 +1,139 @@
-"""The compiled convolutions as Paddle functions with gradients."""
+"""Convolutions of two axes: ``convolution.cc``."""
 
 from __future__ import annotations
 
-import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import paddle
-from paddle.autograd import PyLayer
-from paddle.autograd.py_layer import once_differentiable
+from paddle.nn import functional as F
 
-from kernels import build, products
-from kernels.dispatch import run, usable
-from kernels.geometry import Setting, Windows, windows
-from kernels.tensors import empty
+from errors import UserError
+from kernels import build
+from kernels.dispatch import compiled, run
+from kernels.settings import rounds_to_bfloat16
 
-
-class Shape(ctypes.Structure):
-    """Mirror of ``struct ConvolutionShape`` in ``convolution.h``."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_int64)
-        for name in (
-            *("batch", "channels", "height", "width", "out_channels", "out_height", "out_width"),
-            *("kernel_height", "kernel_width", "stride", "pad_top", "pad_left", "groups"),
-        )
-    )
-
-    @classmethod
-    def of(cls, x: paddle.Tensor, weight: paddle.Tensor, where: Windows, groups: int) -> Shape:
-        """Return the shape of a convolution of ``x`` by ``weight``."""
-        out, kernel = (weight.shape[0], *where.out), weight.shape[2:]
-        return cls(*x.shape, *out, *kernel, where.stride, where.pad_top, where.pad_left, groups)
+Setting = int | str | Sequence[int]
+"""A stride, padding or dilation as users write it."""
 
 
-def convolve(
+def conv2d(
     x: paddle.Tensor,
     weight: paddle.Tensor,
-    bias: paddle.Tensor | None,
-    stride: Setting,
-    padding: Setting,
-    dilation: Setting,
-    groups: int,
-) -> paddle.Tensor | None:
-    """Run the compiled operator; None where there is none for this call, or a mistake in it for Paddle to tell."""
-    if not usable(x, weight, bias) or x.ndim != 4 or weight.ndim != 4:
-        return None
-    channels, outputs = x.shape[1], weight.shape[0]
-    if weight.shape[1] * groups != channels or outputs % groups or (bias is not None and bias.shape != [outputs]):
-        return None
+    bias: paddle.Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> paddle.Tensor:
+    """Convolve as ``paddle.nn.functional.conv2d``; compiled are dense, grouped and depthwise convolutions.
+
+    On the CPU it has first derivatives only, like Paddle's own.
+
+    Args:
+        x: ``[B, C, H, W]``.
+        weight: ``[C', C / groups, kh, kw]``.
+        bias: ``[C']`` or None.
+        stride: one step, or ``(vertical, horizontal)``; compiled for equal ones, depthwise for 1 and 2.
+        padding: zeros around the map: one number, ``(vertical, horizontal)``, ``(top, bottom, left, right)``,
+            ``"VALID"`` or ``"SAME"``.
+        dilation: distance of the taps; other than 1 is left to Paddle.
+        groups: groups of channels.
+
+    Returns:
+        ``[B, C', H', W']``, in the precision of ``x``.
+
+    Raises:
+        UserError: when the kernel is larger than the padded map (compiled operator; Paddle's returns a size of -1).
+    """
+    settings = _settings(x, weight, stride, padding, dilation, groups) if compiled(x, weight, bias) else None
+    if settings is not None:
+        return run("conv2d", x, weight, bias, *settings, not x.stop_gradient, not weight.stop_gradient)
+    y = F.conv2d(x, weight, None, stride, padding, dilation, groups)
+    # Paddle adds a bias as [1, C', 1, 1], which its broadcast on the CPU takes up to ten times as long for.
+    return y if bias is None else y + bias.reshape([-1, 1, 1])
+
+
+def _settings(x: paddle.Tensor, weight: paddle.Tensor, stride: Setting, padding: Setting, dilation: Setting,
+              groups: int) -> tuple[int | bool, ...] | None:
+    """Return the attributes of the compiled operator; None where it does not apply."""
     where = windows(x.shape[2:], weight.shape[2:], stride, padding, dilation)
     if where is None:
         return None
-    depthwise = groups == channels > 1 and outputs // groups <= build.library().lanes
-    if (where.stride > 2 or not where.narrow) if depthwise else not products.available():
+    depthwise = groups == x.shape[1] > 1 and weight.shape[0] // groups <= build.library().lanes
+    if (where.stride > 2 or not where.narrow) if depthwise else not build.library().onednn:
         return None
-    operator = ("depthwise",) if depthwise else ("dense", products.address(products.current()))
-    inputs = (x, weight) if bias is None else (x, weight, bias)
-    return _Convolution.apply(*inputs, shape=Shape.of(x, weight, where, groups), operator=operator)
+    bfloat16 = rounds_to_bfloat16() and not depthwise
+    return *where.out, where.stride, where.pad_top, where.pad_left, groups, depthwise, bfloat16
 
 
-class _Convolution(PyLayer):
-    @staticmethod
-    def forward(ctx, x, weight, bias=None, *, shape, operator):
-        x, weight = x.contiguous(), weight.contiguous()
-        y = empty(shape.batch, shape.out_channels, shape.out_height, shape.out_width)
-        name, *extra = operator
-        offset = None if bias is None else bias.contiguous()
-        run(f"{name}_forward", ctypes.addressof(shape), *extra, x, weight, offset, y)
-        ctx.save_for_backward(x, weight)
-        ctx.shape = shape
-        ctx.operator = operator
-        ctx.has_bias = bias is not None
-        ctx.wanted = [item is not None and not item.stop_gradient for item in (x, weight, bias)]
-        return y
+@dataclass(frozen=True)
+class Windows:
+    """Where the windows of a convolution lie on a map."""
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        x, weight = ctx.saved_tensor()
-        shapes = (x.shape, weight.shape, weight.shape[:1])
-        grads = [empty(*size) if wanted else None for size, wanted in zip(shapes, ctx.wanted, strict=True)]
-        name, *extra = ctx.operator
-        run(f"{name}_backward", ctypes.addressof(ctx.shape), *extra, x, weight, grad.contiguous(), *grads)
-        return tuple(grads) if ctx.has_bias else tuple(grads[:2])
+    out: tuple[int, int]
+    stride: int
+    pad_top: int
+    pad_left: int
+    narrow: bool
+    """Whether every padding is smaller than its kernel."""
+
+
+def windows(
+    size: Sequence[int], kernel: Sequence[int], stride: Setting, padding: Setting, dilation: Setting
+) -> Windows | None:
+    """Return the windows of ``kernel`` (height, width) on a map of ``size``; None for settings left to Paddle.
+
+    Raises:
+        UserError: when the kernel is larger than the padded map (Paddle returns a map of size -1).
+    """
+    return _windows(tuple(size), tuple(kernel), *map(_hashable, (stride, padding, dilation)))
+
+
+def _hashable(value: Setting) -> int | str | tuple[int, ...] | None:
+    """Return a hashable form, None for the rarer ones that Paddle knows."""
+    if isinstance(value, (int, str)):
+        return value
+    return tuple(value) if all(isinstance(item, int) for item in value) else None
+
+
+@lru_cache(maxsize=1024)
+def _windows(
+    size: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: int | tuple[int, ...] | None,
+    padding: int | str | tuple[int, ...] | None,
+    dilation: int | tuple[int, ...] | None,
+) -> Windows | None:
+    if isinstance(stride, tuple) and len(set(stride)) == 1 and len(stride) == 2:
+        stride = stride[0]
+    if not isinstance(stride, int) or stride < 1 or dilation not in {1, (1, 1)}:
+        return None
+    pads = _pads(padding, size, kernel, stride)
+    if pads is None or min(*pads[0], *pads[1]) < 0:
+        return None
+    padded = [length + sum(pad) for length, pad in zip(size, pads, strict=True)]
+    if padded[0] < kernel[0] or padded[1] < kernel[1]:
+        raise UserError(
+            f"A convolution got a {size[0]}×{size[1]} map, which with padding {padding} is smaller than its "
+            f"{kernel[0]}×{kernel[1]} kernel; use larger images or a smaller kernel."
+        )
+    out = tuple((length - side) // stride + 1 for length, side in zip(padded, kernel, strict=True))
+    narrow = max(pads[0]) < kernel[0] and max(pads[1]) < kernel[1]
+    return Windows(out, stride, pads[0][0], pads[1][0], narrow)
+
+
+def _pads(
+    padding: int | str | tuple[int, ...] | None, size: tuple[int, ...], kernel: tuple[int, ...], stride: int
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return ``((top, bottom), (left, right))``."""
+    if padding in {"VALID", "SAME"}:
+        needed = ((-(-n // stride) - 1) * stride + k - n for n, k in zip(size, kernel, strict=True))
+        totals = [max(total, 0) if padding == "SAME" else 0 for total in needed]
+        return tuple((total // 2, total - total // 2) for total in totals)
+    if isinstance(padding, int):
+        return (padding, padding), (padding, padding)
+    if isinstance(padding, tuple) and len(padding) in {2, 4}:
+        return (padding[:2], padding[2:]) if len(padding) == 4 else ((padding[0],) * 2, (padding[1],) * 2)
+    return None

@@ -16,6 +16,7 @@
 #include <cstring>
 #include <vector>
 
+#include "operator.h"
 #include "slices.h"
 #include "spectra.h"
 #include "vectors.h"
@@ -205,25 +206,43 @@ void backward(const Maps& m, const float* x, const float* real, const float* ima
   }
 }
 
+// The sizes of x [batch, height, width, channels] and of real and imag [height * (width / 2 + 1), planes]; scores are
+// [batch, planes, channels], or none where planes are channels.
+Maps maps_of(const Tensor& X, const Tensor& Real, const MaybeTensor& Scores) {
+  const Shape shape = sizes("x", X, 4);
+  const int64_t planes = sizes("real", Real, 2)[1];
+  require(shape.size() == 4 && (Scores || planes == shape[3]), "without scores each channel has a plane of its own");
+  return Maps(shape[0], shape[1], shape[2], shape[3], planes);
+}
+
 }  // namespace
 
-// x and y: [batch, height, width, channels]; real and imag: [height * (width / 2 + 1), planes]; scores: [batch, planes,
-// channels], or null where planes are channels.
-extern "C" int filter_forward(int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t planes,
-                              const float* x, const float* real, const float* imag, const float* scores, float* y) {
-  return guarded([=] {
-    const Maps m(batch, height, width, channels, planes);
-    (scores ? planes == 4 ? forward<4> : forward<0> : forward<-1>)(m, x, real, imag, scores, y);
-  });
+static Tensors filter_spectrum(const Tensor& X, const Tensor& Real, const Tensor& Imag, const MaybeTensor& Scores) {
+  const Maps m = maps_of(X, Real, Scores);
+  const Shape filter{m.height * m.bins, m.planes};
+  const float *x = floats("x", X), *real = floats("real", Real, filter), *imag = floats("imag", Imag, filter);
+  const float* scores = floats("scores", Scores, {m.batch, m.planes, m.channels});
+  Tensor Y = empty_like(X);
+  (scores ? m.planes == 4 ? forward<4> : forward<0> : forward<-1>)(m, x, real, imag, scores, Y.data<float>());
+  return {Y};
 }
 
-extern "C" int filter_backward(int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t planes,
-                               const float* x, const float* real, const float* imag, const float* scores,
-                               const float* grad, float* grad_x, float* grad_real, float* grad_imag,
-                               float* grad_scores) {
-  return guarded([=] {
-    const Maps m(batch, height, width, channels, planes);
-    (scores ? planes == 4 ? backward<4> : backward<0> : backward<-1>)(m, x, real, imag, scores, grad, grad_x, grad_real,
-                                                                     grad_imag, grad_scores);
-  });
+static Tensors filter_spectrum_gradient(const Tensor& X, const Tensor& Real, const Tensor& Imag,
+                                        const MaybeTensor& Scores, const Tensor& GradY) {
+  const Maps m = maps_of(X, Real, Scores);
+  const Shape filter{m.height * m.bins, m.planes};
+  const float *x = floats("x", X), *real = floats("real", Real, filter), *imag = floats("imag", Imag, filter);
+  const float* scores = floats("scores", Scores, {m.batch, m.planes, m.channels});
+  const float* grad = floats("grad", GradY, X.shape());
+  Tensor GradX = empty_like(X), GradReal = empty_like(Real), GradImag = empty_like(Imag), GradScores;
+  if (Scores) GradScores = empty_like(*Scores);
+  (scores ? m.planes == 4 ? backward<4> : backward<0> : backward<-1>)(
+      m, x, real, imag, scores, grad, GradX.data<float>(), GradReal.data<float>(), GradImag.data<float>(),
+      scores ? GradScores.data<float>() : nullptr);
+  return {GradX, GradReal, GradImag, GradScores};
 }
+
+OPERATOR(filter_spectrum, filter_spectrum).Inputs({"X", "Real", "Imag", Optional("Scores")}).Outputs({"Y"});
+GRADIENT(filter_spectrum, filter_spectrum_gradient)
+    .Inputs({"X", "Real", "Imag", Optional("Scores"), Grad("Y")})
+    .Outputs({Grad("X"), Grad("Real"), Grad("Imag"), Grad(Optional("Scores"))});

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "operator.h"
 #include "slices.h"
 #include "vectors.h"
 
@@ -27,89 +28,158 @@ struct Span {
   int64_t count() const { return to - from; }
 };
 
-}  // namespace
+// y = x kept + share[image] branch scale of rows of columns; `positions` rows are an image, null factors are 1.
+struct Residual {
+  int64_t rows, columns, positions;
+  const float *x, *branch, *kept, *scale, *share;
 
-// y = x * kept + share[image] * branch * scale: kept and scale are factors of channels, share of images; each may be
-// null.
-extern "C" int residual_forward(int64_t rows, int64_t columns, int64_t positions, const float* x, const float* branch,
-                                const float* kept, const float* scale, const float* share, float* y) {
-  for_slices(rows, columns, [=](int64_t, int64_t from, int64_t to) {
-    for (int64_t r = from; r < to; ++r) {
-      const int64_t at = r * columns;
-      const float part = share ? share[r / positions] : 1.f;
-      for_vectors(columns, [=](int64_t c, auto get, auto put) {
-        put(y + at + c, times(get(x + at + c), kept, c, get) + part * times(get(branch + at + c), scale, c, get));
-      });
-    }
-  });
-  return 0;
-}
+  void forward(float* y) const {
+    for_slices(rows, columns, [=, r = *this](int64_t, int64_t from, int64_t to) {
+      for (int64_t row = from; row < to; ++row) {
+        const int64_t at = row * r.columns;
+        const float part = r.share ? r.share[row / r.positions] : 1.f;
+        for_vectors(r.columns, [=](int64_t c, auto get, auto put) {
+          put(y + at + c,
+              times(get(r.x + at + c), r.kept, c, get) + part * times(get(r.branch + at + c), r.scale, c, get));
+        });
+      }
+    });
+  }
 
-extern "C" int residual_backward(int64_t rows, int64_t columns, int64_t positions, const float* x, const float* branch,
-                                 const float* kept, const float* scale, const float* share, const float* grad,
-                                 float* grad_x, float* grad_branch, float* grad_kept, float* grad_scale) {
-  return guarded([=] {
+  void backward(const float* grad, float* grad_x, float* grad_branch, float* grad_kept, float* grad_scale) const {
     Sums sums(rows, columns, 2);
-    for_slices(rows, columns, [&](int64_t slice, int64_t from, int64_t to) {
+    for_slices(rows, columns, [&, r = *this](int64_t slice, int64_t from, int64_t to) {
       float *kept_sum = sums.at(slice, 0), *scale_sum = sums.at(slice, 1);
-      for (int64_t r = from; r < to; ++r) {
-        const int64_t at = r * columns;
-        const float part = share ? share[r / positions] : 1.f;
-        for_vectors(columns, [=](int64_t c, auto get, auto put) {
+      for (int64_t row = from; row < to; ++row) {
+        const int64_t at = row * r.columns;
+        const float part = r.share ? r.share[row / r.positions] : 1.f;
+        for_vectors(r.columns, [=](int64_t c, auto get, auto put) {
           const Vec g = get(grad + at + c), shared = g * part;
-          put(grad_x + at + c, times(g, kept, c, get));
-          put(grad_branch + at + c, times(shared, scale, c, get));
-          if (kept) put(kept_sum + c, get(kept_sum + c) + g * get(x + at + c));
-          if (scale) put(scale_sum + c, get(scale_sum + c) + shared * get(branch + at + c));
+          put(grad_x + at + c, times(g, r.kept, c, get));
+          put(grad_branch + at + c, times(shared, r.scale, c, get));
+          if (r.kept) put(kept_sum + c, get(kept_sum + c) + g * get(r.x + at + c));
+          if (r.scale) put(scale_sum + c, get(scale_sum + c) + shared * get(r.branch + at + c));
         });
       }
     });
     if (kept) sums.write(0, grad_kept);
     if (scale) sums.write(1, grad_scale);
-  });
+  }
+};
+
+Residual residual_of(const Tensor& X, const Tensor& Branch, const MaybeTensor& Kept, const MaybeTensor& Scale,
+                     const MaybeTensor& Share) {
+  const Shape shape = sizes("x", X, 2);
+  const int64_t columns = shape.back(), rows = X.numel() / columns;
+  return {rows, columns, rows / shape[0], floats("x", X), floats("branch", Branch, shape), floats("kept", Kept, {columns}),
+          floats("scale", Scale, {columns}), some_floats("share", Share, shape[0])};
 }
 
-// y = scale * relu(x)^2 + bias, a number each.
-extern "C" int star_relu_forward(int64_t size, const float* x, const float* scale, const float* bias, float* y) {
-  const float s = *scale, b = *bias;
-  for_all(size, [=](int64_t i, auto get, auto put) {
+}  // namespace
+
+// x + share branch: x and branch [batch, ..., columns], share [batch, 1, ...], which has no gradient. Its gradient needs
+// neither x nor branch, hence they are not kept.
+static Tensors residual(const Tensor& X, const Tensor& Branch, const MaybeTensor& Share) {
+  Tensor Y = empty_like(X);
+  residual_of(X, Branch, {}, {}, Share).forward(Y.data<float>());
+  return {Y};
+}
+
+static Tensors residual_gradient(const MaybeTensor& Share, const Tensor& GradY) {
+  Tensor GradX = empty_like(GradY), GradBranch = empty_like(GradY);
+  residual_of(GradY, GradY, {}, {}, Share)
+      .backward(floats("grad", GradY), GradX.data<float>(), GradBranch.data<float>(), nullptr, nullptr);
+  return {GradX, GradBranch};
+}
+
+OPERATOR(residual, residual).Inputs({"X", "Branch", Optional("Share")}).Outputs({"Y"});
+GRADIENT(residual, residual_gradient)
+    .Inputs({Optional("Share"), Grad("Y")})
+    .Outputs({Grad("X"), Grad("Branch")});
+
+// The same with factors of channels, kept and scale [columns].
+static Tensors scaled_residual(const Tensor& X, const Tensor& Branch, const MaybeTensor& Kept, const MaybeTensor& Scale,
+                               const MaybeTensor& Share) {
+  Tensor Y = empty_like(X);
+  residual_of(X, Branch, Kept, Scale, Share).forward(Y.data<float>());
+  return {Y};
+}
+
+static Tensors scaled_residual_gradient(const Tensor& X, const Tensor& Branch, const MaybeTensor& Kept,
+                                        const MaybeTensor& Scale, const MaybeTensor& Share, const Tensor& GradY) {
+  const Residual r = residual_of(X, Branch, Kept, Scale, Share);
+  Tensor GradX = empty_like(X), GradBranch = empty_like(X), GradKept, GradScale;
+  float *grad_kept = nullptr, *grad_scale = nullptr;
+  if (Kept) grad_kept = (GradKept = empty_like(*Kept)).data<float>();
+  if (Scale) grad_scale = (GradScale = empty_like(*Scale)).data<float>();
+  r.backward(floats("grad", GradY, X.shape()), GradX.data<float>(), GradBranch.data<float>(), grad_kept, grad_scale);
+  return {GradX, GradBranch, GradKept, GradScale};
+}
+
+OPERATOR(scaled_residual, scaled_residual)
+    .Inputs({"X", "Branch", Optional("Kept"), Optional("Scale"), Optional("Share")})
+    .Outputs({"Y"});
+GRADIENT(scaled_residual, scaled_residual_gradient)
+    .Inputs({"X", "Branch", Optional("Kept"), Optional("Scale"), Optional("Share"), Grad("Y")})
+    .Outputs({Grad("X"), Grad("Branch"), Grad(Optional("Kept")), Grad(Optional("Scale"))});
+
+// y = scale * relu(x)^2 + bias: scale and bias [1].
+static Tensors star_relu(const Tensor& X, const Tensor& Scale, const Tensor& Bias) {
+  const float *x = floats("x", X), s = *floats("scale", Scale, {1}), b = *floats("bias", Bias, {1});
+  Tensor Y = empty_like(X);
+  float* y = Y.data<float>();
+  for_all(X.numel(), [=](int64_t i, auto get, auto put) {
     const Vec v = get(x + i), positive = v > 0.f ? v : Vec{};
     put(y + i, positive * positive * s + b);
   });
-  return 0;
+  return {Y};
 }
 
-extern "C" int star_relu_backward(int64_t size, const float* x, const float* scale, const float* grad, float* grad_x,
-                                  float* grad_scale, float* grad_bias) {
-  return guarded([=] {
-    const int64_t rows = (size + SLICE_FLOATS - 1) / SLICE_FLOATS;
-    Sums sums(rows, SLICE_FLOATS, 0);
-    std::vector<double> partial(2 * sums.slices, 0.0);
-    const float s = 2.f * *scale;
-    for_slices(rows, SLICE_FLOATS, [&](int64_t slice, int64_t from, int64_t to) {
-      for (int64_t r = from; r < to; ++r) {
-        const int64_t at = r * SLICE_FLOATS;
-        Vec squares = {}, flat = {};
-        for_vectors(std::min(SLICE_FLOATS, size - at), [&](int64_t i, auto get, auto put) {
-          const Vec v = get(x + at + i), g = get(grad + at + i), positive = v > 0.f ? v : Vec{};
-          put(grad_x + at + i, g * positive * s);
-          squares += g * positive * positive;
-          flat += g;
-        });
-        partial[2 * slice] += total(squares);
-        partial[2 * slice + 1] += total(flat);
-      }
-    });
-    double squares = 0, flat = 0;
-    for (int64_t i = 0; i < sums.slices; ++i) squares += partial[2 * i], flat += partial[2 * i + 1];
-    *grad_scale = float(squares);
-    *grad_bias = float(flat);
+static Tensors star_relu_gradient(const Tensor& X, const Tensor& Scale, const Tensor& GradY) {
+  const float *x = floats("x", X), *grad = floats("grad", GradY, X.shape());
+  Tensor GradX = empty_like(X);
+  float* grad_x = GradX.data<float>();
+  const int64_t size = X.numel();
+  const int64_t rows = (size + SLICE_FLOATS - 1) / SLICE_FLOATS;
+  Sums sums(rows, SLICE_FLOATS, 0);
+  std::vector<double> partial(2 * sums.slices, 0.0);
+  const float s = 2.f * *floats("scale", Scale, {1});
+  for_slices(rows, SLICE_FLOATS, [&](int64_t slice, int64_t from, int64_t to) {
+    for (int64_t r = from; r < to; ++r) {
+      const int64_t at = r * SLICE_FLOATS;
+      Vec squares = {}, flat = {};
+      for_vectors(std::min(SLICE_FLOATS, size - at), [&](int64_t i, auto get, auto put) {
+        const Vec v = get(x + at + i), g = get(grad + at + i), positive = v > 0.f ? v : Vec{};
+        put(grad_x + at + i, g * positive * s);
+        squares += g * positive * positive;
+        flat += g;
+      });
+      partial[2 * slice] += total(squares);
+      partial[2 * slice + 1] += total(flat);
+    }
   });
+  double squares = 0, flat = 0;
+  for (int64_t i = 0; i < sums.slices; ++i) squares += partial[2 * i], flat += partial[2 * i + 1];
+  Tensor GradScale = empty({1}), GradBias = empty({1});
+  *GradScale.data<float>() = float(squares);
+  *GradBias.data<float>() = float(flat);
+  return {GradX, GradScale, GradBias};
 }
 
-// Normalises all positions and channels of an image together; moments is [batch, 2]: mean and 1 / deviation.
-extern "C" int group_norm_forward(int64_t batch, int64_t positions, int64_t channels, float epsilon, const float* x,
-                                  const float* weight, const float* bias, float* y, float* moments) {
+OPERATOR(star_relu, star_relu).Inputs({"X", "Scale", "Bias"}).Outputs({"Y"});
+GRADIENT(star_relu, star_relu_gradient)
+    .Inputs({"X", "Scale", Grad("Y")})
+    .Outputs({Grad("X"), Grad("Scale"), Grad("Bias")});
+
+// Normalises all positions and channels of an image together: x [batch, ..., channels], weight and bias [channels].
+// Moments, [batch, 2], are mean and 1 / deviation.
+static Tensors group_norm(const Tensor& X, const Tensor& Weight, const Tensor& Bias, float epsilon) {
+  const Shape shape = sizes("x", X, 2);
+  const int64_t batch = shape[0], channels = shape.back(), positions = X.numel() / (batch * channels);
+  const float *x = floats("x", X), *weight = floats("weight", Weight, {channels});
+  const float* bias = floats("bias", Bias, {channels});
+  Tensor Y = empty_like(X), Moments = empty({batch, 2});
+  float *y = Y.data<float>(), *moments = Moments.data<float>();
   const int64_t size = positions * channels;
 #pragma omp parallel for schedule(static) if (batch * size > SERIAL_FLOATS)
   for (int64_t b = 0; b < batch; ++b) {
@@ -139,48 +209,67 @@ extern "C" int group_norm_forward(int64_t batch, int64_t positions, int64_t chan
         put(y + b * size + at, (get(image + at) - mean) * scale * get(weight + c) + get(bias + c));
       });
   }
-  return 0;
+  return {Y, Moments};
 }
 
-extern "C" int group_norm_backward(int64_t batch, int64_t positions, int64_t channels, const float* x,
-                                   const float* weight, const float* moments, const float* grad, float* grad_x,
-                                   float* grad_weight, float* grad_bias) {
-  return guarded([=] {
-    const int64_t size = positions * channels;
-    std::vector<float> sums(2 * batch * channels, 0.f);  // of an image: gradient times normalised, gradient
+static Tensors group_norm_gradient(const Tensor& X, const Tensor& Weight, const Tensor& Moments, const Tensor& GradY,
+                                   float) {
+  const Shape shape = sizes("x", X, 2);
+  const int64_t batch = shape[0], channels = shape.back(), positions = X.numel() / (batch * channels);
+  const float *x = floats("x", X), *weight = floats("weight", Weight, {channels});
+  const float *moments = floats("moments", Moments, {batch, 2}), *grad = floats("grad", GradY, shape);
+  Tensor GradX = empty_like(X), GradWeight = empty({channels}), GradBias = empty({channels});
+  float *grad_x = GradX.data<float>(), *grad_weight = GradWeight.data<float>(), *grad_bias = GradBias.data<float>();
+  const int64_t size = positions * channels;
+  std::vector<float> sums(2 * batch * channels, 0.f);  // of an image: gradient times normalised, gradient
 #pragma omp parallel for schedule(static) if (batch * size > SERIAL_FLOATS)
-    for (int64_t b = 0; b < batch; ++b) {
-      const float *image = x + b * size, *g = grad + b * size, mean = moments[2 * b], scale = moments[2 * b + 1];
-      float *along = &sums[2 * b * channels], *flat = along + channels;
-      for (int64_t p = 0; p < positions; ++p)
-        for_vectors(channels, [=](int64_t c, auto get, auto put) {
-          const int64_t at = p * channels + c;
-          put(along + c, get(along + c) + get(g + at) * ((get(image + at) - mean) * scale));
-          put(flat + c, get(flat + c) + get(g + at));
-        });
-      double along_sum = 0, flat_sum = 0;
-      for (int64_t c = 0; c < channels; ++c) along_sum += along[c] * weight[c], flat_sum += flat[c] * weight[c];
-      const float along_mean = float(along_sum / size), flat_mean = float(flat_sum / size);
-      for (int64_t p = 0; p < positions; ++p)
-        for_vectors(channels, [=](int64_t c, auto get, auto put) {
-          const int64_t at = p * channels + c;
-          const Vec normed = (get(image + at) - mean) * scale;
-          put(grad_x + b * size + at, (get(g + at) * get(weight + c) - flat_mean - normed * along_mean) * scale);
-        });
-    }
-    for (int64_t c = 0; c < channels; ++c) {
-      double along = 0, flat = 0;
-      for (int64_t b = 0; b < batch; ++b) along += sums[2 * b * channels + c], flat += sums[(2 * b + 1) * channels + c];
-      grad_weight[c] = float(along);
-      grad_bias[c] = float(flat);
-    }
-  });
+  for (int64_t b = 0; b < batch; ++b) {
+    const float *image = x + b * size, *g = grad + b * size, mean = moments[2 * b], scale = moments[2 * b + 1];
+    float *along = &sums[2 * b * channels], *flat = along + channels;
+    for (int64_t p = 0; p < positions; ++p)
+      for_vectors(channels, [=](int64_t c, auto get, auto put) {
+        const int64_t at = p * channels + c;
+        put(along + c, get(along + c) + get(g + at) * ((get(image + at) - mean) * scale));
+        put(flat + c, get(flat + c) + get(g + at));
+      });
+    double along_sum = 0, flat_sum = 0;
+    for (int64_t c = 0; c < channels; ++c) along_sum += along[c] * weight[c], flat_sum += flat[c] * weight[c];
+    const float along_mean = float(along_sum / size), flat_mean = float(flat_sum / size);
+    for (int64_t p = 0; p < positions; ++p)
+      for_vectors(channels, [=](int64_t c, auto get, auto put) {
+        const int64_t at = p * channels + c;
+        const Vec normed = (get(image + at) - mean) * scale;
+        put(grad_x + b * size + at, (get(g + at) * get(weight + c) - flat_mean - normed * along_mean) * scale);
+      });
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    double along = 0, flat = 0;
+    for (int64_t b = 0; b < batch; ++b) along += sums[2 * b * channels + c], flat += sums[(2 * b + 1) * channels + c];
+    grad_weight[c] = float(along);
+    grad_bias[c] = float(flat);
+  }
+  return {GradX, GradWeight, GradBias};
 }
 
-// The mean of the positions at most `reach` away, as far as they are inside the map, minus the position itself. With
-// `adjoint` its gradient: every position is divided by its own count before the sum.
-extern "C" int pooling(int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t reach, int64_t adjoint,
-                       const float* x, float* y) {
+OPERATOR(group_norm, group_norm)
+    .Inputs({"X", "Weight", "Bias"})
+    .Outputs({"Y", "Moments"})
+    .Attrs({"epsilon: float"});
+GRADIENT(group_norm, group_norm_gradient)
+    .Inputs({"X", "Weight", "Moments", Grad("Y")})
+    .Outputs({Grad("X"), Grad("Weight"), Grad("Bias")})
+    .Attrs({"epsilon: float"});
+
+// The mean of the positions at most `reach` away, as far as they are inside the map, minus the position itself, of x
+// [batch, height, width, channels]. With `adjoint` its gradient: every position is divided by its own count before
+// the sum.
+static Tensors pooled(const Tensor& X, int64_t reach, bool adjoint) {
+  const Shape shape = sizes("x", X, 4);
+  require(shape.size() == 4 && reach >= 0, "pooling takes [batch, height, width, channels] and a window of 1 or more");
+  const int64_t batch = shape[0], height = shape[1], width = shape[2], channels = shape[3];
+  const float* x = floats("x", X);
+  Tensor Y = empty_like(X);
+  float* y = Y.data<float>();
 #pragma omp parallel for schedule(static) if (batch * height * width * channels > SERIAL_FLOATS)
   for (int64_t line = 0; line < batch * height; ++line) {
     const int64_t i = line % height;
@@ -203,5 +292,14 @@ extern "C" int pooling(int64_t batch, int64_t height, int64_t width, int64_t cha
       });
     }
   }
-  return 0;
+  return {Y};
 }
+
+static Tensors pool_difference(const Tensor& X, int64_t reach) { return pooled(X, reach, false); }
+static Tensors pool_difference_gradient(const Tensor& GradY, int64_t reach) { return pooled(GradY, reach, true); }
+
+OPERATOR(pool_difference, pool_difference).Inputs({"X"}).Outputs({"Y"}).Attrs({"reach: int64_t"});
+GRADIENT(pool_difference, pool_difference_gradient)
+    .Inputs({Grad("Y")})
+    .Outputs({Grad("X")})
+    .Attrs({"reach: int64_t"});

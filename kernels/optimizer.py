@@ -1,7 +1,6 @@
-"""One step over a list of tensors as one compiled call: Adam, momentum, moving averages, sums of squares.
+"""One step over a list of tensors as one compiled call: ``optimizer.cc``.
 
-The tensors are float32, contiguous and on the CPU; who calls these functions has asked :func:`takes` before, and
-keeps the tensors alive. Addresses are read at every call, as gradients move from step to step.
+The tensors are those that :func:`takes` accepts. They are changed in place.
 """
 
 from __future__ import annotations
@@ -11,19 +10,17 @@ from collections.abc import Sequence
 import numpy as np
 import paddle
 
-from kernels import mode
-from kernels.dispatch import run, usable
-from kernels.tensors import numel
+from kernels.dispatch import compiled, run
 
 
 def available() -> bool:
-    """Tell whether the compiled steps may be taken at all: on the CPU, in ``auto`` mode, with a compiler."""
-    return mode() == "auto" and usable()
+    """Return whether there are compiled steps at all: on the CPU, in ``auto`` mode, with a compiler."""
+    return paddle.get_device().startswith("cpu") and compiled()
 
 
 def takes(tensors: Sequence[paddle.Tensor]) -> bool:
-    """Tell whether the compiled steps take these tensors, on top of :func:`available`."""
-    taken = (paddle.float32,)  # `in` asks whether they are the same before it compares, which takes five times as long
+    """Return whether the compiled steps take these tensors, on top of :func:`available`."""
+    taken = (paddle.float32,)  # `in` compares identities first, which takes a fifth of the time of ==
     return all(
         tensor.is_dense() and tensor.is_contiguous() and tensor.dtype in taken and tensor.place.is_cpu_place()
         for tensor in tensors
@@ -31,55 +28,47 @@ def takes(tensors: Sequence[paddle.Tensor]) -> bool:
 
 
 def adam(
-    parameters: Sequence[paddle.Tensor], gradients: Sequence[paddle.Tensor], states: Sequence[paddle.Tensor],
-    factors: np.ndarray, betas: tuple[float, float], epsilon: float, clip: float,
+    parameters: list[paddle.Tensor], gradients: list[paddle.Tensor], states: list[paddle.Tensor],
+    factors: np.ndarray, betas: tuple[float, float], epsilon: float, clip_norm: float,
 ) -> None:
-    """Take a step of ``paddle.optimizer.Adam`` or ``AdamW`` in place.
+    """Take a step of ``paddle.optimizer.Adam`` or ``AdamW``.
 
     Args:
         parameters: N tensors.
         gradients: theirs.
-        states: their first moments, second moments, and powers of both betas, 4 N tensors.
+        states: first moments, second moments, and powers of both betas, 4 N tensors.
         factors: learning rates, decay as L2 in the gradient and decay of the parameter itself, float32 ``[3, N]``.
         betas: decay of the two moments.
-        epsilon: what is added to the root of the second moment, before its bias is corrected.
-        clip: factor of all gradients.
+        epsilon: is added to the root of the second moment, before its bias is corrected.
+        clip_norm: bound of the norm of all gradients; 0 for none.
     """
-    _step("adam_step", [*parameters, *gradients, *states], factors, *betas, epsilon, clip)
+    count = len(parameters)
+    groups = [states[start : start + count] for start in range(0, 4 * count, count)]
+    run("adam", parameters, gradients, *groups, factors.ravel().tolist(), *betas, epsilon, clip_norm)
 
 
 def momentum(
-    parameters: Sequence[paddle.Tensor], gradients: Sequence[paddle.Tensor], states: Sequence[paddle.Tensor],
-    factors: np.ndarray, decay: float, clip: float,
+    parameters: list[paddle.Tensor], gradients: list[paddle.Tensor], states: list[paddle.Tensor],
+    factors: np.ndarray, decay: float, clip_norm: float,
 ) -> None:
-    """Take a step of ``paddle.optimizer.Momentum`` in place.
+    """Take a step of ``paddle.optimizer.Momentum``.
 
     Args:
         parameters: N tensors.
         gradients: theirs.
         states: their velocities.
         factors: learning rates, and decay as L2 in the gradient, float32 ``[2, N]``.
-        decay: what is kept of the velocity.
-        clip: factor of all gradients.
+        decay: weight of the old velocity.
+        clip_norm: bound of the norm of all gradients; 0 for none.
     """
-    _step("momentum_step", [*parameters, *gradients, *states], factors, decay, clip)
+    run("momentum", parameters, gradients, states, factors.ravel().tolist(), decay, clip_norm)
 
 
-def average(averages: Sequence[paddle.Tensor], tensors: Sequence[paddle.Tensor], factors: np.ndarray) -> None:
+def average(averages: list[paddle.Tensor], tensors: list[paddle.Tensor], factors: np.ndarray) -> None:
     """Set N averages to themselves and N tensors, by float32 factors ``[2, N]``; 0 and 1 copy a tensor."""
-    _step("average_step", [*averages, *tensors], factors)
+    run("average", averages, tensors, factors.ravel().tolist())
 
 
-def sum_squares(tensors: Sequence[paddle.Tensor]) -> float:
+def sum_squares(tensors: list[paddle.Tensor]) -> float:
     """Return the sum of the squares of all numbers of N tensors, formed in float64."""
-    total = np.zeros(1)
-    _step("sum_squares", tensors, total)
-    return float(total[0])
-
-
-def _step(name: str, tensors: Sequence[paddle.Tensor], numbers: np.ndarray, *scalars: float) -> None:
-    """Call an operator on N sizes, the addresses of one or several times N tensors, and numbers."""
-    count = numbers.shape[-1] if numbers.ndim > 1 else len(tensors)
-    sizes = np.array([numel(tensor) for tensor in tensors[:count]], "int64")
-    addresses = np.array([tensor.data_ptr() for tensor in tensors], "int64")
-    run(name, count, sizes.ctypes.data, addresses.ctypes.data, numbers.ctypes.data, *scalars)
+    return float(run("sum_squares", tensors))

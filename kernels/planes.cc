@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "operator.h"
 #include "vectors.h"
 
 namespace {
@@ -23,21 +24,30 @@ inline void map_plane(int64_t plane, float* out, Body body) {
 
 }  // namespace
 
-// y = max(first x, second x), with two slopes for each plane.
-extern "C" int dynamic_relu_forward(int64_t planes, int64_t plane, const float* x, const float* first,
-                                    const float* second, float* y) {
+// y = max(first x, second x): x [batch, channels, ...], first and second [batch, channels].
+static Tensors dynamic_relu(const Tensor& X, const Tensor& First, const Tensor& Second) {
+  const Shape shape = sizes("x", X, 2);
+  const int64_t planes = shape[0] * shape[1], plane = X.numel() / planes;
+  const float *x = floats("x", X), *first = floats("first", First, {shape[0], shape[1]});
+  const float* second = floats("second", Second, {shape[0], shape[1]});
+  Tensor Y = empty_like(X);
+  float* y = Y.data<float>();
 #pragma omp parallel for schedule(static) if (planes * plane > SERIAL_FLOATS)
   for (int64_t i = 0; i < planes; ++i)
     map_plane(plane, y + i * plane, [p = x + i * plane, a = first[i], b = second[i]](auto get) {
       const auto u = get(p) * a, v = get(p) * b;
       return u > v ? u : v;
     });
-  return 0;
+  return {Y};
 }
 
-extern "C" int dynamic_relu_backward(int64_t planes, int64_t plane, const float* x, const float* first,
-                                     const float* second, const float* grad, float* grad_x, float* grad_first,
-                                     float* grad_second) {
+static Tensors dynamic_relu_gradient(const Tensor& X, const Tensor& First, const Tensor& Second, const Tensor& GradY) {
+  const Shape shape = sizes("x", X, 2);
+  const int64_t planes = shape[0] * shape[1], plane = X.numel() / planes;
+  const float *x = floats("x", X), *first = floats("first", First, {shape[0], shape[1]});
+  const float *second = floats("second", Second, {shape[0], shape[1]}), *grad = floats("grad", GradY, shape);
+  Tensor GradX = empty_like(X), GradFirst = empty_like(First), GradSecond = empty_like(Second);
+  float *grad_x = GradX.data<float>(), *grad_first = GradFirst.data<float>(), *grad_second = GradSecond.data<float>();
 #pragma omp parallel for schedule(static) if (planes * plane > SERIAL_FLOATS)
   for (int64_t i = 0; i < planes; ++i) {
     const float *p = x + i * plane, *g = grad + i * plane, a = first[i], b = second[i];
@@ -59,12 +69,25 @@ extern "C" int dynamic_relu_backward(int64_t planes, int64_t plane, const float*
     grad_first[i] = total(first_sum) + first_rest;
     grad_second[i] = total(second_sum) + second_rest;
   }
-  return 0;
+  return {GradX, GradFirst, GradSecond};
 }
 
-// Channel c of group g of `groups` becomes channel g of group c; with channels / groups groups, the way back.
-extern "C" int channel_shuffle(int64_t images, int64_t channels, int64_t groups, int64_t plane, const float* x,
-                               float* y) {
+OPERATOR(dynamic_relu, dynamic_relu).Inputs({"X", "First", "Second"}).Outputs({"Y"});
+GRADIENT(dynamic_relu, dynamic_relu_gradient)
+    .Inputs({"X", "First", "Second", Grad("Y")})
+    .Outputs({Grad("X"), Grad("First"), Grad("Second")});
+
+// Channel c of group g of `groups` becomes channel g of group c, of x [batch, channels, ...]; with channels / groups
+// groups, the way back.
+static Tensors shuffled(const Tensor& X, int64_t groups, bool back) {
+  const Shape shape = sizes("x", X, 2);
+  const int64_t images = shape[0], channels = shape[1], plane = X.numel() / (images * channels);
+  require(groups > 0 && channels % groups == 0,
+          std::to_string(channels) + " channels cannot be shuffled in " + std::to_string(groups) + " groups");
+  if (back) groups = channels / groups;
+  const float* x = floats("x", X);
+  Tensor Y = empty_like(X);
+  float* y = Y.data<float>();
   const int64_t planes = images * channels;
 #pragma omp parallel for schedule(static) if (planes * plane > SERIAL_FLOATS)
   for (int64_t i = 0; i < planes; ++i) {
@@ -72,5 +95,14 @@ extern "C" int channel_shuffle(int64_t images, int64_t channels, int64_t groups,
     const int64_t source = channel % groups * (channels / groups) + channel / groups;
     std::memcpy(y + i * plane, x + (image * channels + source) * plane, plane * sizeof(float));
   }
-  return 0;
+  return {Y};
 }
+
+static Tensors channel_shuffle(const Tensor& X, int64_t groups) { return shuffled(X, groups, false); }
+static Tensors channel_shuffle_gradient(const Tensor& GradY, int64_t groups) { return shuffled(GradY, groups, true); }
+
+OPERATOR(channel_shuffle, channel_shuffle).Inputs({"X"}).Outputs({"Y"}).Attrs({"groups: int64_t"});
+GRADIENT(channel_shuffle, channel_shuffle_gradient)
+    .Inputs({Grad("Y")})
+    .Outputs({Grad("X")})
+    .Attrs({"groups: int64_t"});

@@ -1,105 +1,48 @@
-"""The compiled operators over rows of channels as Paddle functions with gradients."""
+"""Operators over rows of channels: ``rows.cc``."""
 
 from __future__ import annotations
 
+import math
+
 import paddle
-from paddle.autograd import PyLayer
-from paddle.autograd.py_layer import once_differentiable
+from paddle.nn import functional as F
 
-from kernels.dispatch import run
-from kernels.products import current, product, rounding
-from kernels.tensors import empty, numel
+from kernels import build, settings
+from kernels.dispatch import compiled, run
 
-SMALL = 3 << 19  # multiply-accumulates
-
-
-def _rows(x: paddle.Tensor) -> tuple[int, int]:
-    return numel(x) // x.shape[-1], x.shape[-1]
+SMALL = 3 << 19
+"""Multiply-accumulates of a fully connected layer below which Paddle's operator is as fast."""
 
 
-def worthwhile(x: paddle.Tensor, outputs: int) -> bool:
-    """Tell whether a fully connected layer is worth a Python function with a gradient, which costs some 40 µs.
+def gelu(x: paddle.Tensor) -> paddle.Tensor:
+    """Return ``x`` times the normal distribution function of ``x``, as ``paddle.nn.functional.gelu``; any shape."""
+    return run("gelu", x) if compiled(x) else F.gelu(x)
 
-    Paddle's is slower from about ``SMALL`` products on. Mixed precision is for layers of every size.
+
+def layer_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor, epsilon: float = 1e-5) -> paddle.Tensor:
+    """Normalise the last axis as ``paddle.nn.functional.layer_norm``: ``[..., C]`` with ``[C]`` and ``[C]``."""
+    if compiled(x, weight, bias):
+        return run("layer_norm", x, weight, bias, epsilon)
+    return F.layer_norm(x, weight.shape, weight, bias, epsilon)
+
+
+def linear(
+    x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None = None, transposed: bool = False
+) -> paddle.Tensor:
+    """Return ``x @ weight + bias`` as ``paddle.nn.functional.linear``; on the CPU with oneDNN's matrix product.
+
+    Args:
+        x: ``[..., C]``.
+        weight: ``[C, D]``; ``[D, C]`` where ``transposed``, as a 1×1 convolution's flattened weight.
+        bias: ``[D]`` or None.
+        transposed: whether the outputs are the first axis of ``weight``.
+
+    Returns:
+        ``[..., D]``.
     """
-    return numel(x) * outputs > SMALL or rounding()
-
-
-class Gelu(PyLayer):
-    """``Gelu.apply(x)``: any shape."""
-
-    @staticmethod
-    def forward(ctx, x):
-        x = x.contiguous()
-        y = empty(*x.shape)
-        run("gelu_forward", numel(x), x, y)
-        ctx.save_for_backward(x)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensor()
-        grad_x = empty(*x.shape)
-        run("gelu_backward", numel(x), x, grad.contiguous(), grad_x)
-        return grad_x
-
-
-class Linear(PyLayer):
-    """``Linear.apply(x, weight, bias, transposed=...)``: ``[..., C]`` to ``[..., D]``.
-
-    ``weight`` is ``[C, D]``, or ``[D, C]`` where transposed; ``bias`` is ``[D]`` or left out.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, bias=None, *, transposed):
-        features = x.shape[-1]
-        rows, weight = x.reshape([-1, features]).contiguous(), weight.contiguous()
-        ctx.product = current()
-        y = product(rows, weight, transpose_b=transposed, function=ctx.product)
-        if bias is not None:
-            run("bias_forward", *y.shape, bias.contiguous(), y)
-        ctx.save_for_backward(rows, weight)
-        ctx.shape = x.shape
-        ctx.transposed = transposed
-        ctx.has_bias = bias is not None
-        ctx.wanted = [item is not None and not item.stop_gradient for item in (x, weight, bias)]
-        return y.reshape([*x.shape[:-1], y.shape[1]])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        rows, weight = ctx.saved_tensor()
-        grad = grad.reshape([rows.shape[0], -1]).contiguous()
-        grad_x = grad_weight = grad_bias = None
-        if ctx.wanted[0]:
-            grad_x = product(grad, weight, transpose_b=not ctx.transposed, function=ctx.product).reshape(ctx.shape)
-        if ctx.wanted[1]:
-            operands = (grad, rows) if ctx.transposed else (rows, grad)
-            grad_weight = product(*operands, transpose_a=True, function=ctx.product)
-        if ctx.wanted[2]:
-            grad_bias = empty(grad.shape[1])
-            run("bias_backward", *grad.shape, grad, grad_bias)
-        return (grad_x, grad_weight, grad_bias) if ctx.has_bias else (grad_x, grad_weight)
-
-
-class LayerNorm(PyLayer):
-    """``LayerNorm.apply(x, weight, bias, epsilon)`` over the last axis: ``[..., C]``, ``[C]``, ``[C]``."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, epsilon):
-        x, weight = x.contiguous(), weight.contiguous()
-        y = empty(*x.shape)
-        run("norm_forward", *_rows(x), epsilon, x, weight, bias.contiguous(), y)
-        ctx.save_for_backward(x, weight)
-        ctx.epsilon = epsilon
-        ctx.wanted = [not item.stop_gradient for item in (x, weight, bias)]
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        x, weight = ctx.saved_tensor()
-        grads = empty(*x.shape), empty(*weight.shape), empty(*weight.shape)
-        run("norm_backward", *_rows(x), ctx.epsilon, x, weight, grad.contiguous(), *grads)
-        return tuple(item if wanted else None for item, wanted in zip(grads, ctx.wanted, strict=True))
+    if compiled(x, weight, bias) and x.ndim > 1 and build.library().onednn:
+        bfloat16 = settings.rounds_to_bfloat16()
+        if bfloat16 or math.prod(x.shape) * weight.shape[0 if transposed else 1] > SMALL:
+            needs_grad = not x.stop_gradient, not weight.stop_gradient
+            return run("linear", x, weight, bias, transposed, bfloat16, *needs_grad)
+    return F.linear(x, weight.t() if transposed else weight, bias)

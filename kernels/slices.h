@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <new>
 #include <vector>
 
 #include "vectors.h"
@@ -53,13 +54,19 @@ inline void for_all(int64_t size, Body body) {
   });
 }
 
-// The status that every operator returns: 1 where memory ran out, else 0.
+// Runs body(task) for every task on all threads where the work is `worth` it. An exception must not leave a thread: that
+// memory ran out is raised at the end.
 template <class Body>
-inline int guarded(Body body) {
-  try {
-    body();
-    return 0;
-  } catch (...) {
-    return 1;
+inline void for_tasks(int64_t tasks, bool worth, Body body) {
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+#pragma omp parallel if (worth)
+  for (int64_t task; (task = next++) < tasks;) {
+    try {
+      body(task);
+    } catch (...) {
+      failed = true;
+    }
   }
+  if (failed) throw std::bad_alloc();
 }

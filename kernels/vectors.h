@@ -110,7 +110,3 @@ inline float* scratch(int64_t floats) {
   }
   return memory.get();
 }
-
-// oneDNN's dnnl_sgemm: row-major, C = alpha op(A) op(B) + beta C; transposed where 'T', as it is where 'N'.
-typedef int (*Product)(char, char, int64_t, int64_t, int64_t, float, const float*, int64_t, const float*, int64_t,
-                       float, float*, int64_t);

@@ -11,32 +11,34 @@ import paddle
 import pytest
 
 import kernels
-from kernels import bridges, build, convolution, dispatch, maps, planes, rows, softmax_attention, spectral
+from kernels import build, dispatch
 
-COMPILER = any(map(shutil.which, build.COMPILERS))
-compiled = pytest.mark.skipif(not COMPILER, reason="no C++ compiler on this machine")
+compiled = pytest.mark.skipif(not any(map(shutil.which, build.COMPILERS)), reason="no C++ compiler on this machine")
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    """One cache for all of these tests, apart from the user's; and the mode back to `auto` after each."""
-    monkeypatch.setenv("PADDLE_HYBRID_CACHE", str(tmp_path_factory.getbasetemp() / "kernel-cache"))
+def back_to_auto():
+    """Choose the mode ``auto`` after each test."""
     yield
     kernels.configure("auto")
 
 
 @pytest.fixture
 def ours(monkeypatch):
-    """A counter of forward calls that reached a compiled operator: ``ours()``."""
+    """The names of the compiled operators that were called."""
     calls = []
+    run = dispatch._C_ops._run_custom_op
+    monkeypatch.setattr(dispatch._C_ops, "_run_custom_op", lambda name, *rest: calls.append(name) or run(name, *rest))
+    return calls
 
-    def counting(name, *arguments):
-        calls.append(name)
-        dispatch.run(name, *arguments)
 
-    for module in (bridges, convolution, planes, maps, rows, softmax_attention, spectral):
-        monkeypatch.setattr(module, "run", counting)
-    return lambda: sum(name.endswith("_forward") for name in calls)
+def stock(function):
+    """The same function with Paddle's own operators."""
+    def call(*arguments):
+        with kernels.using("stock"):
+            return function(*arguments)
+
+    return call
 
 
 def assert_threads_change_no_bit(function):
@@ -64,14 +66,13 @@ def with_gradients(function, values, grad=None, dtype="float32"):
     return [y.numpy(), *(item.grad.numpy() for item in inputs)]
 
 
-def compare(stock, own, values, small=1e-6):
+def compare(reference, own, values, small=1e-6):
     """Compare output and gradients with Paddle's in float64: the errors are Paddle's own in float32, or small."""
-    exact = with_gradients(stock, values.values(), dtype="float64")
-    paddles = with_gradients(stock, values.values())
+    exact = with_gradients(reference, values.values(), dtype="float64")
+    paddles = with_gradients(reference, values.values())
     found = with_gradients(own, values.values())
     for name, want, theirs, got in zip(("y", *values), exact, paddles, found, strict=True):
         assert got.shape == want.shape
         scale = np.abs(want).max() or 1.0
         error, stock_error = np.abs(got - want).max() / scale, np.abs(theirs - want).max() / scale
-        print(f"{name}: error {error:.1e}, Paddle's {stock_error:.1e}")
-        assert error < max(small, 2 * stock_error)
+        assert error < max(small, 2 * stock_error), f"{name}: error {error:.1e}, Paddle's {stock_error:.1e}"

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-from pathlib import Path
-
 import numpy as np
 import paddle
 import pytest
-from kernel_checks import own_cache  # noqa: F401
+from kernel_checks import assert_threads_change_no_bit, back_to_auto  # noqa: F401
 
 import kernels
 from configs.load import load_config
@@ -28,50 +25,33 @@ def rounded(x: np.ndarray) -> np.ndarray:
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).astype(np.uint32).view(np.float32).astype(np.float64)
 
 
-def multiply(a: np.ndarray, b: np.ndarray, ta: bool, tb: bool, start: np.ndarray | None = None) -> np.ndarray:
-    """Return op(a) op(b), added to ``start`` where there is one."""
-    m, k = a.shape[::-1] if ta else a.shape
-    n = b.shape[0] if tb else b.shape[1]
-    out = np.full((m, n), np.nan, np.float32) if start is None else start.copy()
-    sizes = (b"T" if ta else b"N", b"T" if tb else b"N", m, n, k)
-    operands = (a.ctypes.data, a.shape[1], b.ctypes.data, b.shape[1])
-    kept = 0.0 if start is None else 1.0
-    assert build.library().bfloat16_product(*sizes, 1.0, *operands, kept, out.ctypes.data, n) == 0
-    return out
-
-
-@pytest.mark.parametrize("tb", [False, True])
-@pytest.mark.parametrize("ta", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(("m", "n", "k"), SIZES)
-def test_product_of_rounded_operands(m: int, n: int, k: int, ta: bool, tb: bool) -> None:
+def test_product_of_rounded_operands(m: int, n: int, k: int, transposed: bool) -> None:
     """Against float64 products of operands that numpy has rounded: what is left is the float32 sum."""
     rng = np.random.default_rng(m * n * k)
-    a, b, start = (rng.standard_normal(size).astype(np.float32) for size in ((m, k), (k, n), (m, n)))
+    a, b = (rng.standard_normal(size).astype(np.float32) for size in ((m, k), (k, n)))
     expected = rounded(a) @ rounded(b)
-    a, b = np.ascontiguousarray(a.T if ta else a), np.ascontiguousarray(b.T if tb else b)
+    with kernels.bfloat16_products():
+        found = kernels.product(paddle.to_tensor(a), paddle.to_tensor(b.T.copy() if transposed else b), transposed)
     bound = 2**-21 * max(k, 8)  # rounding of that many sums; bfloat16 alone would be some 1e-3 √k
-    np.testing.assert_allclose(multiply(a, b, ta, tb), expected, rtol=0, atol=bound)
-    np.testing.assert_allclose(multiply(a, b, ta, tb, start), expected + start, rtol=0, atol=bound)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=bound)
 
 
 def test_number_of_threads_changes_no_bit() -> None:
-    rng = np.random.default_rng(0)
-    a, b = (rng.standard_normal(size).astype(np.float32) for size in ((900, 700), (700, 130)))
-    openmp = ctypes.CDLL(str(Path(paddle.__file__).parent / "libs" / "libiomp5.so"))
-    before = openmp.omp_get_max_threads()
-    try:
-        found = []
-        for count in (1, 3):
-            openmp.omp_set_num_threads(count)
-            found.append(multiply(a, b, False, False))
-    finally:
-        openmp.omp_set_num_threads(before)
-    assert (found[0] == found[1]).all()
+    a, b = paddle.randn([900, 700]), paddle.randn([700, 130])
+
+    def product() -> list[np.ndarray]:
+        with kernels.bfloat16_products():
+            return [kernels.product(a, b).numpy()]
+
+    assert_threads_change_no_bit(product)
 
 
 def layer(kind: str) -> tuple[list[paddle.Tensor], object]:
     rng = np.random.default_rng(1)
-    shapes = {"linear": [(40, 48), (48, 33), (33,)], "pointwise": [(9, 48, 8, 8), (24, 48, 1, 1), (24,)],
+    shapes = {"linear": [(40, 48), (48, 33), (33,)], "several chunks": [(5, 48, 60, 60), (24, 48, 1, 1), (24,)],
+              "pointwise": [(9, 48, 8, 8), (24, 48, 1, 1), (24,)],
               "grouped": [(3, 32, 7, 7), (24, 16, 3, 3), (24,)]}[kind]
     tensors = [paddle.to_tensor(rng.standard_normal(shape).astype(np.float32)) for shape in shapes]
     if kind == "linear":
@@ -80,7 +60,7 @@ def layer(kind: str) -> tuple[list[paddle.Tensor], object]:
     return tensors, lambda x, w, b: kernels.conv2d(x, w, b, padding=groups - 1, groups=groups)
 
 
-@pytest.mark.parametrize("kind", ["linear", "pointwise", "grouped"])
+@pytest.mark.parametrize("kind", ["linear", "pointwise", "several chunks", "grouped"])
 def test_layers_follow_the_context_backward_too(kind: str) -> None:
     """All operands rounded: as Paddle's operators in float64 say, with gradients of the rounded gradient."""
     tensors, function = layer(kind)

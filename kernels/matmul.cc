@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <utility>
 
+#include "matmul.h"
+#include "operator.h"
 #include "vectors.h"
 
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
@@ -141,9 +143,9 @@ Tile choose(int64_t wanted, bool narrow, std::integer_sequence<int, rows...>) {
 
 }  // namespace
 
-// As oneDNN's dnnl_sgemm (see vectors.h), for alpha 1 and beta 0 or 1.
-extern "C" int bfloat16_product(char ta, char tb, int64_t m, int64_t n, int64_t k, float, const float* a, int64_t lda,
-                                const float* b, int64_t ldb, float beta, float* c, int64_t ldc) try {
+// As oneDNN's, for alpha 1 and beta 0 or 1.
+static int bfloat16_product(char ta, char tb, int64_t m, int64_t n, int64_t k, float, const float* a, int64_t lda,
+                            const float* b, int64_t ldb, float beta, float* c, int64_t ldc) try {
   const Matrix left{a, lda, ta == 'T'}, right{b, ldb, tb == 'T'};
   const int64_t left_vectors = left.transposed ? PAIRS : ROWS * ROW_PITCH / 16, right_vectors = 2 * PAIRS;
   const int64_t row_step = left.transposed ? 1 : ROW_PITCH, pair_step = left.transposed ? 16 : 1;
@@ -182,15 +184,39 @@ extern "C" int bfloat16_product(char ta, char tb, int64_t m, int64_t n, int64_t 
   return 1;
 }
 
-extern "C" int bfloat16_available() { return 1; }
-
+#define BFLOAT16 bfloat16_product
 #else
+#define BFLOAT16 nullptr
+#endif
 
-extern "C" int bfloat16_product(char, char, int64_t, int64_t, int64_t, float, const float*, int64_t, const float*,
-                                int64_t, float, float*, int64_t) {
-  return 1;
+#ifdef HYBRID_ONEDNN
+extern "C" int dnnl_sgemm(char, char, int64_t, int64_t, int64_t, float, const float*, int64_t, const float*, int64_t,
+                          float, float*, int64_t);
+#else
+constexpr Product dnnl_sgemm = nullptr;
+#endif
+
+static const Product products[] = {dnnl_sgemm, BFLOAT16};
+
+bool has_product(bool bfloat16) { return products[bfloat16] != nullptr; }
+
+Product product_of(bool bfloat16) {
+  const Product product = products[bfloat16];
+  require(product, bfloat16 ? "this processor has no bfloat16 products" : "this Paddle carries no oneDNN");
+  return product;
 }
 
-extern "C" int bfloat16_available() { return 0; }
+// a [m, k] times b [k, n], or [n, k] where it is transposed.
+static Tensors product(const Tensor& A, const Tensor& B, bool transpose_b, bool bfloat16) {
+  const Shape left = sizes("a", A, 2), right = sizes("b", B, 2);
+  require(left.size() == 2 && right.size() == 2 && left[1] == right[transpose_b ? 1 : 0],
+          "matrices of the shapes " + text(left) + " and " + text(right) + " have no product");
+  const float *a = floats("a", A), *b = floats("b", B);
+  const int64_t columns = right[transpose_b ? 0 : 1];
+  Tensor C = empty({left[0], columns});
+  check_product(product_of(bfloat16)('N', transpose_b ? 'T' : 'N', left[0], columns, left[1], 1.f, a, left[1], b, right[1],
+                                     0.f, C.data<float>(), columns));
+  return {C};
+}
 
-#endif
+OPERATOR(product, product).Inputs({"A", "B"}).Outputs({"C"}).Attrs({"transpose_b: bool", "bfloat16: bool"});

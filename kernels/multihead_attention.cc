@@ -7,31 +7,34 @@
 // split, transposed or copied around this operator.
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <vector>
 
+#include "matmul.h"
+#include "operator.h"
+#include "slices.h"
 #include "softmax.h"
 #include "vectors.h"
+
+namespace {
+
+constexpr int64_t SERIAL_WORK = 1 << 17;  // multiply-adds below which threads cost more than they give
 
 struct Strides {
   int64_t image, position, head;
 };
 
-// Mirrored by a ctypes structure. `mixed` are the strides of the output and of its gradient.
+// `mixed` are the strides of the output and of its gradient.
 struct AttentionShape {
   int64_t batch, heads, queries, keys, width;
   Strides query, key, value, mixed;
+  bool worth_threads() const { return batch * heads * queries * keys * width > SERIAL_WORK; }
 };
-
-namespace {
 
 constexpr int64_t BLOCK_FLOATS = 48 * 1024;   // of a block of probabilities
 constexpr int64_t SMALL_PRODUCT = 24 * 1024;  // multiply-adds below which oneDNN's own preparation costs more
-constexpr int64_t MAX_SLICES = 8;             // of the batch, where the gradient of a bias is summed
-constexpr int64_t SERIAL_WORK = 1 << 17;      // multiply-adds below which threads cost more than they give
-
+constexpr int64_t BATCH_SLICES = 8;           // of the batch, where the gradient of a bias is summed
 const float* at(const float* base, const Strides& s, int64_t image, int64_t head) {
   return base + image * s.image + head * s.head;
 }
@@ -74,36 +77,16 @@ struct Products {
   }
 };
 
-// Runs body(task) for every task, on all threads where the work is worth it; 1 where memory ran out, else 0.
-template <class Body>
-int for_tasks(const AttentionShape& s, int64_t tasks, Body body) {
-  std::atomic<int64_t> next{0};
-  std::atomic<int> failed{0};
-#pragma omp parallel if (s.batch * s.heads * s.queries * s.keys * s.width > SERIAL_WORK)
-  for (int64_t task; (task = next++) < tasks;) {
-    try {
-      body(task);
-    } catch (...) {
-      failed = 1;
-    }
-  }
-  return failed;
-}
-
 int64_t block_rows(const AttentionShape& s) {
   return std::clamp<int64_t>(BLOCK_FLOATS / s.keys, std::min<int64_t>(s.queries, 16), s.queries);
 }
 
-}  // namespace
-
-// `bias` [heads, queries, keys] may be null; `kept` [batch, heads, queries, 2] is for the backward pass.
-extern "C" int attention_forward(const AttentionShape* shape, Product product, float scale, const float* query,
-                                 const float* key, const float* value, const float* bias, float* mixed,
-                                 float* kept) {
-  const AttentionShape s = *shape;
-  const Products products{product};
+// Mixes values: `bias` [heads, queries, keys] may be null; `kept` [batch, heads, queries, 2] is for the gradient.
+void attend(const AttentionShape& s, float scale, const float* query, const float* key, const float* value,
+            const float* bias, float* mixed, float* kept) {
+  const Products products{product_of(false)};
   const int64_t block = block_rows(s), blocks = (s.queries + block - 1) / block;
-  return for_tasks(s, s.batch * s.heads * blocks, [&](int64_t task) {
+  for_tasks(s.batch * s.heads * blocks, s.worth_threads(), [&](int64_t task) {
     const int64_t image = task / blocks / s.heads, head = task / blocks % s.heads, from = task % blocks * block;
     const int64_t rows = std::min(block, s.queries - from);
     float* weights = scratch(block * s.keys);
@@ -120,16 +103,14 @@ extern "C" int attention_forward(const AttentionShape* shape, Product product, f
 }
 
 // The gradients of query, key and value lie as these do; `grad_bias` may be null.
-extern "C" int attention_backward(const AttentionShape* shape, Product product, float scale, const float* query,
-                                  const float* key, const float* value, const float* bias, const float* kept,
-                                  const float* grad, float* grad_query, float* grad_key,
-                                  float* grad_value, float* grad_bias) try {
-  const AttentionShape s = *shape;
-  const Products products{product};
+void attend_back(const AttentionShape& s, float scale, const float* query, const float* key, const float* value,
+                 const float* bias, const float* kept, const float* grad, float* grad_query, float* grad_key,
+                 float* grad_value, float* grad_bias) {
+  const Products products{product_of(false)};
   const int64_t block = block_rows(s), map = s.queries * s.keys;
-  const int64_t slices = grad_bias ? std::min(s.batch, MAX_SLICES) : s.batch;
+  const int64_t slices = grad_bias ? std::min(s.batch, BATCH_SLICES) : s.batch;
   std::vector<float> partial(grad_bias ? slices * s.heads * map : 0, 0.f);
-  const int failed = for_tasks(s, slices * s.heads, [&](int64_t task) {
+  for_tasks(slices * s.heads, s.worth_threads(), [&](int64_t task) {
     const int64_t slice = task / s.heads, head = task % s.heads;
     float* weights = scratch(2 * block * s.keys);
     float* changes = weights + block * s.keys;
@@ -143,14 +124,14 @@ extern "C" int attention_backward(const AttentionShape* shape, Product product, 
         products.rows_by_rows(rows, s.keys, s.width, 1.f, g, s.mixed.position, v, s.value.position, changes);
         for (int64_t r = 0; r < rows; ++r) {
           const float* row_kept = kept + ((image * s.heads + head) * s.queries + from + r) * 2;
-          const float maximum = row_kept[0], share = row_kept[1];
+          const float maximum = row_kept[0], inverse = row_kept[1];
           float *weight = weights + r * s.keys, *change = changes + r * s.keys;
           const float* row_bias = bias ? bias + (head * s.queries + from + r) * s.keys : nullptr;
           float* row_sum = grad_bias ? &partial[(task * s.queries + from + r) * s.keys] : nullptr;
           Vec means = {};
           for_vectors(s.keys, [&](int64_t c, auto get, auto put) {
             const Vec logit = row_bias ? get(weight + c) + get(row_bias + c) : get(weight + c);
-            const Vec p = exp_negative(logit - maximum) * share;
+            const Vec p = exp_negative(logit - maximum) * inverse;
             put(weight + c, p);
             means += p * get(change + c);
           });
@@ -174,7 +155,93 @@ extern "C" int attention_backward(const AttentionShape* shape, Product product, 
     for (int64_t slice = 0; slice < slices; ++slice) sum += partial[slice * s.heads * map + i];
     grad_bias[i] = float(sum);
   }
-  return failed;
-} catch (...) {
-  return 1;
 }
+
+// query [batch, queries, heads, width], key [batch, keys, heads, width]
+AttentionShape shape_of(const Tensor& Query, const Tensor& Key) {
+  const Shape query = sizes("query", Query, 4), key = sizes("key", Key, 4);
+  require(query.size() == 4 && key.size() == 4, "queries and keys are [batch, positions, heads, width]");
+  const int64_t heads = query[2], width = query[3];
+  const Strides own{query[1] * heads * width, heads * width, width}, other{key[1] * heads * width, heads * width, width};
+  return {query[0], heads, query[1], key[1], width, own, other, other, own};
+}
+
+// qkv [batch, positions, 3, heads, width]
+AttentionShape packed_shape_of(const Tensor& Qkv) {
+  const Shape qkv = sizes("qkv", Qkv, 5);
+  require(qkv.size() == 5 && qkv[2] == 3, "qkv has the shape " + text(qkv) + ", expected [batch, positions, 3, heads, width]");
+  const int64_t positions = qkv[1], heads = qkv[3], width = qkv[4];
+  const Strides packed{3 * positions * heads * width, 3 * heads * width, width};
+  const Strides own{positions * heads * width, heads * width, width};
+  return {qkv[0], heads, positions, positions, width, packed, packed, packed, own};
+}
+
+}  // namespace
+
+static Tensors attention(const Tensor& Query, const Tensor& Key, const Tensor& Value, const MaybeTensor& Bias,
+                         float scale, bool) {
+  const AttentionShape s = shape_of(Query, Key);
+  const Shape others{s.batch, s.keys, s.heads, s.width};
+  const float *query = floats("query", Query), *key = floats("key", Key, others), *value = floats("value", Value, others);
+  const float* bias = floats("bias", Bias, {s.heads, s.queries, s.keys});
+  Tensor Mixed = empty_like(Query), Kept = empty({s.batch, s.heads, s.queries, 2});
+  attend(s, scale, query, key, value, bias, Mixed.data<float>(), Kept.data<float>());
+  return {Mixed, Kept};
+}
+
+static Tensors attention_gradient(const Tensor& Query, const Tensor& Key, const Tensor& Value, const MaybeTensor& Bias,
+                                  const Tensor& Kept, const Tensor& GradMixed, float scale, bool bias_needs_grad) {
+  const AttentionShape s = shape_of(Query, Key);
+  const Shape others{s.batch, s.keys, s.heads, s.width};
+  const float *query = floats("query", Query), *key = floats("key", Key, others), *value = floats("value", Value, others);
+  const float* bias = floats("bias", Bias, {s.heads, s.queries, s.keys});
+  const float *kept = floats("kept", Kept, {s.batch, s.heads, s.queries, 2});
+  const float *grad = floats("grad", GradMixed, Query.shape());
+  Tensor GradQuery = empty_like(Query), GradKey = empty_like(Key), GradValue = empty_like(Value), GradBias;
+  if (Bias && bias_needs_grad) GradBias = empty_like(*Bias);
+  attend_back(s, scale, query, key, value, bias, kept, grad, GradQuery.data<float>(), GradKey.data<float>(),
+              GradValue.data<float>(), GradBias.initialized() ? GradBias.data<float>() : nullptr);
+  return {GradQuery, GradKey, GradValue, GradBias};
+}
+
+OPERATOR(attention, attention)
+    .Inputs({"Query", "Key", "Value", Optional("Bias")})
+    .Outputs({"Mixed", "Kept"})
+    .Attrs({"scale: float", "bias_needs_grad: bool"});
+GRADIENT(attention, attention_gradient)
+    .Inputs({"Query", "Key", "Value", Optional("Bias"), "Kept", Grad("Mixed")})
+    .Outputs({Grad("Query"), Grad("Key"), Grad("Value"), Grad(Optional("Bias"))})
+    .Attrs({"scale: float", "bias_needs_grad: bool"});
+
+static Tensors self_attention(const Tensor& Qkv, const MaybeTensor& Bias, float scale, bool) {
+  const AttentionShape s = packed_shape_of(Qkv);
+  const int64_t part = s.heads * s.width;
+  const float *qkv = floats("qkv", Qkv), *bias = floats("bias", Bias, {s.heads, s.queries, s.keys});
+  Tensor Mixed = empty({s.batch, s.queries, s.heads, s.width}), Kept = empty({s.batch, s.heads, s.queries, 2});
+  attend(s, scale, qkv, qkv + part, qkv + 2 * part, bias, Mixed.data<float>(), Kept.data<float>());
+  return {Mixed, Kept};
+}
+
+static Tensors self_attention_gradient(const Tensor& Qkv, const MaybeTensor& Bias, const Tensor& Kept,
+                                       const Tensor& GradMixed, float scale, bool bias_needs_grad) {
+  const AttentionShape s = packed_shape_of(Qkv);
+  const int64_t part = s.heads * s.width;
+  const float *qkv = floats("qkv", Qkv), *bias = floats("bias", Bias, {s.heads, s.queries, s.keys});
+  const float *kept = floats("kept", Kept, {s.batch, s.heads, s.queries, 2});
+  const float *grad = floats("grad", GradMixed, {s.batch, s.queries, s.heads, s.width});
+  Tensor GradQkv = empty_like(Qkv), GradBias;
+  if (Bias && bias_needs_grad) GradBias = empty_like(*Bias);
+  float* grad_qkv = GradQkv.data<float>();
+  attend_back(s, scale, qkv, qkv + part, qkv + 2 * part, bias, kept, grad, grad_qkv, grad_qkv + part,
+              grad_qkv + 2 * part, GradBias.initialized() ? GradBias.data<float>() : nullptr);
+  return {GradQkv, GradBias};
+}
+
+OPERATOR(self_attention, self_attention)
+    .Inputs({"Qkv", Optional("Bias")})
+    .Outputs({"Mixed", "Kept"})
+    .Attrs({"scale: float", "bias_needs_grad: bool"});
+GRADIENT(self_attention, self_attention_gradient)
+    .Inputs({"Qkv", Optional("Bias"), "Kept", Grad("Mixed")})
+    .Outputs({Grad("Qkv"), Grad(Optional("Bias"))})
+    .Attrs({"scale: float", "bias_needs_grad: bool"});

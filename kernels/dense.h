@@ -6,6 +6,8 @@
 // and there are images enough, each thread takes its own. Groups of channels are products of their own on the same
 // rows.
 
+#pragma once
+
 #include <omp.h>
 
 #include <algorithm>
@@ -14,9 +16,10 @@
 #include <memory>
 
 #include "convolution.h"
+#include "matmul.h"
 #include "vectors.h"
 
-namespace {
+namespace dense {
 
 constexpr int64_t UNROLLED_FLOATS = 1 << 20;  // of a chunk: 4 MB
 constexpr int64_t SLICES = 8;                 // of the images, each with its own sum of the gradient of the weight
@@ -76,7 +79,7 @@ void for_lines(const Plan& p, const Chunk& chunk, T* x, int64_t row, Body body) 
 }
 
 // The input as seen by every tap: [inner, columns].
-void unroll(const Plan& p, const Chunk& chunk, const float* x, float* unrolled) {
+inline void unroll(const Plan& p, const Chunk& chunk, const float* x, float* unrolled) {
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < p.inner; ++row) {
     float* to = unrolled + row * chunk.columns;
@@ -93,7 +96,7 @@ void unroll(const Plan& p, const Chunk& chunk, const float* x, float* unrolled) 
 }
 
 // Its transpose: adds what every tap gives to the pixels it has seen.
-void roll(const Plan& p, const Chunk& chunk, const float* unrolled, float* x) {
+inline void roll(const Plan& p, const Chunk& chunk, const float* unrolled, float* x) {
   const int64_t taps = p.kernel_height * p.kernel_width;
 #pragma omp parallel for schedule(static)
   for (int64_t channel = 0; channel < p.channels; ++channel)
@@ -110,7 +113,7 @@ void roll(const Plan& p, const Chunk& chunk, const float* unrolled, float* x) {
 }
 
 // Planes [image][channel][plane] of a chunk of whole images to or from [channel][image][plane].
-void gather(const Chunk& chunk, int64_t channels, int64_t plane, const float* planes, float* side_by_side) {
+inline void gather(const Chunk& chunk, int64_t channels, int64_t plane, const float* planes, float* side_by_side) {
 #pragma omp parallel for schedule(static)
   for (int64_t c = 0; c < channels; ++c)
     for (int64_t b = 0; b < chunk.images; ++b)
@@ -118,7 +121,7 @@ void gather(const Chunk& chunk, int64_t channels, int64_t plane, const float* pl
                   side_by_side + (c * chunk.images + b) * plane);
 }
 
-void scatter(const Chunk& chunk, int64_t channels, int64_t plane, const float* side_by_side, float* planes) {
+inline void scatter(const Chunk& chunk, int64_t channels, int64_t plane, const float* side_by_side, float* planes) {
 #pragma omp parallel for schedule(static)
   for (int64_t c = 0; c < channels; ++c)
     for (int64_t b = 0; b < chunk.images; ++b)
@@ -126,7 +129,7 @@ void scatter(const Chunk& chunk, int64_t channels, int64_t plane, const float* s
                   planes + ((chunk.image + b) * channels + c) * plane);
 }
 
-void add_bias(const Plan& p, const float* bias, float* y) {
+inline void add_bias(const Plan& p, const float* bias, float* y) {
 #pragma omp parallel for schedule(static)
   for (int64_t plane = 0; plane < p.batch * p.out_channels; ++plane) {
     float* at = y + plane * p.out_plane;
@@ -135,7 +138,7 @@ void add_bias(const Plan& p, const float* bias, float* y) {
   }
 }
 
-void sum_bias(const Plan& p, const float* grad, float* grad_bias) {
+inline void sum_bias(const Plan& p, const float* grad, float* grad_bias) {
 #pragma omp parallel for schedule(static)
   for (int64_t channel = 0; channel < p.out_channels; ++channel) {
     double total = 0;
@@ -152,7 +155,7 @@ void sum_bias(const Plan& p, const float* grad, float* grad_bias) {
 }
 
 // Pointwise, an image for each thread at a time.
-int forward_by_images(const Plan& p, Product product, const float* x, const float* weight, float* y) {
+inline int forward_by_images(const Plan& p, Product product, const float* x, const float* weight, float* y) {
   int failed = 0;
 #pragma omp parallel for schedule(static) reduction(| : failed)
   for (int64_t b = 0; b < p.batch; ++b)
@@ -164,7 +167,7 @@ int forward_by_images(const Plan& p, Product product, const float* x, const floa
   return failed;
 }
 
-int backward_by_images(const Plan& p, Product product, const float* x, const float* weight, const float* grad_y,
+inline int backward_by_images(const Plan& p, Product product, const float* x, const float* weight, const float* grad_y,
                        float* grad_x, float* grad_weight) {
   const int64_t group = p.group_out * p.group_inner, size = p.groups * group;
   std::unique_ptr<float[]> sums(grad_weight ? new float[SLICES * size] : nullptr);
@@ -194,11 +197,9 @@ int backward_by_images(const Plan& p, Product product, const float* x, const flo
   return failed;
 }
 
-}  // namespace
-
-extern "C" int dense_forward(const ConvolutionShape* shape, Product product, const float* x, const float* weight,
-                             const float* bias, float* y) try {
-  const Plan p(*shape);
+inline int forward(const ConvolutionShape& shape, Product product, const float* x, const float* weight,
+                   const float* bias, float* y) {
+  const Plan p(shape);
   if (p.by_images()) {
     const int failed = forward_by_images(p, product, x, weight, y);
     if (bias) add_bias(p, bias, y);
@@ -226,13 +227,11 @@ extern "C" int dense_forward(const ConvolutionShape* shape, Product product, con
   });
   if (bias) add_bias(p, bias, y);
   return failed;
-} catch (...) {
-  return 1;
 }
 
-extern "C" int dense_backward(const ConvolutionShape* shape, Product product, const float* x, const float* weight,
-                              const float* grad_y, float* grad_x, float* grad_weight, float* grad_bias) try {
-  const Plan p(*shape);
+inline int backward(const ConvolutionShape& shape, Product product, const float* x, const float* weight,
+                    const float* grad_y, float* grad_x, float* grad_weight, float* grad_bias) {
+  const Plan p(shape);
   if (p.by_images()) {
     const int failed = backward_by_images(p, product, x, weight, grad_y, grad_x, grad_weight);
     if (grad_bias) sum_bias(p, grad_y, grad_bias);
@@ -279,6 +278,6 @@ extern "C" int dense_backward(const ConvolutionShape* shape, Product product, co
   });
   if (grad_bias) sum_bias(p, grad_y, grad_bias);
   return failed;
-} catch (...) {
-  return 1;
 }
+
+}  // namespace dense

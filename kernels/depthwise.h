@@ -15,8 +15,9 @@
 // Where every channel gives several (a multiplier), its plane stands in as many neighbouring lanes; a block then
 // has the largest multiple of the multiplier that LANES holds, so that a channel's outputs stand in one block.
 
+#pragma once
+
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -24,10 +25,9 @@
 
 #include "convolution.h"
 #include "lanes.h"
+#include "slices.h"
 
-#ifdef _OPENMP
-extern "C" int omp_get_max_threads();
-#endif
+namespace depthwise {
 
 // COLS neighbouring outputs of a row: correlation with a kh x kw kernel; `pitch` in pixels.
 template <int COLS>
@@ -126,14 +126,12 @@ static void add_copies(float* pixels, int64_t count, int copies, int lanes) {
     }
 }
 
-namespace {
-
 constexpr int64_t BAND_FLOATS = 48 * 1024;  // a scratch plane: half of it and its result share the L2 cache
 constexpr int64_t GROUP = 4;                // blocks of LANES channels in one task
-constexpr int64_t MAX_SLICES = 16;          // slices of the batch
+constexpr int64_t BATCH_SLICES = 16;        // slices of the batch
 constexpr int64_t SERIAL_WORK = 1 << 16;    // multiply-adds below which threads cost more than they give
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Plan : ConvolutionShape {
   int64_t multiplier, used, blocks, shares, slices, taps;  // used: output channels of a block
@@ -142,7 +140,7 @@ struct Plan : ConvolutionShape {
     used = LANES / multiplier * multiplier;
     blocks = divide_up(out_channels, used);
     shares = divide_up(blocks, GROUP);
-    slices = std::min(batch, MAX_SLICES);
+    slices = std::min(batch, BATCH_SLICES);
     taps = kernel_height * kernel_width;
   }
   bool parallel() const { return batch * out_channels * out_height * out_width * taps > SERIAL_WORK; }
@@ -150,7 +148,7 @@ struct Plan : ConvolutionShape {
 };
 
 // [C'][taps] -> [blocks][taps][LANES], missing channels as zero; turned by 180 degrees where asked.
-std::vector<float> pack_weight(const Plan& p, const float* weight, bool turned) {
+inline std::vector<float> pack_weight(const Plan& p, const float* weight, bool turned) {
   std::vector<float> packed(p.blocks * p.taps * LANES, 0.f);
   for (int64_t c = 0; c < p.out_channels; ++c)
     for (int64_t t = 0; t < p.taps; ++t)
@@ -159,57 +157,31 @@ std::vector<float> pack_weight(const Plan& p, const float* weight, bool turned) 
 }
 
 // Where pixel i of a plane of `width` columns goes in a scratch plane of `pitch` columns.
-std::vector<int32_t> positions(int64_t rows, int64_t width, int64_t pitch, int64_t stride) {
+inline std::vector<int32_t> positions(int64_t rows, int64_t width, int64_t pitch, int64_t stride) {
   std::vector<int32_t> table(rows * width);
   for (int64_t i = 0; i < rows * width; ++i)
     table[i] = int32_t((i / width) * stride * pitch + (i % width) * stride);
   return table;
 }
 
-int64_t band_rows(int64_t fitting, int64_t rows) { return std::min(std::max<int64_t>(fitting, 1), rows); }
+inline int64_t band_rows(int64_t fitting, int64_t rows) { return std::min(std::max<int64_t>(fitting, 1), rows); }
 
 struct Task {
   int64_t slice, image, image_end, block, block_end;
 };
 
-// Runs body(task, whether it is this thread's first) for every task; 1 where memory ran out, else 0.
+// Runs body(task) for every slice of the batch and group of blocks.
 template <class Body>
-int for_tasks(const Plan& p, Body body) {
-  std::atomic<int64_t> next{0};
-  std::atomic<int> failed{0};
-#pragma omp parallel if (p.parallel())
-  {
-    bool first = true;
-    for (int64_t i; (i = next++) < p.slices * p.shares;) {
-      const int64_t slice = i / p.shares, block = i % p.shares * GROUP;
-      const Task task = {slice, p.batch * slice / p.slices, p.batch * (slice + 1) / p.slices, block,
-                         std::min(p.blocks, block + GROUP)};
-      try {
-        body(task, first);
-      } catch (...) {
-        failed = 1;
-      }
-      first = false;
-    }
-  }
-  return failed;
+void for_slices_and_blocks(const Plan& p, Body body) {
+  for_tasks(p.slices * p.shares, p.parallel(), [&](int64_t i) {
+    const int64_t slice = i / p.shares, block = i % p.shares * GROUP;
+    body(Task{slice, p.batch * slice / p.slices, p.batch * (slice + 1) / p.slices, block,
+              std::min(p.blocks, block + GROUP)});
+  });
 }
 
-}  // namespace
-
-extern "C" int depthwise_lanes() { return LANES; }
-
-extern "C" int depthwise_threads() {
-#ifdef _OPENMP
-  return omp_get_max_threads();
-#else
-  return 1;
-#endif
-}
-
-extern "C" int depthwise_forward(const ConvolutionShape* shape, const float* x, const float* weight,
-                                 const float* bias, float* y) try {
-  const Plan p(*shape);
+inline void forward(const ConvolutionShape& shape, const float* x, const float* weight, const float* bias, float* y) {
+  const Plan p(shape);
   const int kh = int(p.kernel_height), kw = int(p.kernel_width), stride = int(p.stride);
   const int64_t plane = p.height * p.width, out_plane = p.out_height * p.out_width;
   const int64_t pitch = std::max((p.out_width - 1) * stride + kw, p.pad_left + p.width);
@@ -218,10 +190,10 @@ extern "C" int depthwise_forward(const ConvolutionShape* shape, const float* x, 
   const auto packed = pack_weight(p, weight, false);
   const auto position = positions(p.height, p.width, pitch, 1);
 
-  return for_tasks(p, [&](const Task& task, bool first) {
+  for_slices_and_blocks(p, [&](const Task& task) {
     float* in = scratch(in_floats + band * p.out_width * LANES);
     float* out = in + in_floats;
-    if (first) std::memset(in, 0, in_floats * sizeof(float));
+    std::memset(in, 0, in_floats * sizeof(float));
     for (int64_t b = task.image; b < task.image_end; ++b)
       for (int64_t block = task.block; block < task.block_end; ++block) {
         const int lanes = p.lanes(block);
@@ -241,13 +213,11 @@ extern "C" int depthwise_forward(const ConvolutionShape* shape, const float* x, 
         }
       }
   });
-} catch (...) {
-  return 1;
 }
 
-extern "C" int depthwise_backward(const ConvolutionShape* shape, const float* x, const float* weight,
-                                  const float* grad_y, float* grad_x, float* grad_weight, float* grad_bias) try {
-  const Plan p(*shape);
+inline void backward(const ConvolutionShape& shape, const float* x, const float* weight, const float* grad_y,
+                     float* grad_x, float* grad_weight, float* grad_bias) {
+  const Plan p(shape);
   const int kh = int(p.kernel_height), kw = int(p.kernel_width), stride = int(p.stride);
   const int64_t plane = p.height * p.width, out_plane = p.out_height * p.out_width;
   // The input as the forward pass sees it, and the gradient as the turned kernel does: row `oh` at
@@ -264,11 +234,11 @@ extern "C" int depthwise_backward(const ConvolutionShape* shape, const float* x,
   const int64_t sums = p.taps + 1;  // of a block: its taps, then its bias
   std::vector<float> partial(p.slices * p.blocks * sums * LANES, 0.f);
 
-  const int failed = for_tasks(p, [&](const Task& task, bool first) {
+  for_slices_and_blocks(p, [&](const Task& task) {
     float* in = scratch(in_floats + grad_floats + band * p.width * LANES);
     float* grad = in + in_floats;
     float* out = grad + grad_floats;
-    if (first) std::memset(in, 0, (in_floats + grad_floats) * sizeof(float));
+    std::memset(in, 0, (in_floats + grad_floats) * sizeof(float));
     for (int64_t b = task.image; b < task.image_end; ++b)
       for (int64_t block = task.block; block < task.block_end; ++block) {
         const int lanes = p.lanes(block);
@@ -316,7 +286,6 @@ extern "C" int depthwise_backward(const ConvolutionShape* shape, const float* x,
       if (t < p.taps && grad_weight) grad_weight[c * p.taps + t] = float(total);
       if (t == p.taps && grad_bias) grad_bias[c] = float(total);
     }
-  return failed;
-} catch (...) {
-  return 1;
 }
+
+}  // namespace depthwise
