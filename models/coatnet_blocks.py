@@ -31,17 +31,17 @@ class Attention(nn.Layer):
 
     def __init__(self, dim: int, out_dim: int, head_dim: int, size: tuple[int, int]) -> None:
         super().__init__()
-        self.num_heads = out_dim // head_dim
+        self.num_heads, self.head_dim = out_dim // head_dim, head_dim
         self.qkv = PointwiseConv2D(dim, 3 * out_dim)
         self.rel_pos = RelativePositionBias(size, self.num_heads)
         self.proj = PointwiseConv2D(out_dim, out_dim)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         height, width = x.shape[1:3]
-        qkv = self.qkv(x).reshape([0, height * width, self.num_heads, -1])
-        q, k, v = qkv.split(3, axis=-1)  # each [B, N, heads, head_dim]
+        qkv = self.qkv(x).reshape([-1, height * width, self.num_heads, 3 * self.head_dim])
+        q, k, v = qkv.split([self.head_dim] * 3, axis=-1)  # each [B, N, heads, head_dim]
         x = kernels.attention(q, k, v, self.rel_pos(height, width))
-        return self.proj(x.reshape([0, height, width, -1]))
+        return self.proj(x.reshape([-1, height, width, self.num_heads * self.head_dim]))
 
 
 class LayerNorm2D(LayerNorm):

@@ -41,6 +41,7 @@ class LowMixer(nn.Layer):
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool, attn_drop_rate: float, pool_size: int) -> None:
         super().__init__()
+        self.dim = dim
         self.num_heads = num_heads
         self.pool_size = pool_size
         self.attn_drop_rate = attn_drop_rate
@@ -50,13 +51,24 @@ class LowMixer(nn.Layer):
         height, width = x.shape[1:3]
         if self.pool_size > 1:
             x = channels_last(F.avg_pool2d(channels_first(x), self.pool_size, stride=self.pool_size, ceil_mode=True))
-        b, h, w, c = x.shape
-        qkv = self.qkv(x).reshape([b, h * w, 3, self.num_heads, c // self.num_heads])
+        h, w = x.shape[1:3]
+        qkv = self.qkv(x).reshape([-1, h * w, 3, self.num_heads, self.dim // self.num_heads])
         x = kernels.self_attention(qkv, dropout=self.attn_drop_rate if self.training else 0.0)  # [B, N, heads, d]
-        x = channels_first(x.reshape([b, h, w, c]))
+        x = x.reshape([-1, h, w, self.dim])
         if self.pool_size > 1:
-            x = F.interpolate(x, scale_factor=self.pool_size, mode="nearest")[:, :, :height, :width]
-        return x
+            x = upsample(x, self.pool_size)[:, :height, :width]
+        return channels_first(x)
+
+
+def upsample(x: paddle.Tensor, factor: int) -> paddle.Tensor:
+    """Repeat rows and columns: ``[B, H, W, C]`` to ``[B, factor·H, factor·W, C]``.
+
+    Nearest interpolation by concatenation, of static shape when exported.
+    """
+    height, width, dim = x.shape[1:]
+    x = paddle.concat([x.reshape([-1, height, width, 1, dim])] * factor, axis=3)  # [B, H, W, factor, C]
+    x = paddle.concat([x.reshape([-1, height, 1, factor * width, dim])] * factor, axis=2)
+    return x.reshape([-1, factor * height, factor * width, dim])
 
 
 class Mixer(nn.Layer):
