@@ -76,7 +76,8 @@ def load_exported(folder: str | Path, engine: str | None = None, threads: int = 
     try:
         run = start(folder, threads)
     except Exception as error:  # whatever an engine raises on a file that it cannot read
-        raise UserError(f"{folder}: {engine} cannot load it: {printable(str(error).strip().splitlines()[0])}") from error
+        told = printable(str(error).strip().partition("\n")[0])
+        raise UserError(f"{folder}: {engine} cannot load it: {told}") from error
     return ExportedModel(run, description, engine)
 
 
