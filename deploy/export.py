@@ -6,7 +6,7 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,21 +16,25 @@ from paddle import nn
 from yacs.config import CfgNode
 
 from configs.load import dump_config
+from datasets import build_dataset
+from datasets.transforms import build_eval_transforms
 from deploy.engines import CONFIG, DESCRIPTION, ONNX, PARAMETERS, PROGRAM, load_exported, require
 from deploy.operators import exportable
 from errors import UserError
 from utils.fileio import replaced_folder, write_text
 
-FORMATS = ("paddle", "onnx")
+FORMATS = ("paddle", "onnx", "int8")
 OPSET = 17  # the first with LayerNormalization
 MAX_DEVIATION = 1e-4  # of the logits, in their standard deviations
 CHECKED_BATCHES = (1, 3)
+CALIBRATION = 512  # training images
 TOP = 5
 FILES = {PROGRAM, PARAMETERS, ONNX, DESCRIPTION, CONFIG}
 
 
 def export(config: CfgNode, model: nn.Layer, folder: Path, classes: Sequence[str], *, format: str = "paddle",
-           logits: bool = False, overwrite: bool = False) -> dict[str, float]:
+           logits: bool = False, overwrite: bool = False,
+           calibration: Iterable[np.ndarray] = ()) -> dict[str, float]:
     """Write a network in evaluation mode as a program with its weights, and check it against the network.
 
     The program takes float32 ``[B, 3, H, W]`` for any B and the config's ``DATA.IMAGE_SIZE`` and gives probabilities
@@ -42,19 +46,21 @@ def export(config: CfgNode, model: nn.Layer, folder: Path, classes: Sequence[str
         model: on the CPU.
         folder: to write: ``inference.json`` and ``inference.pdiparams``, or ``inference.onnx``.
         classes: names of the outputs, in their order.
-        format: "paddle" or "onnx".
+        format: "paddle", "onnx", or "int8", an ONNX program whose products and convolutions are of 8 bits.
         logits: leave out the softmax at the end.
         overwrite: replace an exported model.
+        calibration: transformed training images for int8, float32 ``[B, 3, H, W]`` each.
 
     Returns:
-        The largest deviation of the logits from the network's, in standard deviations of these, by engine.
+        The largest deviation of the logits from the network's, in standard deviations of these, by engine. None above
+        ``MAX_DEVIATION`` but that of int8.
 
     Raises:
         UserError: where ``folder`` holds something else or cannot be written, for weights whose logits are not finite,
             preprocessing that ``inference.yml`` cannot express, operators that ONNX lacks, missing packages.
     """
     _check_folder(folder, overwrite)
-    if format == "onnx":
+    if format != "paddle":
         require("onnxruntime", "paddle2onnx")
     description = describe(config, classes, logits)
     height, width = _size(config)
@@ -70,9 +76,13 @@ def export(config: CfgNode, model: nn.Layer, folder: Path, classes: Sequence[str
                             input_spec=[spec])
         write_text(made / DESCRIPTION, yaml.safe_dump(description, sort_keys=False, allow_unicode=True))
         write_text(made / CONFIG, dump_config(config))
-        if format == "onnx":
+        if format != "paddle":
             convert(made)
-            return {"ONNX Runtime": _deviation(made, "onnxruntime", images, expected)}
+            deviation = _deviation(made, "onnxruntime", images, expected)
+            if format == "int8":
+                quantize(made, calibration)
+                deviation = _deviation(made, "onnxruntime", images, expected, limit=math.inf)
+            return {"ONNX Runtime": deviation}
         return {"Paddle inference": _deviation(made, "paddle", images, expected),
                 "Paddle inference with oneDNN": _deviation(made, "onednn", images, expected)}
 
@@ -126,15 +136,47 @@ def convert(folder: Path) -> None:
         (folder / name).unlink()
 
 
-def _deviation(folder: Path, engine: str, images: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest deviation over several batch sizes; raises RuntimeError above ``MAX_DEVIATION``."""
+def quantize(folder: Path, calibration: Iterable[np.ndarray]) -> None:
+    """Quantise the weights and inputs of ``inference.onnx``'s convolutions and linear layers to 8 bits.
+
+    Statically, by ONNX Runtime, from the ranges of activations on the calibration images. Attention and DFTs stay
+    float32.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):
+        batches = iter(calibration)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {"image": batch}
+
+    path = folder / ONNX
+    quantize_static(path, path, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+                    op_types_to_quantize=["Conv", "Gemm", "MatMul"], activation_type=QuantType.QUInt8,
+                    weight_type=QuantType.QInt8, extra_options={"MatMulConstBOnly": True})
+
+
+def _deviation(folder: Path, engine: str, images: np.ndarray, expected: np.ndarray,
+               limit: float = MAX_DEVIATION) -> float:
+    """Return the largest deviation over several batch sizes; raises RuntimeError above ``limit``."""
     run = load_exported(folder, engine).run
     expected = centred(expected)
     off = max(float(np.abs(centred(run(images[:count])) - expected[:count]).max()) for count in CHECKED_BATCHES)
     deviation = off / (float(expected.std()) or 1.0)  # a head of zeros gives equal logits
-    if not deviation <= MAX_DEVIATION:
+    if not deviation <= limit:
         raise RuntimeError(f"{engine}: the exported logits deviate by {deviation:.1e} of their standard deviation")
     return deviation
+
+
+def calibration_batches(config: CfgNode) -> list[np.ndarray]:
+    """Return ``CALIBRATION`` training images, drawn with the seed 0 and transformed for evaluation, in batches."""
+    dataset = build_dataset(config.DATA, "train")
+    transform = build_eval_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE)
+    rng = np.random.default_rng(0)
+    indices = rng.permutation(len(dataset))[:CALIBRATION]
+    images = np.stack([transform(dataset.images[index], rng) for index in indices])
+    return [images[start : start + 32] for start in range(0, len(images), 32)]
 
 
 def centred(logits: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ def main(arguments: argparse.Namespace) -> None:
     runtime.prepare(config.RUNTIME.THREADS)
 
     from datasets import class_names
-    from deploy.export import export
+    from deploy.export import calibration_batches, export
     from engine.data import trained_classes
     from engine.model import find_weights, load_model
 
@@ -26,8 +26,9 @@ def main(arguments: argparse.Namespace) -> None:
     classes = trained_classes(weights) or class_names(config.DATA.NAME, config.DATA.ROOT)
     model, _ = load_model(config, weights)
     folder = Path(arguments.out)
+    calibration = calibration_batches(config) if arguments.format == "int8" else ()
     deviations = export(config, model, folder, classes, format=arguments.format, logits=arguments.logits,
-                        overwrite=arguments.overwrite)
+                        overwrite=arguments.overwrite, calibration=calibration)
     for path in sorted(folder.iterdir()):
         print(f"wrote {path}: {path.stat().st_size:,} bytes")
     for engine, deviation in deviations.items():
@@ -39,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
     result = cli.argument_parser(__doc__)
     cli.add_weights(result)
     result.add_argument("out", metavar="OUT", help="the folder to write")
-    result.add_argument("--format", default="paddle", choices=("paddle", "onnx"), help="default: paddle")
+    result.add_argument("--format", default="paddle", choices=("paddle", "onnx", "int8"),
+                        help="default: paddle; int8: ONNX, calibrated on training images")
     result.add_argument("--logits", action="store_true", help="end with logits, not with a softmax")
     result.add_argument("--overwrite", action="store_true", help="replace an exported model there")
     return result
