@@ -1,13 +1,13 @@
-"""Exported programs: Paddle's inference engine gives the network's own logits, for every family and any batch."""
+"""Exported networks: every family, with and without oneDNN, gives the network's own logits for any batch."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
+import yaml
 from paddle import nn
 from yacs.config import CfgNode
 
@@ -15,85 +15,108 @@ from configs.load import load_config
 from datasets.digits import CLASSES
 from datasets.digits import read as read_digits
 from datasets.transforms import build_eval_transforms
-from deploy import export as exporting
-from deploy.export import PREPROCESSING, export, run_exported
+from deploy import engines
+from deploy.engines import CONFIG, DESCRIPTION, PARAMETERS, PROGRAM, load_exported
+from deploy.export import centred, describe, export
 from engine.model import load_model, predict
 from errors import UserError
 from models import create_model
 from processes import ROOT, tool
 from utils.fileio import replaced_folder
 
+SMALL = ROOT / "configs" / "convmixer_256_8_cifar10.yaml"
 
-def test_a_run_is_exported_with_all_that_its_program_needs(runs: list[Path], tmp_path: Path) -> None:
-    """The program labels all test digits as the network does; the file beside it tells how they are prepared."""
+
+def test_a_run_is_exported(runs: list[Path], tmp_path: Path) -> None:
+    """The program labels all test digits as the network does, from ``inference.yml`` alone."""
     out = tmp_path / "deep" / "exported"
     done = tool("export", "-w", runs[0], out)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in out.iterdir()) == ["inference.json", "inference.pdiparams", PREPROCESSING]
+    assert sorted(path.name for path in out.iterdir()) == [CONFIG, PROGRAM, PARAMETERS, DESCRIPTION]
     assert [path.name for path in out.parent.iterdir()] == ["exported"]
-    assert float(done.stdout.split("logits to ")[1].split(" of ")[0]) < 1e-5, done.stdout
-    told = json.loads((out / PREPROCESSING).read_text())
-    assert tuple(told["classes"]) == CLASSES and (told["height"], told["width"]) == (32, 32)
+    deviations = [float(line.split("logits to ")[1].split(" of ")[0]) for line in done.stdout.splitlines()[-2:]]
+    assert max(deviations) < 1e-5, done.stdout
 
-    config = load_config(runs[0] / "config.yaml")
+    config = load_config(out / CONFIG)
     digits = read_digits("test").images
     expected = predict(config, load_model(config, runs[0])[0], list(digits))
-    scaled = build_eval_transforms(config.AUGMENT, told["height"])
-    rng = np.random.default_rng(0)
-    images = np.stack([scaled(image, rng) for image in digits])
-    mean, std = (np.array(told[key], np.float32).reshape(3, 1, 1) for key in ("mean", "std"))
-    back = images[0] * std + mean  # what the file says of the input undoes the transform
-    assert back.min() > -1e-6 and back.max() < 1 + 1e-6
+    exported = load_exported(out)
+    assert tuple(exported.classes) == CLASSES and exported.engine == "paddle"
+    operators = {key: value for step in exported.description["PreProcess"]["transform_ops"]
+                 for key, value in step.items()}
+    assert operators["ResizeImage"] == {"size": [32, 32]}
+    transform = build_eval_transforms(config.AUGMENT, 32)
+    images = np.stack([transform(image, np.random.default_rng(0)) for image in digits])
+    normalize = operators["NormalizeImage"]
+    back = images[0] * np.reshape(normalize["std"], (3, 1, 1)) + np.reshape(normalize["mean"], (3, 1, 1))
+    values = back / normalize["scale"]  # what the file says of the input undoes the transform
+    assert abs(values - values.round()).max() < 1e-3 and values.min() > -1e-3 and values.max() < 255.001
     for batch in (images, images[:1]):
-        logits = run_exported(out, batch)
-        assert (logits.argmax(1) == expected[:len(batch)].argmax(1)).all()
+        assert (exported.run(batch).argmax(1) == expected[: len(batch)].argmax(1)).all()
+    np.testing.assert_allclose(predict(config, exported, list(digits[:4])), expected[:4], atol=1e-6)
 
     again = tool("export", "-w", runs[0], out)
     assert again.returncode == 2 and "--overwrite" in again.stderr and len(again.stderr.splitlines()) == 1
-    assert tool("export", "-w", runs[1], out, "--overwrite").returncode == 0
-    assert not np.array_equal(run_exported(out, images[:1]), logits)
 
 
-@pytest.mark.parametrize("name", ["iformer_cifar", "coatnet_cifar", "coatnet_0_simple",
-                                  "convmixer_256_8", "dfformer_cifar", "cdfformer_cifar", "poolformer_s12"])
-def test_every_family_can_be_exported(name: str, tmp_path: Path) -> None:
-    """Mobile-Former, which takes any size too, stands in tests/test_mobileformer.py."""
-    config = load_config(ROOT / "configs" / "iformer_s_cifar10_32.yaml", [f"MODEL.NAME={name}"])
+FAMILIES = {
+    "iformer_cifar": {"depths": [1, 1, 1, 1], "attention_heads": [1, 1, 2, 3]},
+    "coatnet_cifar": {"depths": [1, 1, 1, 1]},
+    "coatnet_0_simple": {"depths": [1, 1, 1, 1]},
+    "convmixer_256_8": {"depth": 1},
+    "mobileformer_26m": {"blocks": [[48, 16, 2], [96, 16, 1]], "stem_stride": 2, "lite_stride": 2},
+    "mobileformer_26m_pvit": {"blocks": [[48, 16, 2]]},
+    "dfformer_cifar": {"depths": [1, 1, 1, 1]},
+    "cdfformer_cifar": {"depths": [1, 1, 1, 1]},
+    "gfformer_s18": {"depths": [1, 1, 1, 1]},
+    "poolformer_s12": {"depths": [1, 1, 1, 1]},
+}
+SLOW = {"coatnet_0_simple", "mobileformer_26m_pvit", "gfformer_s18", "cdfformer_cifar"}  # share code with the others
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+                                  for name in FAMILIES])
+def test_every_family_is_exported(name: str, tmp_path: Path) -> None:
+    config = load_config(SMALL, [f"MODEL.NAME={name}"])
     paddle.seed(0)
-    model = create_model(name, num_classes=10, image_size=32)
+    model = create_model(name, num_classes=10, image_size=32, **FAMILIES[name])
     model.eval()
-    deviation = export(config, model, tmp_path / "exported", ["class"] * 10)
-    print(f"{name}: {deviation:.1e}")
-    assert deviation < 1e-5
-    one = np.random.default_rng(1).standard_normal((1, 3, 32, 32)).astype(np.float32)
-    expected = model(paddle.to_tensor(one)).numpy()
-    np.testing.assert_allclose(run_exported(tmp_path / "exported", one), expected, atol=1e-5 * float(expected.std()))
+    export(config, model, tmp_path / "exported", ["class"] * 10)  # compares batches of 1 and 3
+    images = np.random.default_rng(1).standard_normal((33, 3, 32, 32)).astype(np.float32)
+    expected = centred(model(paddle.to_tensor(images)).numpy())
+    for engine in ("paddle", "onednn"):
+        run = load_exported(tmp_path / "exported", engine).run
+        for count in (33, 2):
+            np.testing.assert_allclose(centred(run(images[:count])), expected[:count], atol=1e-4 * expected.std())
 
 
 def small_network() -> tuple[CfgNode, nn.Layer]:
     """Return a config and a ConvMixer of one block, 8 wide, quick to export."""
     model = create_model("convmixer_256_8", num_classes=10, image_size=32, dim=8, depth=1)
     model.eval()
-    return load_config(ROOT / "configs" / "convmixer_256_8_cifar10.yaml"), model
+    return load_config(SMALL), model
 
 
-def test_what_stands_in_the_way_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_written_over_or_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, model = small_network()
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("all of it")
     for place in (mine, mine / "thesis.txt"):
-        with pytest.raises(UserError, match=r"is no exported model: it holds (thesis\.txt|a file)"):
-            export(config, model, place, [], overwrite=True)
-    assert (mine / "thesis.txt").read_text() == "all of it"
+        with pytest.raises(UserError, match=r"is not an exported model: it holds (thesis\.txt|a file)"):
+            export(config, model, place, ["class"] * 10, overwrite=True)
+    (mine / "thesis.txt").rename(mine / "config.yaml")  # of a run, say
+    with pytest.raises(UserError, match=r"is not an exported model: it holds config\.yaml"):
+        export(config, model, mine, ["class"] * 10, overwrite=True)
+    assert (mine / "config.yaml").read_text() == "all of it"
 
     out = tmp_path / "out"
-    monkeypatch.setattr(exporting, "run_exported", lambda folder, images: np.ones((2, 10), np.float32))
-    with pytest.raises(RuntimeError, match="of their standard deviation off"):
-        export(config, model, out, [])
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="deviate by"):
+        patch.setattr(engines.ExportedModel, "run", lambda self, images: np.eye(10, dtype=np.float32)[: len(images)])
+        export(config, model, out, ["class"] * 10)
     model.state_dict()["6.bias"].set_value(paddle.full([10], float("nan")))
-    with pytest.raises(UserError, match="no finite numbers"):
-        export(config, model, out, [])
+    with pytest.raises(UserError, match="not finite"):
+        export(config, model, out, ["class"] * 10)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
@@ -102,8 +125,46 @@ def test_an_empty_folder_can_be_named_by_a_dot(tmp_path: Path, monkeypatch: pyte
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    export(config, model, Path("."), [])
-    assert (here / PREPROCESSING).is_file() and list(tmp_path.iterdir()) == [here]
+    export(config, model, Path("."), ["class"] * 10)
+    assert (here / PROGRAM).is_file() and list(tmp_path.iterdir()) == [here]
+
+
+def test_preprocessing_is_described_in_paddleclas_terms() -> None:
+    """A crop as ``ppcls`` writes it for ImageNet: ``resize_short`` 256, then 224."""
+    config = load_config(SMALL, ["DATA.IMAGE_SIZE=224", "AUGMENT.EVAL_CROP_PCT=0.875", "AUGMENT.INTERPOLATION=bicubic"])
+    described = yaml.safe_load(yaml.safe_dump(describe(config, ["猫"] * 10)))
+    steps = described["PreProcess"]["transform_ops"]
+    assert steps[0] == {"ResizeImage": {"resize_short": 256, "backend": "pil", "interpolation": "BICUBIC"}}
+    assert steps[1] == {"CropImage": {"size": 224}} and [*steps[2]] == ["NormalizeImage"]
+    assert described["PostProcess"]["Topk"] == {"topk": 5, "label_list": ["猫"] * 10}
+    with pytest.raises(UserError, match=r"192×256.*EVAL_CROP_PCT"):
+        describe(load_config(SMALL, ["DATA.IMAGE_SIZE=[192, 256]", "AUGMENT.EVAL_CROP_PCT=0.875"]), [])
+    assert describe(load_config(SMALL, ["DATA.IMAGE_SIZE=[192, 256]"]), [])["PreProcess"]["transform_ops"][0] == {
+        "ResizeImage": {"size": [256, 192]}}
+
+
+def test_damaged_and_hostile_folders_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, model = small_network()
+    out = tmp_path / "out"
+    export(config, model, out, ["class"] * 10, logits=True)
+    images = np.ones((1, 3, 32, 32), np.float32)
+    np.testing.assert_allclose(load_exported(out).run(images), model(paddle.to_tensor(images)).numpy(), atol=1e-5)
+    with pytest.raises(UserError, match=r"no program for engine 'onnxruntim'.*nearest: onnxruntime.*expected paddle"):
+        load_exported(out, "onnxruntim")
+    monkeypatch.setattr(engines, "installed", lambda package: package == "paddle")
+    (out / engines.ONNX).write_bytes(b"")
+    with pytest.raises(UserError, match=r"openvino is not installed: .*pip install -r requirements-deploy\.txt"):
+        load_exported(out, "openvino")
+    (out / PROGRAM).write_text("{}")
+    with pytest.raises(UserError, match="paddle cannot load it"):
+        load_exported(out)
+    for text in ("!!python/object/apply:os.system [touch ran]", "Global: 1", "[" * 10_000, "\x00"):
+        (out / DESCRIPTION).write_text(text)
+        with pytest.raises(UserError, match=r"inference\.yml: not the description"):
+            load_exported(out)
+    assert not Path("ran").exists()
+    with pytest.raises(UserError, match=r"inference\.yml: not the description.*No such file"):
+        load_exported(tmp_path)
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Write an inference model: python tools/export.py -w output/quickstart exported"""
+"""Export a network for inference engines: python tools/export.py -w output/quickstart exported"""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from engine import runtime
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Write the program, its weights and what goes in, and print how well the program agrees with the network."""
+    """Write the program, its weights and ``inference.yml``, and print how far its logits are from the network's."""
     config = load_config(cli.config_of(arguments), [*arguments.override, "RUNTIME.DEVICE=cpu"])
     runtime.prepare(config.RUNTIME.THREADS)
 
     from datasets import class_names
-    from deploy.export import export
+    from deploy.export import calibration_batches, export
     from engine.data import trained_classes
     from engine.model import find_weights, load_model
 
@@ -26,10 +26,13 @@ def main(arguments: argparse.Namespace) -> None:
     classes = trained_classes(weights) or class_names(config.DATA.NAME, config.DATA.ROOT)
     model, _ = load_model(config, weights)
     folder = Path(arguments.out)
-    deviation = export(config, model, folder, classes, arguments.overwrite)
+    calibration = calibration_batches(config) if arguments.format == "int8" else ()
+    deviations = export(config, model, folder, classes, format=arguments.format, logits=arguments.logits,
+                        overwrite=arguments.overwrite, calibration=calibration)
     for path in sorted(folder.iterdir()):
         print(f"wrote {path}: {path.stat().st_size:,} bytes")
-    print(f"Paddle's inference engine gives the network's logits to {deviation:.1e} of their standard deviation")
+    for engine, deviation in deviations.items():
+        print(f"{engine} gives the network's logits to {deviation:.1e} of their standard deviation")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,6 +40,9 @@ def parser() -> argparse.ArgumentParser:
     result = cli.argument_parser(__doc__)
     cli.add_weights(result)
     result.add_argument("out", metavar="OUT", help="the folder to write")
+    result.add_argument("--format", default="paddle", choices=("paddle", "onnx", "int8"),
+                        help="default: paddle; int8: ONNX, calibrated on training images")
+    result.add_argument("--logits", action="store_true", help="end with logits, not with a softmax")
     result.add_argument("--overwrite", action="store_true", help="replace an exported model there")
     return result
 

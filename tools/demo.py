@@ -1,0 +1,34 @@
+"""Try networks on a page: python tools/demo.py -w iformer_cifar"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import cli
+
+from engine import runtime
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Serve a page that classifies images and explains the result, on this machine alone unless ``--host`` is given."""
+    runtime.prepare()
+
+    from deploy.demo import build, launch
+
+    launch(build(arguments.weights, Path(arguments.out)), arguments.host, arguments.port)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the arguments of this command."""
+    result = cli.argument_parser(__doc__, config=False)
+    result.add_argument("-w", "--weights", nargs="*", default=[], metavar="NAME",
+                        help="released checkpoints to offer first (default: all)")
+    result.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: 127.0.0.1)")
+    result.add_argument("--port", type=int, metavar="P", help="default: the first free one from 7860")
+    result.add_argument("--out", default="output/demo", metavar="FOLDER", help="for uploads (default: output/demo)")
+    return result
+
+
+if __name__ == "__main__":
+    cli.run(main, parser())

@@ -1,0 +1,54 @@
+"""Compare inference engines: python tools/engines.py -w iformer_cifar coatnet_cifar --out output/engines"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import cli
+
+from configs.load import load_config
+from engine import runtime
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Export networks in every format, run them in every installed engine on the test images, and print a table."""
+    runtime.prepare(1)
+
+    import numpy as np
+
+    from datasets import build_dataset
+    from datasets.transforms import build_eval_transforms
+    from deploy.compare import compare, markdown
+    from engine.model import load_model
+    from utils.fileio import write_text
+
+    folder, rows = Path(arguments.out), []
+    for name in arguments.weights:
+        path = cli.config_of(argparse.Namespace(config=None, weights=name))
+        config = load_config(path, [*arguments.override, "RUNTIME.DEVICE=cpu", "RUNTIME.THREADS=1"])
+        runtime.start(config)
+        dataset = build_dataset(config.DATA, "test")
+        count = arguments.count or len(dataset)
+        transform = build_eval_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE)
+        images = transform.batch(dataset.images, np.arange(count), (0,))
+        model, _ = load_model(config, name)
+        new = compare(config, model, Path(name).name, images, dataset.labels[:count], folder)
+        rows += new
+        print(markdown(new), flush=True)
+        write_text(folder / "engines.md", markdown(rows) + "\n")
+    print(f"wrote {folder / 'engines.md'}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the arguments of this command."""
+    result = cli.argument_parser(__doc__, config=False)
+    result.add_argument("-w", "--weights", nargs="+", required=True, metavar="W", help="run folders or released names")
+    cli.add_override(result)
+    result.add_argument("--count", type=int, default=0, metavar="N", help="the first N test images (default: all)")
+    result.add_argument("--out", default="output/engines", metavar="FOLDER", help="default: output/engines")
+    return result
+
+
+if __name__ == "__main__":
+    cli.run(main, parser())
