@@ -16,9 +16,6 @@ from configs.load import load_config, to_plain
 from errors import UserError
 from models import create_model, model_info
 from models.mobileformer_pvit import greater
-
-
-
 from references import fill
 
 PVIT = "mobileformer_26m_pvit"
