@@ -6,6 +6,7 @@ Paddle's: accumulators and their names, the state, the learning rate, clearing g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np

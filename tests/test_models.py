@@ -17,7 +17,7 @@ import pytest
 from paddle import nn
 
 from analysis.complexity import count
-from engine.batch_norm import synchronize
+from engine.sync_batch_norm import convert_sync_batch_norm
 from errors import UserError
 from models import create_model, list_models, model_info
 from models.iformer import upsample
@@ -266,7 +266,7 @@ def test_norm_act_is_norm_activation_and_residual(activations: dict, synchronise
     paddle.seed(0)
     model, paddles = Sequence(**activations), nn.BatchNorm2D(6)
     if synchronised:
-        synchronize(model)
+        convert_sync_batch_norm(model)
         assert type(model.norm) is not NormAct
     x, residual = paddle.randn([4, 6, 5, 7]), paddle.randn([4, 6, 5, 7])
     keep_scale = paddle.to_tensor([0.0, 1.0, 2.0, 3.0]).reshape([4, 1, 1, 1])
