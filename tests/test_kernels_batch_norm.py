@@ -7,7 +7,7 @@ import numpy as np
 import paddle
 from kernel_checks import back_to_auto, compiled, ours  # noqa: F401
 
-from models.layers import GELU, Sequential
+from models.layers import GELU, NormAct
 
 
 def norms():
