@@ -24,13 +24,14 @@ from engine.weights import released
 from errors import UserError
 
 TEXTS = {
-    "en": {"title": "Image classification", "network": "Network", "image": "Image", "examples": "Examples",
+    "en": {"network": "Network", "examples": "Examples",
            "method": "Explanation", "none": "none", "run": "Classify", "classes": "Five likeliest classes",
-           "overlay": "What speaks for the first class", "no_image": "Choose an image first."},
-    "zh-CN": {"title": "图像分类", "network": "网络", "image": "图像", "examples": "示例", "method": "解释方法",
+           "overlay": "What speaks for the first class", "no_image": "Choose an image."},
+    "zh-CN": {"network": "网络", "examples": "示例", "method": "解释方法",
               "none": "无", "run": "分类", "classes": "最可能的五个类别", "overlay": "支持第一类别的区域",
-              "no_image": "请先选择图像。"},
+              "no_image": "请选择图像。"},
 }
+TITLE = "Image classification · 图像分类"
 EXAMPLES = Path(__file__).parent / "examples"
 LIME_SAMPLES = 1000
 SIDE = 320  # pixels of the overlay
@@ -57,14 +58,6 @@ def build(names: Sequence[str] = (), folder: Path = Path("output/demo")) -> Any:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio as gr
 
-    class Upload(gr.Image):
-        """Hands on the file's path: ``read_image`` refuses what is no image."""
-
-        is_template = True
-
-        def preprocess(self, payload: Any) -> str | None:
-            return payload.path if payload else None
-
     text = gr.I18n(**TEXTS)
 
     def classify(name: str, path: str | None, method: str) -> tuple[dict[str, float], Image.Image | None]:
@@ -74,15 +67,17 @@ def build(names: Sequence[str] = (), folder: Path = Path("output/demo")) -> Any:
             with _LOCK:
                 return classified(name, Path(path), method)
         except UserError as error:
-            raise gr.Error(str(error).replace(str(Path(path).parent) + os.sep, ""), duration=None) from error
+            told = str(error).replace(str(Path(path).parent) + os.sep, "")
+            raise gr.Error(f"{told}. {_both('no_image')}", duration=None) from error
 
     names = [*names, *(name for name in known if name not in names)]
-    with gr.Blocks(title="Image classification · 图像分类", delete_cache=(3600, 3600)) as page:
-        gr.Markdown(text("title"), elem_id="title")
+    with gr.Blocks(title=TITLE, delete_cache=(3600, 3600)) as page:
+        gr.Markdown(f"# {TITLE}")
         with gr.Row():
             with gr.Column(min_width=280):
                 network = gr.Dropdown(names, value=names[0], label=text("network"), elem_id="network")
-                image = Upload(label=text("image"), sources=["upload", "clipboard"], height=240, elem_id="image")
+                image = gr.Image(label="Image · 图像", sources=["upload", "clipboard"], height=240, elem_id="image")
+                image.preprocess = lambda payload: payload.path if payload else None  # read_image checks the file
                 gr.Examples([[str(path)] for path in sorted(EXAMPLES.glob("*.png"))], [image], label=text("examples"),
                             cache_examples=False)
                 method = gr.Radio([(text("none"), ""), *((METHODS[key].title, key) for key in ("gradcam", "lime"))],
@@ -90,7 +85,8 @@ def build(names: Sequence[str] = (), folder: Path = Path("output/demo")) -> Any:
                 button = gr.Button(text("run"), variant="primary", elem_id="run")
             with gr.Column(min_width=280):
                 classes = gr.Label(label=text("classes"), num_top_classes=5, elem_id="classes")
-                overlay = gr.Image(label=text("overlay"), format="png", height=SIDE + 40, elem_id="overlay")
+                overlay = gr.Image(label=text("overlay"), format="png", height=SIDE + 40, elem_id="overlay",
+                                   buttons=["download", "fullscreen"])
         button.click(classify, [network, image, method], [classes, overlay], concurrency_limit=1)
     return page
 
