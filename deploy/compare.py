@@ -14,7 +14,7 @@ from paddle import nn
 from yacs.config import CfgNode
 
 from deploy.engines import ENGINES, Run, installed, load_exported
-from deploy.export import calibration_batches, centred, export
+from deploy.export import calibration_batches, export, log_probabilities
 
 BATCH = 128
 COLUMNS = ("network", "engine", "deviation", "top-1 %", "MB", "ms at batch 1", f"images/s at batch {BATCH}")
@@ -51,12 +51,12 @@ def compare(config: CfgNode, model: nn.Layer, name: str, images: np.ndarray, lab
         if format == "paddle" and installed("paddlex"):
             runs["paddlex"] = _paddlex(out, config), size
     outputs = {engine: _in_batches(run, images) for engine, (run, _) in runs.items()}
-    expected = centred(outputs["suite"])
+    expected = log_probabilities(outputs["suite"])
     latency, seconds = (_seconds({key: run for key, (run, _) in runs.items()}, images[:count], rounds)
                         for count in (1, BATCH))
     rows = []
     for engine, (_, size) in runs.items():
-        deviation = np.abs(centred(outputs[engine]) - expected).max() / expected.std()
+        deviation = np.abs(log_probabilities(outputs[engine]) - expected).max() / expected.std()
         rows.append(dict(zip(COLUMNS, (
             name, engine, "" if engine in ("suite", "paddlex") else f"{deviation:.1e}",
             f"{100 * (outputs[engine].argmax(1) == labels).mean():.2f}", f"{size / 1e6:.1f}",

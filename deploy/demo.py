@@ -85,9 +85,8 @@ def build(names: Sequence[str] = (), folder: Path = Path("output/demo")) -> Any:
                 button = gr.Button(text("run"), variant="primary", elem_id="run")
             with gr.Column(min_width=280):
                 classes = gr.Label(label=text("classes"), num_top_classes=5, elem_id="classes")
-                overlay = gr.Image(label=text("overlay"), format="png", height=SIDE + 40,
-                                   buttons=["download", "fullscreen"],
-                                   elem_id="overlay")
+                overlay = gr.Image(label=text("overlay"), format="png", height=SIDE + 40, elem_id="overlay",
+                                   buttons=["download", "fullscreen"])
         button.click(classify, [network, image, method], [classes, overlay], concurrency_limit=1)
     return page
 
