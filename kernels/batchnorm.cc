@@ -274,12 +274,12 @@ static Tensors batch_norm_gradient(const Tensor& X, const Tensor& Mean, const Te
 #define ATTRIBUTES                                                                                               \
   {"training: bool", "momentum: float", "epsilon: float", "before: int64_t", "after: int64_t", "residual: bool"}
 
-OPERATOR(batch_norm, batch_norm)
-    .Inputs({"X", "RunningMean", "RunningVariance", Optional("Weight"), Optional("Bias"), Optional("Residual"),
-             Optional("Share")})
-    .Outputs({"Y", "Mean", "Variance"})
-    .Attrs(ATTRIBUTES);
-GRADIENT(batch_norm, batch_norm_gradient)
-    .Inputs({"X", "Mean", "Variance", Optional("Weight"), Optional("Bias"), Optional("Share"), Grad("Y")})
-    .Outputs({Grad("X"), Grad(Optional("Weight")), Grad(Optional("Bias")), Grad(Optional("Residual"))})
-    .Attrs(ATTRIBUTES);
+OPERATOR(batch_norm, batch_norm,
+         .Inputs({"X", "RunningMean", "RunningVariance", Optional("Weight"), Optional("Bias"), Optional("Residual"),
+                 Optional("Share")})
+         .Outputs({"Y", "Mean", "Variance"})
+         .Attrs(ATTRIBUTES));
+GRADIENT(batch_norm, batch_norm_gradient,
+         .Inputs({"X", "Mean", "Variance", Optional("Weight"), Optional("Bias"), Optional("Share"), Grad("Y")})
+         .Outputs({Grad("X"), Grad(Optional("Weight")), Grad(Optional("Bias")), Grad(Optional("Residual"))})
+         .Attrs(ATTRIBUTES));

@@ -23,7 +23,7 @@ struct Sizes {
   float scale;
   Sizes(const Tensor& Map, const Tensor& Tokens, int64_t heads) : heads(heads) {
     const Shape map = sizes("map", Map, 3), token = sizes("tokens", Tokens, 3);
-    require(heads > 0 && map[1] % heads == 0, "channels cannot be shared out to " + std::to_string(heads) + " heads");
+    require(heads > 0 && map[1] % heads == 0, map[1], " channels cannot be shared out to ", heads, " heads");
     batch = map[0], width = map[1] / heads, positions = Map.numel() / (map[0] * map[1]), tokens = token[1];
     scale = float(1 / std::sqrt(double(width)));
   }
@@ -153,11 +153,11 @@ static Tensors attend_map_gradient(const Tensor& Query, const Tensor& Map, const
   return {GradQuery, GradMap};
 }
 
-OPERATOR(attend_map, attend_map).Inputs({"Query", "Map"}).Outputs({"Out", "Weights"}).Attrs({"heads: int64_t"});
-GRADIENT(attend_map, attend_map_gradient)
-    .Inputs({"Query", "Map", "Weights", Grad("Out")})
-    .Outputs({Grad("Query"), Grad("Map")})
-    .Attrs({"heads: int64_t"});
+OPERATOR(attend_map, attend_map, .Inputs({"Query", "Map"}).Outputs({"Out", "Weights"}).Attrs({"heads: int64_t"}));
+GRADIENT(attend_map, attend_map_gradient,
+         .Inputs({"Query", "Map", "Weights", Grad("Out")})
+         .Outputs({Grad("Query"), Grad("Map")})
+         .Attrs({"heads: int64_t"}));
 
 // out = value^T softmax(scale key map), the softmax over the tokens.
 static Tensors attend_tokens(const Tensor& Map, const Tensor& Key, const Tensor& Value, int64_t heads) {
@@ -212,11 +212,11 @@ static Tensors attend_tokens_gradient(const Tensor& Map, const Tensor& Key, cons
   return {GradMap, GradKey, GradValue};
 }
 
-OPERATOR(attend_tokens, attend_tokens)
-    .Inputs({"Map", "Key", "Value"})
-    .Outputs({"Out", "Weights"})
-    .Attrs({"heads: int64_t"});
-GRADIENT(attend_tokens, attend_tokens_gradient)
-    .Inputs({"Map", "Key", "Value", "Weights", Grad("Out")})
-    .Outputs({Grad("Map"), Grad("Key"), Grad("Value")})
-    .Attrs({"heads: int64_t"});
+OPERATOR(attend_tokens, attend_tokens,
+         .Inputs({"Map", "Key", "Value"})
+         .Outputs({"Out", "Weights"})
+         .Attrs({"heads: int64_t"}));
+GRADIENT(attend_tokens, attend_tokens_gradient,
+         .Inputs({"Map", "Key", "Value", "Weights", Grad("Out")})
+         .Outputs({Grad("Map"), Grad("Key"), Grad("Value")})
+         .Attrs({"heads: int64_t"}));

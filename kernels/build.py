@@ -50,20 +50,25 @@ class Unavailable:
 
 
 class Library:
-    """The compiled operators, loaded and registered with Paddle."""
+    """The compiled operators, loaded; each is registered with Paddle at its first use."""
 
     def __init__(self, path: Path, compiler: str) -> None:
         self.path = path
         self.compiler = compiler
-        core.load_op_meta_info_and_register_op(str(path))
         self.handle = ctypes.CDLL(str(path))
-        self.handle.describe.restype = ctypes.c_char_p
-        facts = {name: int(number) for name, number in map(str.split, self.handle.describe().decode().splitlines())}
-        self.lanes = facts["lanes"]
-        self.onednn = bool(facts["onednn"])  # whether Paddle's wheel carries that library of matrix products
-        self.bfloat16 = bool(facts["bfloat16"])  # whether the processor multiplies such numbers
-        prefix = "operator."
-        self.arguments = {key.removeprefix(prefix): count for key, count in facts.items() if key.startswith(prefix)}
+        self.lanes: int = self.handle.vector_lanes()
+        self.onednn = bool(self.handle.has_onednn())  # whether Paddle's wheel carries that library
+        self.bfloat16 = bool(self.handle.has_bfloat16())  # whether the processor multiplies such numbers
+        self.arguments: dict[str, int] = {}  # numbers of arguments of the operators in use
+
+    def register(self, name: str) -> int:
+        """Register an operator with Paddle and return how many arguments it has."""
+        with _lock:
+            self.arguments[name] = self.handle[f"register_{name}"]()
+            with contextlib.suppress(AttributeError):
+                self.handle[f"register_{name}_gradient"]()
+            core.load_op_meta_info_and_register_op(str(self.path))
+        return self.arguments[name]
 
     def about(self) -> dict[str, Any]:
         """Return path, compiler, flags, threads and the library of matrix products for the log."""

@@ -14,7 +14,7 @@ ConvolutionShape shape_of(const Tensor& X, const Tensor& Weight, int64_t out_hei
                           int64_t pad_top, int64_t pad_left, int64_t groups, bool depthwise) {
   const Shape x = sizes("x", X, 4), weight = sizes("weight", Weight, 4);
   require(x.size() == 4 && weight.size() == 4 && groups > 0 && weight[1] * groups == x[1] && weight[0] % groups == 0,
-          "a map " + text(x) + " has no convolution of " + std::to_string(groups) + " groups by " + text(weight));
+          "a map ", x, " has no convolution of ", groups, " groups by ", weight);
   require(out_height > 0 && out_width > 0 && stride > 0 && pad_top >= 0 && pad_left >= 0, "a convolution has no output");
   // What the scratch planes of the depthwise one have room for: no window lies outside of the map.
   require(!depthwise || (groups == x[1] && weight[0] / groups <= LANES && stride <= 2 && pad_top < weight[2] &&
@@ -64,8 +64,8 @@ static Tensors conv2d_gradient(const Tensor& X, const Tensor& Weight, const Mayb
   {"out_height: int64_t", "out_width: int64_t", "stride: int64_t", "pad_top: int64_t", "pad_left: int64_t",  \
    "groups: int64_t", "depthwise: bool", "bfloat16: bool", "x_needs_grad: bool", "weight_needs_grad: bool"}
 
-OPERATOR(conv2d, conv2d).Inputs({"X", "Weight", Optional("Bias")}).Outputs({"Y"}).Attrs(ATTRIBUTES);
-GRADIENT(conv2d, conv2d_gradient)
-    .Inputs({"X", "Weight", Optional("Bias"), Grad("Y")})
-    .Outputs({Grad("X"), Grad("Weight"), Grad(Optional("Bias"))})
-    .Attrs(ATTRIBUTES);
+OPERATOR(conv2d, conv2d, .Inputs({"X", "Weight", Optional("Bias")}).Outputs({"Y"}).Attrs(ATTRIBUTES));
+GRADIENT(conv2d, conv2d_gradient,
+         .Inputs({"X", "Weight", Optional("Bias"), Grad("Y")})
+         .Outputs({Grad("X"), Grad("Weight"), Grad(Optional("Bias"))})
+         .Attrs(ATTRIBUTES));

@@ -30,10 +30,12 @@ def run(name: str, *arguments: paddle.Tensor | list[paddle.Tensor] | float | boo
     """Run a compiled operator on the tensors and attributes of its C++ function, and return its first result.
 
     Raises:
+        AttributeError: for an unknown operator.
         TypeError: for a wrong number of arguments, or an attribute of a wrong type.
         ValueError: for a tensor of a wrong dtype, shape or place.
     """
-    expected = build.library().arguments[name]
+    library = build.library()
+    expected = library.arguments.get(name) or library.register(name)
     if len(arguments) != expected:  # Paddle reads beyond their end
         raise TypeError(f"{name} takes {expected} arguments, got {len(arguments)}")
     try:

@@ -242,7 +242,7 @@ static Tensors filter_spectrum_gradient(const Tensor& X, const Tensor& Real, con
   return {GradX, GradReal, GradImag, GradScores};
 }
 
-OPERATOR(filter_spectrum, filter_spectrum).Inputs({"X", "Real", "Imag", Optional("Scores")}).Outputs({"Y"});
-GRADIENT(filter_spectrum, filter_spectrum_gradient)
-    .Inputs({"X", "Real", "Imag", Optional("Scores"), Grad("Y")})
-    .Outputs({Grad("X"), Grad("Real"), Grad("Imag"), Grad(Optional("Scores"))});
+OPERATOR(filter_spectrum, filter_spectrum, .Inputs({"X", "Real", "Imag", Optional("Scores")}).Outputs({"Y"}));
+GRADIENT(filter_spectrum, filter_spectrum_gradient,
+         .Inputs({"X", "Real", "Imag", Optional("Scores"), Grad("Y")})
+         .Outputs({Grad("X"), Grad("Real"), Grad("Imag"), Grad(Optional("Scores"))}));

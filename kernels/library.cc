@@ -13,11 +13,6 @@ Tensor empty(const Shape& shape, paddle::DataType dtype) {
 
 extern "C" int openmp_threads() { return omp_get_max_threads(); }
 
-// One line each, "name number": lanes of a vector, whether there are these matrix products, arguments of each operator.
-extern "C" const char* describe() {
-  static std::string lines;
-  lines = "lanes " + std::to_string(LANES) + "\nonednn " + std::to_string(has_product(false)) + "\nbfloat16 " +
-          std::to_string(has_product(true)) + "\n";
-  for (const auto& [name, count] : argument_counts()) lines += "operator." + name + " " + std::to_string(count) + "\n";
-  return lines.c_str();
-}
+extern "C" int vector_lanes() { return LANES; }
+extern "C" int has_onednn() { return has_product(false); }
+extern "C" int has_bfloat16() { return has_product(true); }

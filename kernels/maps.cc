@@ -92,10 +92,10 @@ static Tensors residual_gradient(const MaybeTensor& Share, const Tensor& GradY) 
   return {GradX, GradBranch};
 }
 
-OPERATOR(residual, residual).Inputs({"X", "Branch", Optional("Share")}).Outputs({"Y"});
-GRADIENT(residual, residual_gradient)
-    .Inputs({Optional("Share"), Grad("Y")})
-    .Outputs({Grad("X"), Grad("Branch")});
+OPERATOR(residual, residual, .Inputs({"X", "Branch", Optional("Share")}).Outputs({"Y"}));
+GRADIENT(residual, residual_gradient,
+         .Inputs({Optional("Share"), Grad("Y")})
+         .Outputs({Grad("X"), Grad("Branch")}));
 
 // The same with factors of channels, kept and scale [columns].
 static Tensors scaled_residual(const Tensor& X, const Tensor& Branch, const MaybeTensor& Kept, const MaybeTensor& Scale,
@@ -116,12 +116,12 @@ static Tensors scaled_residual_gradient(const Tensor& X, const Tensor& Branch, c
   return {GradX, GradBranch, GradKept, GradScale};
 }
 
-OPERATOR(scaled_residual, scaled_residual)
-    .Inputs({"X", "Branch", Optional("Kept"), Optional("Scale"), Optional("Share")})
-    .Outputs({"Y"});
-GRADIENT(scaled_residual, scaled_residual_gradient)
-    .Inputs({"X", "Branch", Optional("Kept"), Optional("Scale"), Optional("Share"), Grad("Y")})
-    .Outputs({Grad("X"), Grad("Branch"), Grad(Optional("Kept")), Grad(Optional("Scale"))});
+OPERATOR(scaled_residual, scaled_residual,
+         .Inputs({"X", "Branch", Optional("Kept"), Optional("Scale"), Optional("Share")})
+         .Outputs({"Y"}));
+GRADIENT(scaled_residual, scaled_residual_gradient,
+         .Inputs({"X", "Branch", Optional("Kept"), Optional("Scale"), Optional("Share"), Grad("Y")})
+         .Outputs({Grad("X"), Grad("Branch"), Grad(Optional("Kept")), Grad(Optional("Scale"))}));
 
 // y = scale * relu(x)^2 + bias: scale and bias [1].
 static Tensors star_relu(const Tensor& X, const Tensor& Scale, const Tensor& Bias) {
@@ -166,10 +166,10 @@ static Tensors star_relu_gradient(const Tensor& X, const Tensor& Scale, const Te
   return {GradX, GradScale, GradBias};
 }
 
-OPERATOR(star_relu, star_relu).Inputs({"X", "Scale", "Bias"}).Outputs({"Y"});
-GRADIENT(star_relu, star_relu_gradient)
-    .Inputs({"X", "Scale", Grad("Y")})
-    .Outputs({Grad("X"), Grad("Scale"), Grad("Bias")});
+OPERATOR(star_relu, star_relu, .Inputs({"X", "Scale", "Bias"}).Outputs({"Y"}));
+GRADIENT(star_relu, star_relu_gradient,
+         .Inputs({"X", "Scale", Grad("Y")})
+         .Outputs({Grad("X"), Grad("Scale"), Grad("Bias")}));
 
 // Normalises all positions and channels of an image together: x [batch, ..., channels], weight and bias [channels].
 // Moments, [batch, 2], are mean and 1 / deviation.
@@ -251,14 +251,14 @@ static Tensors group_norm_gradient(const Tensor& X, const Tensor& Weight, const 
   return {GradX, GradWeight, GradBias};
 }
 
-OPERATOR(group_norm, group_norm)
-    .Inputs({"X", "Weight", "Bias"})
-    .Outputs({"Y", "Moments"})
-    .Attrs({"epsilon: float"});
-GRADIENT(group_norm, group_norm_gradient)
-    .Inputs({"X", "Weight", "Moments", Grad("Y")})
-    .Outputs({Grad("X"), Grad("Weight"), Grad("Bias")})
-    .Attrs({"epsilon: float"});
+OPERATOR(group_norm, group_norm,
+         .Inputs({"X", "Weight", "Bias"})
+         .Outputs({"Y", "Moments"})
+         .Attrs({"epsilon: float"}));
+GRADIENT(group_norm, group_norm_gradient,
+         .Inputs({"X", "Weight", "Moments", Grad("Y")})
+         .Outputs({Grad("X"), Grad("Weight"), Grad("Bias")})
+         .Attrs({"epsilon: float"}));
 
 // The mean of the positions at most `reach` away, as far as they are inside the map, minus the position itself, of x
 // [batch, height, width, channels]. With `adjoint` its gradient: every position is divided by its own count before
@@ -298,8 +298,8 @@ static Tensors pooled(const Tensor& X, int64_t reach, bool adjoint) {
 static Tensors pool_difference(const Tensor& X, int64_t reach) { return pooled(X, reach, false); }
 static Tensors pool_difference_gradient(const Tensor& GradY, int64_t reach) { return pooled(GradY, reach, true); }
 
-OPERATOR(pool_difference, pool_difference).Inputs({"X"}).Outputs({"Y"}).Attrs({"reach: int64_t"});
-GRADIENT(pool_difference, pool_difference_gradient)
-    .Inputs({Grad("Y")})
-    .Outputs({Grad("X")})
-    .Attrs({"reach: int64_t"});
+OPERATOR(pool_difference, pool_difference, .Inputs({"X"}).Outputs({"Y"}).Attrs({"reach: int64_t"}));
+GRADIENT(pool_difference, pool_difference_gradient,
+         .Inputs({Grad("Y")})
+         .Outputs({Grad("X")})
+         .Attrs({"reach: int64_t"}));

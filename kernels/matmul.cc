@@ -210,7 +210,7 @@ Product product_of(bool bfloat16) {
 static Tensors product(const Tensor& A, const Tensor& B, bool transpose_b, bool bfloat16) {
   const Shape left = sizes("a", A, 2), right = sizes("b", B, 2);
   require(left.size() == 2 && right.size() == 2 && left[1] == right[transpose_b ? 1 : 0],
-          "matrices of the shapes " + text(left) + " and " + text(right) + " have no product");
+          "matrices of the shapes ", left, " and ", right, " have no product");
   const float *a = floats("a", A), *b = floats("b", B);
   const int64_t columns = right[transpose_b ? 0 : 1];
   Tensor C = empty({left[0], columns});
@@ -219,4 +219,4 @@ static Tensors product(const Tensor& A, const Tensor& B, bool transpose_b, bool 
   return {C};
 }
 
-OPERATOR(product, product).Inputs({"A", "B"}).Outputs({"C"}).Attrs({"transpose_b: bool", "bfloat16: bool"});
+OPERATOR(product, product, .Inputs({"A", "B"}).Outputs({"C"}).Attrs({"transpose_b: bool", "bfloat16: bool"}));

@@ -169,7 +169,7 @@ AttentionShape shape_of(const Tensor& Query, const Tensor& Key) {
 // qkv [batch, positions, 3, heads, width]
 AttentionShape packed_shape_of(const Tensor& Qkv) {
   const Shape qkv = sizes("qkv", Qkv, 5);
-  require(qkv.size() == 5 && qkv[2] == 3, "qkv has the shape " + text(qkv) + ", expected [batch, positions, 3, heads, width]");
+  require(qkv.size() == 5 && qkv[2] == 3, "qkv has the shape ", qkv, ", expected [batch, positions, 3, heads, width]");
   const int64_t positions = qkv[1], heads = qkv[3], width = qkv[4];
   const Strides packed{3 * positions * heads * width, 3 * heads * width, width};
   const Strides own{positions * heads * width, heads * width, width};
@@ -204,14 +204,14 @@ static Tensors attention_gradient(const Tensor& Query, const Tensor& Key, const 
   return {GradQuery, GradKey, GradValue, GradBias};
 }
 
-OPERATOR(attention, attention)
-    .Inputs({"Query", "Key", "Value", Optional("Bias")})
-    .Outputs({"Mixed", "Kept"})
-    .Attrs({"scale: float", "bias_needs_grad: bool"});
-GRADIENT(attention, attention_gradient)
-    .Inputs({"Query", "Key", "Value", Optional("Bias"), "Kept", Grad("Mixed")})
-    .Outputs({Grad("Query"), Grad("Key"), Grad("Value"), Grad(Optional("Bias"))})
-    .Attrs({"scale: float", "bias_needs_grad: bool"});
+OPERATOR(attention, attention,
+         .Inputs({"Query", "Key", "Value", Optional("Bias")})
+         .Outputs({"Mixed", "Kept"})
+         .Attrs({"scale: float", "bias_needs_grad: bool"}));
+GRADIENT(attention, attention_gradient,
+         .Inputs({"Query", "Key", "Value", Optional("Bias"), "Kept", Grad("Mixed")})
+         .Outputs({Grad("Query"), Grad("Key"), Grad("Value"), Grad(Optional("Bias"))})
+         .Attrs({"scale: float", "bias_needs_grad: bool"}));
 
 static Tensors self_attention(const Tensor& Qkv, const MaybeTensor& Bias, float scale, bool) {
   const AttentionShape s = packed_shape_of(Qkv);
@@ -237,11 +237,11 @@ static Tensors self_attention_gradient(const Tensor& Qkv, const MaybeTensor& Bia
   return {GradQkv, GradBias};
 }
 
-OPERATOR(self_attention, self_attention)
-    .Inputs({"Qkv", Optional("Bias")})
-    .Outputs({"Mixed", "Kept"})
-    .Attrs({"scale: float", "bias_needs_grad: bool"});
-GRADIENT(self_attention, self_attention_gradient)
-    .Inputs({"Qkv", Optional("Bias"), "Kept", Grad("Mixed")})
-    .Outputs({Grad("Qkv"), Grad(Optional("Bias"))})
-    .Attrs({"scale: float", "bias_needs_grad: bool"});
+OPERATOR(self_attention, self_attention,
+         .Inputs({"Qkv", Optional("Bias")})
+         .Outputs({"Mixed", "Kept"})
+         .Attrs({"scale: float", "bias_needs_grad: bool"}));
+GRADIENT(self_attention, self_attention_gradient,
+         .Inputs({"Qkv", Optional("Bias"), "Kept", Grad("Mixed")})
+         .Outputs({Grad("Qkv"), Grad(Optional("Bias"))})
+         .Attrs({"scale: float", "bias_needs_grad: bool"}));

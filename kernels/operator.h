@@ -6,10 +6,9 @@
 
 #pragma once
 
-#include <map>
 #include <new>
+#include <sstream>
 #include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "paddle/phi/api/ext/op_meta_info.h"
@@ -22,36 +21,40 @@ using MaybeTensor = paddle::optional<Tensor>;
 using Tensors = std::vector<Tensor>;
 using Shape = std::vector<int64_t>;
 
-inline std::string text(const Shape& shape) {
-  std::string all;
-  for (const int64_t size : shape) all += (all.empty() ? "" : ", ") + std::to_string(size);
-  return "[" + all + "]";
+inline std::ostream& operator<<(std::ostream& out, const Shape& shape) {
+  for (size_t i = 0; i < shape.size(); ++i) out << (i ? ", " : "[") << shape[i];
+  return out << (shape.empty() ? "[]" : "]");
 }
 
-inline void require(bool fulfilled, const std::string& message) {
-  if (!fulfilled) throw std::invalid_argument(message);
+// Raises an error with the parts of its message, put together only then.
+template <class... Parts>
+inline void require(bool fulfilled, const Parts&... parts) {
+  if (fulfilled) return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::invalid_argument(message.str());
 }
 
 // The shape of a tensor of at least `least` axes, none of them 0.
 inline Shape sizes(const char* name, const Tensor& x, size_t least) {
-  require(x.initialized() && x.is_dense_tensor(), std::string(name) + " is not a tensor");
+  require(x.initialized() && x.is_dense_tensor(), name, " is not a tensor");
   const Shape shape = x.shape();
-  require(shape.size() >= least && x.numel() > 0, std::string(name) + " has the shape " + text(shape));
+  require(shape.size() >= least && x.numel() > 0, name, " has the shape ", shape);
   return shape;
 }
 
 // The numbers of a tensor, of any shape.
 inline const float* floats(const char* name, const Tensor& x) {
-  if (!x.initialized() || !x.is_dense_tensor() || !x.is_cpu() || x.dtype() != paddle::DataType::FLOAT32 ||
-      !x.is_contiguous())
-    throw std::invalid_argument(std::string(name) + " is not a contiguous float32 tensor on the CPU");
+  require(x.initialized() && x.is_dense_tensor() && x.is_cpu() && x.dtype() == paddle::DataType::FLOAT32 &&
+              x.is_contiguous(),
+          name, " is not a contiguous float32 tensor on the CPU");
   return x.data<float>();
 }
 
 inline const float* floats(const char* name, const Tensor& x, const Shape& shape) {
   const float* numbers = floats(name, x);
-  if (x.shape() != shape)
-    throw std::invalid_argument(std::string(name) + " has the shape " + text(x.shape()) + ", expected " + text(shape));
+  const Shape found = x.shape();
+  require(found == shape, name, " has the shape ", found, ", expected ", shape);
   return numbers;
 }
 
@@ -64,8 +67,7 @@ inline const float* floats(const char* name, const MaybeTensor& x, const Shape& 
 inline const float* some_floats(const char* name, const MaybeTensor& x, int64_t count) {
   if (!x) return nullptr;
   const float* numbers = floats(name, *x);
-  require(x->numel() == count, std::string(name) + " has " + std::to_string(x->numel()) + " numbers, expected " +
-                                   std::to_string(count));
+  require(x->numel() == count, name, " has ", x->numel(), " numbers, expected ", count);
   return numbers;
 }
 
@@ -85,19 +87,20 @@ void run(paddle::CustomOpKernelContext* context) {
   }
 }
 
-// How many arguments each operator has, which Paddle does not check.
-inline std::map<std::string, size_t>& argument_counts() {
-  static std::map<std::string, size_t> counts;
-  return counts;
-}
-
 template <class... Arguments>
-bool count_arguments(const char* name, Tensors (*)(Arguments...)) {
-  argument_counts()[name] = sizeof...(Arguments);
-  return true;
+int count(Tensors (*)(Arguments...)) {
+  return sizeof...(Arguments);
 }
 
-#define OPERATOR(name, function)                                             \
-  static const bool counted_##name = count_arguments(#name, function);       \
-  PD_BUILD_OP(hybrid_##name).SetKernelFn(run<function>)
-#define GRADIENT(name, function) PD_BUILD_GRAD_OP(hybrid_##name).SetKernelFn(run<function>)
+// Functions that register an operator and its gradient with Paddle, and return how many arguments it has, which Paddle
+// does not check. Python calls them at the first use of the operator: each call of a custom operator takes Paddle longer
+// the more of them it knows. Other than PD_BUILD_OP, which does the same for all at once.
+#define OPERATOR(name, function, ...)                                                             \
+  extern "C" int register_##name() {                                                              \
+    paddle::OpMetaInfoBuilder("hybrid_" #name, 0).SetKernelFn(run<function>) __VA_ARGS__;         \
+    return count(function);                                                                       \
+  }
+#define GRADIENT(name, function, ...)                                                             \
+  extern "C" void register_##name##_gradient() {                                                  \
+    paddle::OpMetaInfoBuilder("hybrid_" #name, 1).SetKernelFn(run<function>) __VA_ARGS__;         \
+  }

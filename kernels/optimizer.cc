@@ -46,8 +46,7 @@ std::vector<int64_t> first_pieces(const Tensors& tensors) {
 // Where the numbers of tensors are, to be changed in place. There are as many tensors as in `like` and of the sizes of
 // those; of one number each where `single`.
 std::vector<float*> places(const char* name, const Tensors& tensors, const Tensors& like, bool single = false) {
-  require(tensors.size() == like.size(), std::string("there are ") + std::to_string(tensors.size()) + " " + name +
-                                             ", expected " + std::to_string(like.size()));
+  require(tensors.size() == like.size(), "there are ", tensors.size(), " ", name, ", expected ", like.size());
   std::vector<float*> places;
   for (size_t i = 0; i < tensors.size(); ++i)
     places.push_back(const_cast<float*>(some_floats(name, tensors[i], single ? 1 : like[i].numel())));
@@ -77,8 +76,8 @@ float clip_factor(const Tensors& gradients, float norm) {
 }
 
 const float* factors_of(const std::vector<float>& factors, size_t rows, const Tensors& tensors) {
-  require(factors.size() == rows * tensors.size(), "there are " + std::to_string(factors.size()) +
-                                                       " factors, expected " + std::to_string(rows * tensors.size()));
+  require(factors.size() == rows * tensors.size(), "there are ", factors.size(), " factors, expected ",
+          rows * tensors.size());
   return factors.data();
 }
 
@@ -124,11 +123,11 @@ static Tensors adam(const Tensors& Parameters, const Tensors& Gradients, const T
   return done();
 }
 
-OPERATOR(adam, adam)
-    .Inputs({paddle::Vec("Parameters"), paddle::Vec("Gradients"), paddle::Vec("Moments1"), paddle::Vec("Moments2"),
-             paddle::Vec("Powers1"), paddle::Vec("Powers2")})
-    .Outputs({"Done"})
-    .Attrs({"factors: std::vector<float>", "beta1: float", "beta2: float", "epsilon: float", "clip_norm: float"});
+OPERATOR(adam, adam,
+         .Inputs({paddle::Vec("Parameters"), paddle::Vec("Gradients"), paddle::Vec("Moments1"), paddle::Vec("Moments2"),
+                 paddle::Vec("Powers1"), paddle::Vec("Powers2")})
+         .Outputs({"Done"})
+         .Attrs({"factors: std::vector<float>", "beta1: float", "beta2: float", "epsilon: float", "clip_norm: float"}));
 
 // Factors: learning rates, and decay as L2 in the gradient, [2, count].
 static Tensors momentum(const Tensors& Parameters, const Tensors& Gradients, const Tensors& Velocities,
@@ -154,10 +153,10 @@ static Tensors momentum(const Tensors& Parameters, const Tensors& Gradients, con
   return done();
 }
 
-OPERATOR(momentum, momentum)
-    .Inputs({paddle::Vec("Parameters"), paddle::Vec("Gradients"), paddle::Vec("Velocities")})
-    .Outputs({"Done"})
-    .Attrs({"factors: std::vector<float>", "momentum: float", "clip_norm: float"});
+OPERATOR(momentum, momentum,
+         .Inputs({paddle::Vec("Parameters"), paddle::Vec("Gradients"), paddle::Vec("Velocities")})
+         .Outputs({"Done"})
+         .Attrs({"factors: std::vector<float>", "momentum: float", "clip_norm: float"}));
 
 // Factors of the averages and of the tensors, [2, count]; 0 and 1 copy.
 static Tensors average(const Tensors& Averages, const Tensors& Others, const std::vector<float>& Factors) {
@@ -178,10 +177,10 @@ static Tensors average(const Tensors& Averages, const Tensors& Others, const std
   return done();
 }
 
-OPERATOR(average, average)
-    .Inputs({paddle::Vec("Averages"), paddle::Vec("Tensors")})
-    .Outputs({"Done"})
-    .Attrs({"factors: std::vector<float>"});
+OPERATOR(average, average,
+         .Inputs({paddle::Vec("Averages"), paddle::Vec("Tensors")})
+         .Outputs({"Done"})
+         .Attrs({"factors: std::vector<float>"}));
 
 static Tensors sum_squares(const Tensors& Numbers) {
   Tensor Sum = empty({}, paddle::DataType::FLOAT64);
@@ -189,4 +188,4 @@ static Tensors sum_squares(const Tensors& Numbers) {
   return {Sum};
 }
 
-OPERATOR(sum_squares, sum_squares).Inputs({paddle::Vec("Tensors")}).Outputs({"Sum"});
+OPERATOR(sum_squares, sum_squares, .Inputs({paddle::Vec("Tensors")}).Outputs({"Sum"}));

@@ -72,10 +72,10 @@ static Tensors dynamic_relu_gradient(const Tensor& X, const Tensor& First, const
   return {GradX, GradFirst, GradSecond};
 }
 
-OPERATOR(dynamic_relu, dynamic_relu).Inputs({"X", "First", "Second"}).Outputs({"Y"});
-GRADIENT(dynamic_relu, dynamic_relu_gradient)
-    .Inputs({"X", "First", "Second", Grad("Y")})
-    .Outputs({Grad("X"), Grad("First"), Grad("Second")});
+OPERATOR(dynamic_relu, dynamic_relu, .Inputs({"X", "First", "Second"}).Outputs({"Y"}));
+GRADIENT(dynamic_relu, dynamic_relu_gradient,
+         .Inputs({"X", "First", "Second", Grad("Y")})
+         .Outputs({Grad("X"), Grad("First"), Grad("Second")}));
 
 // Channel c of group g of `groups` becomes channel g of group c, of x [batch, channels, ...]; with channels / groups
 // groups, the way back.
@@ -83,7 +83,7 @@ static Tensors shuffled(const Tensor& X, int64_t groups, bool back) {
   const Shape shape = sizes("x", X, 2);
   const int64_t images = shape[0], channels = shape[1], plane = X.numel() / (images * channels);
   require(groups > 0 && channels % groups == 0,
-          std::to_string(channels) + " channels cannot be shuffled in " + std::to_string(groups) + " groups");
+          channels, " channels cannot be shuffled in ", groups, " groups");
   if (back) groups = channels / groups;
   const float* x = floats("x", X);
   Tensor Y = empty_like(X);
@@ -101,8 +101,8 @@ static Tensors shuffled(const Tensor& X, int64_t groups, bool back) {
 static Tensors channel_shuffle(const Tensor& X, int64_t groups) { return shuffled(X, groups, false); }
 static Tensors channel_shuffle_gradient(const Tensor& GradY, int64_t groups) { return shuffled(GradY, groups, true); }
 
-OPERATOR(channel_shuffle, channel_shuffle).Inputs({"X"}).Outputs({"Y"}).Attrs({"groups: int64_t"});
-GRADIENT(channel_shuffle, channel_shuffle_gradient)
-    .Inputs({Grad("Y")})
-    .Outputs({Grad("X")})
-    .Attrs({"groups: int64_t"});
+OPERATOR(channel_shuffle, channel_shuffle, .Inputs({"X"}).Outputs({"Y"}).Attrs({"groups: int64_t"}));
+GRADIENT(channel_shuffle, channel_shuffle_gradient,
+         .Inputs({Grad("Y")})
+         .Outputs({Grad("X")})
+         .Attrs({"groups: int64_t"}));

@@ -52,8 +52,8 @@ static Tensors gelu_gradient(const Tensor& X, const Tensor& GradY) {
   return {GradX};
 }
 
-OPERATOR(gelu, gelu).Inputs({"X"}).Outputs({"Y"});
-GRADIENT(gelu, gelu_gradient).Inputs({"X", Grad("Y")}).Outputs({Grad("X")});
+OPERATOR(gelu, gelu, .Inputs({"X"}).Outputs({"Y"}));
+GRADIENT(gelu, gelu_gradient, .Inputs({"X", Grad("Y")}).Outputs({Grad("X")}));
 
 // Normalises the last axis: x [..., columns], weight and bias [columns].
 static Tensors layer_norm(const Tensor& X, const Tensor& Weight, const Tensor& Bias, float epsilon) {
@@ -107,11 +107,11 @@ static Tensors layer_norm_gradient(const Tensor& X, const Tensor& Weight, const 
   return {GradX, GradWeight, GradBias};
 }
 
-OPERATOR(layer_norm, layer_norm).Inputs({"X", "Weight", "Bias"}).Outputs({"Y"}).Attrs({"epsilon: float"});
-GRADIENT(layer_norm, layer_norm_gradient)
-    .Inputs({"X", "Weight", Grad("Y")})
-    .Outputs({Grad("X"), Grad("Weight"), Grad("Bias")})
-    .Attrs({"epsilon: float"});
+OPERATOR(layer_norm, layer_norm, .Inputs({"X", "Weight", "Bias"}).Outputs({"Y"}).Attrs({"epsilon: float"}));
+GRADIENT(layer_norm, layer_norm_gradient,
+         .Inputs({"X", "Weight", Grad("Y")})
+         .Outputs({Grad("X"), Grad("Weight"), Grad("Bias")})
+         .Attrs({"epsilon: float"}));
 
 // y = x weight + bias: x [..., features], weight [features, columns], or [columns, features] where `transposed`. The
 // gradients of x and of weight are formed where they are needed.
@@ -175,11 +175,11 @@ static Tensors linear_gradient(const Tensor& X, const Tensor& Weight, const Mayb
   return grads;
 }
 
-OPERATOR(linear, linear)
-    .Inputs({"X", "Weight", Optional("Bias")})
-    .Outputs({"Y"})
-    .Attrs({"transposed: bool", "bfloat16: bool", "x_needs_grad: bool", "weight_needs_grad: bool"});
-GRADIENT(linear, linear_gradient)
-    .Inputs({"X", "Weight", Optional("Bias"), Grad("Y")})
-    .Outputs({Grad("X"), Grad("Weight"), Grad(Optional("Bias"))})
-    .Attrs({"transposed: bool", "bfloat16: bool", "x_needs_grad: bool", "weight_needs_grad: bool"});
+OPERATOR(linear, linear,
+         .Inputs({"X", "Weight", Optional("Bias")})
+         .Outputs({"Y"})
+         .Attrs({"transposed: bool", "bfloat16: bool", "x_needs_grad: bool", "weight_needs_grad: bool"}));
+GRADIENT(linear, linear_gradient,
+         .Inputs({"X", "Weight", Optional("Bias"), Grad("Y")})
+         .Outputs({Grad("X"), Grad("Weight"), Grad(Optional("Bias"))})
+         .Attrs({"transposed: bool", "bfloat16: bool", "x_needs_grad: bool", "weight_needs_grad: bool"}));

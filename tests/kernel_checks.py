@@ -71,6 +71,7 @@ def compare(reference, own, values, small=1e-6):
     exact = with_gradients(reference, values.values(), dtype="float64")
     paddles = with_gradients(reference, values.values())
     found = with_gradients(own, values.values())
+    small *= 16 / build.library().lanes  # sums in fewer lanes are longer
     for name, want, theirs, got in zip(("y", *values), exact, paddles, found, strict=True):
         assert got.shape == want.shape
         scale = np.abs(want).max() or 1.0
