@@ -164,7 +164,7 @@ def _restore(run: Path, place: Path) -> None:
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    if progress.iteration == 0:  # damage is logged, and the checkpoint before it taken: there is none
+    if state.progress.global_step == 0:  # damage is logged, and the checkpoint before it taken: there is none
         print(f"{place} 000000002.safetensors: starting from the beginning", file=sys.stderr)
         sys.exit(2)
 

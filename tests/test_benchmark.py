@@ -243,6 +243,7 @@ def test_spectra_stay_in_float32_under_mixed_precision(dtype: str, monkeypatch: 
     import paddle
 
     import kernels
+    from models import create_model
 
     seen, entered = [], []
     operator, context = kernels.filter_spectrum, paddle.amp.auto_cast

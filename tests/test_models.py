@@ -284,3 +284,14 @@ def test_norm_act_is_norm_activation_and_residual(activations: dict, synchronise
         np.testing.assert_allclose(found.numpy(), (y * keep_scale + residual).numpy(), rtol=0, atol=5e-5)
         np.testing.assert_allclose(model.norm._variance.numpy(), paddles._variance.numpy(), rtol=1e-5)
         assert (seen[-1] == found).all()
+
+
+def test_norm_act_residual_gradient_is_its_own() -> None:
+    """Whoever keeps the gradient of the result sees that one, though the residual's goes on to be summed."""
+    x = paddle.randn([2, 6, 3, 3])
+    x.stop_gradient = False
+    hidden = x * 2
+    y = NormAct(6)(hidden * 3, residual=hidden)
+    y.retain_grads()
+    y.backward(paddle.full_like(y, 5.0))
+    assert bool((y.grad == 5.0).all())
