@@ -92,9 +92,9 @@ int count(Tensors (*)(Arguments...)) {
   return sizeof...(Arguments);
 }
 
-// Functions that register an operator and its gradient with Paddle, and return how many arguments it has, which Paddle
-// does not check. Python calls them at the first use of the operator: each call of a custom operator takes Paddle longer
-// the more of them it knows. Other than PD_BUILD_OP, which does the same for all at once.
+// Functions that register an operator and its gradient with Paddle, and return its number of arguments, which Paddle does
+// not check. Python calls them at the operator's first use. PD_BUILD_OP would register all at once, but each call of a
+// custom operator takes longer the more of them Paddle knows.
 #define OPERATOR(name, function, ...)                                                             \
   extern "C" int register_##name() {                                                              \
     paddle::OpMetaInfoBuilder("hybrid_" #name, 0).SetKernelFn(run<function>) __VA_ARGS__;         \
