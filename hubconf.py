@@ -10,7 +10,7 @@ _sys.path.insert(0, str(_Path(__file__).resolve().parent))  # paddle.hub takes i
 def _entry(name):
     from configs.load import load_config, to_plain
     from engine.weights import released
-    from engine.weights.load import load_weights
+    from engine.weights.state_dict import load_weights
     from errors import UserError
     from models import create_model, list_models, model_info
 

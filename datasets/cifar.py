@@ -16,7 +16,7 @@ import numpy as np
 from datasets.archives import is_archive, read_archive, read_file
 from datasets.dataset import ImageDataset
 from datasets.download import download
-from datasets.paths import CACHES, contents, data_root, folders_below, search_paths
+from datasets.search_paths import CACHES, contents, data_root, folders_below, search_paths
 from errors import UserError, printable
 from utils import pickles
 

@@ -21,7 +21,7 @@ import numpy as np
 from datasets.archives import read_file
 from datasets.dataset import ImageDataset
 from datasets.files import SUFFIXES, FolderImages, find_images, listed
-from datasets.paths import contents, data_root, is_folder, search_paths
+from datasets.search_paths import contents, data_root, is_folder, search_paths
 from errors import UserError, file_name, nearest, printable
 from utils.fileio import reading
 

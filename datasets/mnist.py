@@ -17,7 +17,7 @@ import numpy as np
 from datasets.archives import read_archive, read_file
 from datasets.dataset import ImageDataset
 from datasets.download import download
-from datasets.paths import ARCHIVES, CACHES, contents, data_root, search_paths
+from datasets.search_paths import ARCHIVES, CACHES, contents, data_root, search_paths
 from errors import UserError, printable
 
 CLASSES = tuple("0123456789")

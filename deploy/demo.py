@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from analysis.explain.explanation import Explanation
-from analysis.explain.figures import SIGNED, UNSIGNED
-from analysis.explain.methods import METHODS, explain
-from analysis.explain.subject import Subject
+from analysis.explain.image_model import ImageModel
+from analysis.explain.methods import METHODS, Explanation, explain
+from analysis.explain.sheet import SIGNED, UNSIGNED
 from configs.load import load_config
 from datasets.files import read_image
 from deploy.engines import require
@@ -101,27 +100,27 @@ def launch(page: Any, host: str, port: int | None) -> None:
 
 
 @cache
-def subject_of(name: str) -> Subject:
+def image_model(name: str) -> ImageModel:
     """Return a released network as explanations take it."""
     folder = released.folder_of(name)
     released.check_released(folder)
     config = load_config(folder / released.CONFIG, ["RUNTIME.DEVICE=cpu"])
-    return Subject(config, load_model(config, name)[0])
+    return ImageModel(config, load_model(config, name)[0])
 
 
 def classified(name: str, path: Path, method: str) -> tuple[dict[str, float], Image.Image | None]:
     """Return the probability of each class of an image file, and the map of the first class over the image."""
-    subject = subject_of(name)
-    image = subject.prepare(read_image(path))
-    found = explain(subject, image, method, num_samples=LIME_SAMPLES) if method else None
-    probabilities = subject.probabilities_of(image) if found is None else found.probabilities
-    scores = {subject.class_name(index): float(value) for index, value in enumerate(probabilities)}
+    model = image_model(name)
+    image = model.prepare(read_image(path))
+    found = explain(model, image, method, num_samples=LIME_SAMPLES) if method else None
+    probabilities = model.probabilities_of(image) if found is None else found.probabilities
+    scores = {model.class_name(index): float(value) for index, value in enumerate(probabilities)}
     return scores, found and drawn(found)
 
 
 def drawn(found: Explanation) -> Image.Image:
     """Return an explanation of the predicted class over the grey image."""
-    heat, signed = found.map_of(found.predicted), METHODS[found.method].signed
+    heat, signed = found.maps[0], METHODS[found.method].signed
     largest = float(np.abs(heat).max()) or 1.0
     colours = SIGNED((heat / largest + 1) / 2) if signed else UNSIGNED(heat / largest)  # RGBA
     grey = (found.image / 255 @ (0.299, 0.587, 0.114))[..., None]

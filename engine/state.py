@@ -24,7 +24,7 @@ from engine.model import build_model
 from engine.optim import ModelEma, build_optimizer
 from engine.run import RunFolder
 from engine.sync_batch_norm import convert_sync_batch_norm
-from engine.weights.load import save_weights
+from engine.weights.state_dict import save_weights
 from errors import UserError
 from kernels import optimizer as compiled
 from utils.fileio import write_atomically

@@ -27,7 +27,7 @@ from engine.model import build_model, find_weights, load_model
 from engine.optim import learning_rate
 from engine.run import RunFolder, log, run_folder
 from engine.state import TrainingProgress, TrainingState
-from engine.weights.load import load_weights
+from engine.weights.state_dict import load_weights
 from errors import UserError
 from utils.fileio import write_json
 from utils.progress import TrainingBar

@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import paddle
 from safetensors import safe_open
 
 from engine.history import read_table
-from engine.weights.read import read_weights
 from processes import start_tool, tiny_run, tool
 
 EPOCHS, STEPS = 2, 19
@@ -96,7 +96,9 @@ def differences(whole: Path, other: Path) -> list[str]:
     found = [name for name in ("steps.csv", "history.csv", "results.json")
              if (whole / name).read_bytes() != (other / name).read_bytes()]
     for name in ("best_model.pdparams", "final_model.pdparams", "best_optimizer.pdopt", "final_optimizer.pdopt"):
-        found += _arrays_differ(name, read_weights(whole / name).arrays, read_weights(other / name).arrays)
+        states = [paddle.load(str(run / name), return_numpy=True) for run in (whole, other)]
+        found += _arrays_differ(name, *({key: np.asarray(value) for key, value in state.items()
+                                         if not isinstance(value, dict)} for state in states))
     checkpoints = [sorted((run / "checkpoints").glob("*.safetensors")) for run in (whole, other)]
     if checkpoints[0][-1].name != checkpoints[1][-1].name or len(checkpoints[1]) != 2:
         found.append(f"checkpoints {[path.name for path in checkpoints[1]]}")

@@ -14,7 +14,7 @@ import pytest
 
 from configs.load import load_config
 from engine.model import build_model
-from engine.weights.load import save_weights
+from engine.weights.state_dict import save_weights
 from errors import UserError
 from processes import ROOT, TINY, overrides, start_tool
 

@@ -53,7 +53,7 @@ def test_requirements_are_installed_by_make() -> None:
 @pytest.mark.slow
 def test_every_python_command_runs(cifar10_root: str, tmp_path: Path) -> None:
     """In their order, with the work cut short: one iteration, a small network, the run in a temporary folder."""
-    from engine.weights.load import save_weights
+    from engine.weights.state_dict import save_weights
     from models import create_model
 
     model = create_model("iformer_small")

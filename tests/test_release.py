@@ -23,8 +23,8 @@ from configs.load import flatten, load_config
 from datasets import build_dataset
 from engine.model import find_weights, load_model, predict
 from engine.weights import released
-from engine.weights.load import read_weights
 from engine.weights.released import check_released, released_names
+from engine.weights.state_dict import read_weights
 from errors import UserError
 from processes import ROOT
 
@@ -135,10 +135,10 @@ def _flip_a_bit(folder: Path) -> None:
 @pytest.mark.parametrize(("change", "words"), [
     (_flip_a_bit, "model.safetensors has sha256"),
     (lambda folder: (folder / "config.yaml").write_text("NAME: x"), "config.yaml has sha256"),
-    (lambda folder: (folder / "train.log").unlink(), "train.log cannot be read"),
+    (lambda folder: (folder / "train.log").unlink(), "train.log: cannot be read"),
     (lambda folder: (folder / "SHA256SUMS").write_text(""), "model.safetensors is not in it"),
     (lambda folder: (folder / "SHA256SUMS").write_text("0" * 64 + "  ../x\n"), "not a list of checksums"),
-    (lambda folder: (folder / "SHA256SUMS").write_bytes(b"\xff\n"), "cannot be read"),
+    (lambda folder: (folder / "SHA256SUMS").write_bytes(b"\xff\n"), "not a list of checksums"),
 ])
 def test_what_is_not_as_released_is_refused(toy: Path, tmp_path: Path, command: Callable[..., str], change,
                                             words: str) -> None:

@@ -21,7 +21,7 @@ from engine.checkpoint import list_checkpoints, load_checkpoint
 from engine.history import read_table
 from engine.interrupts import Interrupted, StopRequest
 from engine.run import RunFolder
-from engine.weights.load import read_weights
+from engine.weights.state_dict import read_weights
 from errors import UserError
 from utils.progress import TrainingBar
 

@@ -15,7 +15,7 @@ from paddle import nn
 from pickled import as_legacy, as_zip, tensor, text
 from safetensors.numpy import save_file
 
-from engine.weights.load import load_weights, read_weights, save_weights
+from engine.weights.state_dict import load_weights, read_weights, save_weights
 from errors import UserError
 from processes import call
 

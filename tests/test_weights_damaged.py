@@ -15,7 +15,7 @@ import pytest
 from fuzz_cases import damaged
 from paddle import nn
 
-from engine.weights.load import load_weights, read_weights
+from engine.weights.state_dict import load_weights, read_weights
 from errors import UserError
 
 DATA = Path(__file__).parent / "data" / "weights"

@@ -15,7 +15,7 @@ def main(arguments: argparse.Namespace) -> None:
     from engine import runtime
 
     runtime.prepare()
-    from engine.weights.load import check_suffix, load_weights, save_weights
+    from engine.weights.state_dict import check_suffix, load_weights, save_weights
     from models import create_model
 
     check_suffix(arguments.dst)

@@ -24,8 +24,8 @@ from configs.load import dump_config, load_config
 from engine.data import build_eval_loader, check_classes
 from engine.history import read_table
 from engine.model import build_model, load_model
-from engine.weights.load import convert_state, read_weights, save_weights
 from engine.weights.released import CONFIG, RESULTS, SUMS, WEIGHTS, file_sha256
+from engine.weights.state_dict import convert_state, read_weights, save_weights
 from errors import UserError
 from models import model_info
 from utils.fileio import csv_text, read_json, replaced_folder, write_json, write_text

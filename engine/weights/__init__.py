@@ -7,6 +7,6 @@ def __getattr__(name: str) -> object:
     """Import `load_weights` and `save_weights`, and numpy with them, when they are used: not for a tool's --help."""
     if name not in __all__:
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    from engine.weights import load
+    from engine.weights import state_dict
 
-    return getattr(load, name)
+    return getattr(state_dict, name)
