@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import statistics
 from collections.abc import Callable
@@ -23,7 +22,6 @@ from processes import ROOT
 from utils.fileio import read_csv
 
 PUBLISHED = read_csv(ROOT / "analysis" / "published.csv")
-RECIPES = {path.stem: read_csv(path) for path in sorted((ROOT / "docs" / "recipes").glob("*.csv"))}
 
 
 def cells(text: str, name: str) -> list[list[str]]:
@@ -39,11 +37,7 @@ def trained(toy: Path) -> Trained:
 
 def test_the_page_is_true_to_its_folders(toy: Path, trained: Trained, tmp_path: Path,
                                          command: Callable[..., str]) -> None:
-    recipes = tmp_path / "recipes"
-    recipes.mkdir()
-    rows = 'changed,epochs,holdout_top1,images_per_second\n"LR 1e-3, a|b",2,48.12,12345\n'
-    (recipes / "iformer.csv").write_text(rows)
-    command("results", "--checkpoints", toy.parent, "--write", tmp_path / "RESULTS.md", "--recipes", recipes)
+    command("results", "--checkpoints", toy.parent, "--write", tmp_path / "RESULTS.md")
     text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     accuracy, cost, seeds = cells(text, "toy")
     results = json.loads((toy / "results.json").read_text())
@@ -57,15 +51,13 @@ def test_the_page_is_true_to_its_folders(toy: Path, trained: Trained, tmp_path: 
     each = [float(row["selected_top1"]) * 100 for row in trained.seeds]
     assert seeds[1:3] == ["42, 43", f"{statistics.mean(each):.2f} ± {abs(each[0] - each[1]) / 2**0.5:.2f}"]
     assert "python tools/eval.py -w toy" in text
-    assert "### iformer\n\n| changed | epochs | holdout top1 | images per second |" in text
-    assert "| LR 1e-3, a\\|b | 2 | 48.12 | 12,345 |" in text
     assert f"]({PLOT})" in text and cv2.imread(str(tmp_path / PLOT)).shape[1] > 800
 
 
 def test_what_is_unusual_is_noted_and_published_networks_are_beside(trained: Trained) -> None:
     results = {**trained.results, "selected_on": "test", "training": {**trained.training, "data": "a copy"},
                "test": [{**trained.test, "data": "CIFAR-10", "images": 10_000, "top1": 0.9234}]}
-    text = page([Trained("net", results, [])], PUBLISHED, {})
+    text = page([Trained("net", results, [])], PUBLISHED)
     accuracy, _, beside = cells(text, "net")
     assert accuracy[4:6] == ["92.34", "–"], "the final weights were not tested on these images"
     assert "- `net`: trained on a copy, evaluated on CIFAR-10.\n- `net`: selected on the test set.\n" in text
@@ -75,14 +67,14 @@ def test_what_is_unusual_is_noted_and_published_networks_are_beside(trained: Tra
     assert "| more than 94 | 100 |" in "\n".join(lines[:place]) and "| 89.8 | 450 |" in "\n".join(lines[place:])
     assert lines[place - 1].startswith("| ConvMixer-256/8 | 92.6 | 25 | 594.2K | 148.1M")
     del results["final"]
-    assert "- `net`: released after 2 of 2 epochs.\n" in page([Trained("net", results, [])], [], {})
+    assert "- `net`: released after 2 of 2 epochs.\n" in page([Trained("net", results, [])], [])
 
 
 def test_a_page_of_nothing_claims_nothing(tmp_path: Path, command: Callable[..., str]) -> None:
-    command("results", "--checkpoints", tmp_path, "--recipes", tmp_path, "--write", tmp_path / "RESULTS.md")
+    command("results", "--checkpoints", tmp_path, "--write", tmp_path / "RESULTS.md")
     text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     assert "None yet." in text and "| CCT-6/3x1 | 94.81 | 200 | 3.168M | 813M |" in text
-    assert "here |" not in text and PLOT not in text and "tried" not in text and not (tmp_path / "docs").exists()
+    assert "here |" not in text and PLOT not in text and not (tmp_path / "docs").exists()
     assert "no released checkpoints" in command("results", "--checkpoints", tmp_path)
 
 
@@ -129,13 +121,12 @@ def test_units() -> None:
 
 def test_tables_can_be_read() -> None:
     assert all(row["network"] and 80 < float(row["top1"]) < 100 and int(row["epochs"]) > 0 for row in PUBLISHED)
-    for name, rows in RECIPES.items():
-        assert re.fullmatch(r"[a-z_]+", name) and len({len(row) for row in rows}) <= 1
+
 
 
 @pytest.mark.skipif(not released_names(), reason="no checkpoint is released")
 def test_the_committed_page_is_what_the_command_writes() -> None:
-    written = page(read_released(FOLDER), PUBLISHED, RECIPES)
+    written = page(read_released(FOLDER), PUBLISHED)
     assert (ROOT / "RESULTS.md").read_text(encoding="utf-8") == written, "python tools/results.py --write RESULTS.md"
     assert (ROOT / PLOT).exists()
 

@@ -21,10 +21,9 @@ def main(arguments: argparse.Namespace) -> None:
         print(terminal_table(trained) if trained else f"no released checkpoints in {arguments.checkpoints}")
         return
     published = read_csv(ROOT / "analysis" / "published.csv")
-    recipes = {path.stem: read_csv(path) for path in sorted(Path(arguments.recipes).glob("*.csv"))}
     out = Path(arguments.write)
-    write_text(out, page(trained, published, recipes))
-    print(f"wrote {out}: {len(trained)} released checkpoints, {len(recipes)} tables of what was tried")
+    write_text(out, page(trained, published))
+    print(f"wrote {out}: {len(trained)} released checkpoints")
     if trained:
         from analysis.results.page import PLOT
         from analysis.results.plot import draw_results, points
@@ -37,8 +36,6 @@ def parser() -> argparse.ArgumentParser:
     result = cli.argument_parser(__doc__, config=False)
     result.add_argument("--write", metavar="PAGE", help="write the page, and docs/results.png beside it")
     result.add_argument("--checkpoints", default=str(released.FOLDER), metavar="FOLDER", help="default: checkpoints/")
-    result.add_argument("--recipes", default=str(ROOT / "docs" / "recipes"), metavar="FOLDER",
-                        help="tables (.csv) of what was tried (default: docs/recipes/)")
     return result
 
 

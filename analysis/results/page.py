@@ -1,4 +1,4 @@
-"""``RESULTS.md``: accuracy and cost of every released network, beside published ones, and what was tried."""
+"""``RESULTS.md``: accuracy and cost of every released network, beside published ones."""
 
 from __future__ import annotations
 
@@ -83,17 +83,14 @@ def read_released(folder: Path) -> list[Trained]:
     return found
 
 
-def page(trained: Sequence[Trained], published: Sequence[Mapping[str, str]],
-         recipes: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
-    """Return the page; ``recipes`` are the tables of what was tried, by family."""
+def page(trained: Sequence[Trained], published: Sequence[Mapping[str, str]]) -> str:
+    """Return the page."""
     parts = [INTRODUCTION]
     if trained:
         parts += [*_accuracies(trained), _costs(trained), _beside(trained, published), _seeds(trained),
                   EVALUATING.format(name=trained[0].name)]
     else:
         parts += ["## Released checkpoints\n\nNone yet.\n", _beside(trained, published)]
-    if recipes:
-        parts += ["## What was tried\n", *(_tried(name, rows) for name, rows in recipes.items())]
     return "\n".join(part for part in parts if part)
 
 
@@ -184,8 +181,7 @@ def _beside(trained: Sequence[Trained], published: Sequence[Mapping[str, str]]) 
             quantity(float(row["macs"])), "CIFAR-10" + (f", {behind}" if behind else ""), publisher]))
     headings = ("Network", "Top-1", "Epochs", "#Params", "MACs", "Data", "Published by")
     text = _table(headings, (row for _, row in sorted(rows, key=lambda row: -row[0])))
-    return ("## Beside published figures\n\nTrained from scratch on CIFAR-10, in % of the test images.\n"
-            f"[Where two cores end](docs/recipes/README.md#where-two-cores-end) explains why ours are lower.\n\n{text}")
+    return ("## Beside published figures\n\nTrained from scratch on CIFAR-10, in % of the test images.\n\n" + text)
 
 
 def _seeds(trained: Sequence[Trained]) -> str:
@@ -201,10 +197,3 @@ def _seeds(trained: Sequence[Trained]) -> str:
     headings = ("Checkpoint", "Seeds", "Top-1 selected", "Top-1 final", "Each, selected", "Data")
     return ("## Several seeds\n\nMean and standard deviation (of the sample) over runs that differ in their seed "
             f"alone, each with the weights as trained, on the test images of its own data.\n\n{_table(headings, rows)}")
-
-
-def _tried(name: str, rows: Sequence[Mapping[str, str]]) -> str:
-    headings = [heading.replace("_", " ") for heading in rows[0]] if rows else []
-    shown = ([f"{int(cell):,}" if cell.isdecimal() and len(cell) > 4 else cell or _DASH for cell in row.values()]
-             for row in rows)
-    return f"### {name}\n\n{_table(headings, shown) if rows else 'Nothing yet.'}"
