@@ -13,6 +13,7 @@ from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
 from analysis.figures import save_figure
+from analysis.formatting import quantity
 from analysis.results.page import Trained
 
 OURS, THEIRS = "tab:blue", "0.45"
@@ -53,6 +54,7 @@ def draw_results(shown: Sequence[Point], path: Path) -> Path:
                      color=colour if ours else "white", edgecolors=colour, marker=marker, label=label)
     axes.set(xscale="log", xlabel="cost of the training: 3 × multiply-accumulates × images",
              ylabel="CIFAR-10 test accuracy in %")
+    axes.xaxis.set_major_formatter(lambda macs, position: quantity(macs))
     axes.margins(x=0.3, y=0.1)  # room for a label on either side
     axes.grid(alpha=0.3, which="both")
     axes.set_axisbelow(True)
