@@ -179,32 +179,36 @@ class FolderImages(Sequence[np.ndarray]):
         """Return a number that changes with the paths and their order."""
         return zlib.crc32(self._paths.tobytes())
 
-    def check_in_background(self) -> DamageCheck:
-        """Start to decode all images in one thread; each that cannot be read is logged by name."""
-        check = DamageCheck(self)
-        check.start()
-        return check
 
+class DamageCheck:
+    """Decodes image files in one thread for the length of a ``with`` block and logs each that cannot be read.
 
-class DamageCheck(threading.Thread):
-    """Decodes images; ``damaged`` lists the messages of those that cannot be read. ``stop()`` ends it early."""
+    Images in memory are skipped.
+    """
 
-    def __init__(self, images: FolderImages) -> None:
-        super().__init__(name="damage-check", daemon=True)
-        self.images, self.damaged = images, []
+    def __init__(self, *splits: Sequence[np.ndarray]) -> None:
+        self._splits = [images for images in splits if isinstance(images, FolderImages)]
         self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="damage-check", daemon=True)
 
-    def run(self) -> None:
-        for index in range(len(self.images)):
-            if self._stopped.is_set():
-                return
-            try:
-                self.images[index]
-            except UserError as error:
-                self.damaged.append(str(error))
-                log.warning("damaged image: %s", error)
+    def __enter__(self) -> DamageCheck:
+        self._thread.start()
+        return self
 
-    def stop(self) -> None:
-        """End the check after the present image."""
+    def __exit__(self, *error: object) -> None:
         self._stopped.set()
-        self.join()
+        self._thread.join()
+
+    def wait(self) -> None:
+        """Wait until all images are checked."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        for images in self._splits:
+            for index in range(len(images)):
+                if self._stopped.is_set():
+                    return
+                try:
+                    images[index]
+                except UserError as error:
+                    log.warning("damaged image: %s", error)

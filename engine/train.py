@@ -16,6 +16,7 @@ from typing import Any
 from paddle import nn
 from yacs.config import CfgNode
 
+from datasets.files import DamageCheck
 from datasets.loader import EvalLoader
 from engine import distributed, runtime
 from engine.data import build_eval_loader, build_train_loader, record_data
@@ -97,6 +98,10 @@ def _fit(config: CfgNode, run: RunFolder, precision: str, resume: bool, weights:
     train_loader = distributed.main_process_first(lambda: build_train_loader(config))  # the first one may download
     split = "holdout" if config.DATA.HOLDOUT else "test"
     val_loader = distributed.main_process_first(lambda: build_eval_loader(config, split))
+    # Built now, used at the end: a missing test set is reported before the first step.
+    test_loader = val_loader if split == "test" else distributed.main_process_first(
+        lambda: build_eval_loader(config, "test"))
+    loaders = (test_loader, val_loader, train_loader)
     distributed.on_main_process(lambda: record_data(run.path, train_loader.dataset, resume))
 
     # Network, optimizer, progress ----------------------------------------------------------------
@@ -156,7 +161,7 @@ def _fit(config: CfgNode, run: RunFolder, precision: str, resume: bool, weights:
              len(train_loader.dataset), len(val_loader.dataset), split, epochs, steps)
     validation: Evaluation | None = None
     try:
-        with stop:
+        with stop, DamageCheck(*(loader.dataset.images for loader in loaders if main)):
             for epoch in range(progress.epoch + 1, last_epoch + 1):
                 # Train an epoch, or the rest of it --------------------------------------------------
                 state.model.train()
@@ -218,7 +223,6 @@ def _fit(config: CfgNode, run: RunFolder, precision: str, resume: bool, weights:
                 validation = validate(progress.epochs_started)
             if main:
                 state.save_weights(run, "final")
-            test_loader = val_loader if split == "test" else build_eval_loader(config, "test")
             final = validation if split == "test" and validation else evaluate_on(test_loader, "final weights, test")
             selected = final
             if progress.best_step != progress.global_step:

@@ -245,10 +245,10 @@ def test_names_in_other_encodings(root, tmp_path, caplog):
 def test_damaged_images_are_named_in_the_background(root, caplog):
     images = read_imagefolder("test", str(root)).images
     images.path(3).write_bytes(b"\x89PNG")
-    check = images.check_in_background()
-    check.join()
-    assert len(check.damaged) == 1 and f"damaged image: {images.path(3)}: not a readable image" in caplog.text
-    images.check_in_background().stop()
+    with files.DamageCheck(np.zeros((1, 2, 2, 3), np.uint8), images) as check:
+        check.wait()
+    (message,) = [text for text in caplog.messages if text.startswith("damaged image")]
+    assert message.startswith(f"damaged image: {images.path(3)}: not a readable image")
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
