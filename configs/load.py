@@ -37,6 +37,10 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> CfgNo
         _merge(config, _parse_override(override), f"-o {printable(override)}")
     if not config.NAME:
         config.NAME = Path(path).stem if path is not None else config.MODEL.NAME.replace("/", "_")
+    if config.SCHEDULE.WARMUP_EPOCHS > config.TRAIN.EPOCHS:
+        raise UserError(f"SCHEDULE.WARMUP_EPOCHS is {config.SCHEDULE.WARMUP_EPOCHS:g}, longer than the training: the "
+                        "learning rate never reaches OPTIMIZER.LR; expected less than TRAIN.EPOCHS "
+                        f"({config.TRAIN.EPOCHS}), for example {config.TRAIN.EPOCHS / 10:g}")
     config.freeze()
     return config
 
@@ -64,7 +68,10 @@ def dump_config(config: CfgNode) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe subset without duplicate keys, tags (``!!name``) and aliases (``*name``); ``1e-3`` is a number."""
+    """YAML's safe subset without duplicate keys, tags (``!!name``) and aliases (``*name``).
+
+    Numbers are decimal, as YAML 1.2 has them: ``1e-3`` is one; ``010``, ``0x10``, ``1:0`` and dates are texts.
+    """
 
     nodes = 0
 
@@ -100,13 +107,16 @@ class _Dumper(yaml.SafeDumper):
     """Writes texts that ``_Loader`` reads as texts."""
 
 
-# A date is a text, such as the name of a run.
+_YAML = "tag:yaml.org,2002:"
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_YAML + "timestamp", _YAML + "int",
+                                                                       _YAML + "float")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"),
-                                list("-+0123456789"))
+_EXPONENT = r"([eE][-+]?[0-9]+)?"
+_FLOAT = rf"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?{_EXPONENT}|\.[0-9]+{_EXPONENT}|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"
+for _tag, _pattern in ((_YAML + "int", r"[-+]?(0|[1-9][0-9]*)$"), (_YAML + "float", _FLOAT)):
+    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), list("-+.0123456789"))
+_Dumper.add_implicit_resolver(_YAML + "float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
 
 def _parse_yaml(text: str, where: str) -> Any:
@@ -170,8 +180,10 @@ def _parse_override(override: str) -> dict[str, Any]:
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise UserError(f"-o {printable(override)}: expected KEY=VALUE, for example -o TRAIN.EPOCHS=3")
-    value = _parse_yaml(text, f"-o {printable(override)}")
-    tree: Any = value if text.strip() else ""
+    default = KEYS.get(".".join(parts), (None,))[0]
+    tree: Any = text  # of a text key, as it is typed
+    if not isinstance(default, str):
+        tree = _parse_yaml(text, f"-o {printable(override)}") if text.strip() else ""
     for part in reversed(parts):
         tree = {part: tree}
     return tree
@@ -220,10 +232,13 @@ def _checked(dotted: str, default: Any, value: Any, where: str) -> Any:
     """Return ``value`` as the type of ``default``; raises UserError where it does not fit."""
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    if isinstance(default, str) and type(value) is int:
+        value = str(value)  # NAME: 20240101
     allowed = TYPES.get(dotted, (type(default),))
     if type(value) not in allowed:
         expected = " or ".join(_TYPE_NAMES[kind] for kind in allowed)
-        raise UserError(f"{where}: {dotted} takes {expected}, found {_describe(value)}")
+        hint = "; put it in quotes" if str in allowed and not isinstance(value, (list, dict)) else ""
+        raise UserError(f"{where}: {dotted} takes {expected}, found {_describe(value)}{hint}")
     if isinstance(value, float) and math.isnan(value):
         raise UserError(f"{where}: {dotted} takes a number, found nan")
     holds, expected = KEYS[dotted][1]

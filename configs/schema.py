@@ -56,9 +56,11 @@ _COUNT = _between(1)
 _NON_NEGATIVE = _between(0)
 _FRACTION = _between(0.0, 1.0)
 _BELOW_1 = _between(0.0, 1.0, open_high=True)
+_IN_UNIT = "3 numbers in [0, 1], STD above 0: pixels are in [0, 1], so divide grey levels by 255"
 _NAME = (lambda name: name not in (".", "..") and not set("/\\") & set(name) and name.isprintable(),
          "a name without slashes and line breaks")
-_DEVICE = (lambda v: re.fullmatch("auto|cpu|gpu(:[0-9]{1,4})?", v) is not None, "auto, cpu, gpu, or gpu:<number>")
+_DEVICE = (lambda v: re.fullmatch("auto|cpu|gpu(:[0-9]{1,4})?", v) is not None,
+           "auto, cpu, gpu, or gpu:<number> such as gpu:0")
 _SCALE = _numbers(2, "[smallest, largest] with 0 < smallest <= largest <= 1", lambda v: 0 < v[0] <= v[1] <= 1)
 _RATIO = _numbers(2, "[smallest, largest] with 0 < smallest <= largest", lambda v: 0 < v[0] <= v[1])
 _DATASETS = _one_of("cifar10", "cifar100", "cifar100_coarse", "mnist", "digits", "imagefolder")
@@ -104,8 +106,8 @@ KEYS: dict[str, tuple[Any, Check]] = {
     "AUGMENT.MIX_SWITCH_PROB": (0.5, _FRACTION),  # probability of cutmix where both are on
     "AUGMENT.INTERPOLATION": ("bilinear", _one_of("nearest", "bilinear", "bicubic")),  # of crops and resizes
     "AUGMENT.EVAL_CROP_PCT": (0.0, _FRACTION),  # of the side that evaluation sees (timm: 0.9); 0: the whole image
-    "AUGMENT.MEAN": ([0.485, 0.456, 0.406], _numbers(3, "3 numbers from 0 up")),  # of pixels in [0, 1], RGB
-    "AUGMENT.STD": ([0.229, 0.224, 0.225], _numbers(3, "3 numbers above 0", lambda v: min(v) > 0)),  # likewise
+    "AUGMENT.MEAN": ([0.485, 0.456, 0.406], _numbers(3, _IN_UNIT, lambda v: max(v) <= 1)),  # of pixels in [0, 1], RGB
+    "AUGMENT.STD": ([0.229, 0.224, 0.225], _numbers(3, _IN_UNIT, lambda v: min(v) > 0 and max(v) <= 1)),  # likewise
 
     "LOSS.LABEL_SMOOTHING": (0.1, _BELOW_1),  # part of the target spread over all classes, in evaluation too
 

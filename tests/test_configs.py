@@ -227,3 +227,31 @@ def test_shipped_config_builds_and_trains(path: Path) -> None:
     step = state.step(images, np.array([3, 7]), 0, config.OPTIMIZER.LR)
     assert step.images == 2 and step.taken
     assert 0.5 < float(step.loss) < 3.7 + math.log(config.MODEL.NUM_CLASSES)
+
+
+@pytest.mark.parametrize(("override", "key", "value"), [
+    ("NAME=20240101", "NAME", "20240101"), ("OUTPUT=runs #3", "OUTPUT", "runs #3"), ("NAME=yes", "NAME", "yes"),
+    ("OUTPUT=~/1:0", "OUTPUT", "~/1:0"), ("NAME=1e3", "NAME", "1e3"), ("NAME=", "NAME", "iformer_small"),
+])
+def test_overrides_of_text_keys_are_taken_as_typed(override: str, key: str, value: str) -> None:
+    assert load_config(None, [override])[key] == value
+
+
+def test_a_text_key_of_digits_in_a_file_is_a_text(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("NAME: 20240101\nOUTPUT: 010\n")
+    config = load_config(tmp_path / "a.yaml")
+    assert (config.NAME, config.OUTPUT) == ("20240101", "010")
+    (tmp_path / "a.yaml").write_text("NAME: yes\n")
+    with pytest.raises(UserError, match="NAME takes a text, found True; put it in quotes"):
+        load_config(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("override", [
+    "TRAIN.EPOCHS=010", "TRAIN.EPOCHS=1:0", "TRAIN.EPOCHS=0x10", "TRAIN.EPOCHS=1_0", "OPTIMIZER.LR=01.5",
+    "OPTIMIZER.LR=1:30.5", "RUNTIME.DEVICE=0", "AUGMENT.MEAN=[127.5, 127.5, 127.5]", "AUGMENT.STD=[58, 57, 57]",
+    "SCHEDULE.WARMUP_EPOCHS=101",
+])
+def test_values_that_cannot_be_meant_are_refused(override: str) -> None:
+    with pytest.raises(UserError, match=re.escape(override.partition("=")[0])):
+        load_config(None, [override])
+
