@@ -10,10 +10,13 @@ import ctypes
 import importlib.metadata
 import io
 import logging
+import math
 import os
 import platform
+import stat
 import subprocess
 import sys
+import tempfile
 import warnings
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from pathlib import Path
@@ -36,6 +39,7 @@ def prepare(threads: int = 0) -> list[str]:
     Variables that the user has set stay, except OMP_NUM_THREADS where ``threads`` is given. Returns what was set, as
     ``NAME=VALUE``. In a process that has already loaded Paddle only the memory setting takes effect.
     """
+    home = ensure_home()
     settings = {"OMP_NUM_THREADS": str(threads or max(available_cores() // processes_here(), 1))}
     if "AuthenticAMD" in _cpu_description():
         # The MKLML in Paddle's wheel takes a slow path on AMD processors otherwise (PaddlePaddle/Paddle#75760).
@@ -52,7 +56,29 @@ def prepare(threads: int = 0) -> list[str]:
     with redirect_stderr(io.StringIO()):  # Paddle warns of every OMP_NUM_THREADS but 1
         import paddle  # noqa: F401
     logging.root.handlers[:] = handlers  # Paddle's own writes to where its warnings went, and so would ours
-    return [f"{name}={value}" for name, value in (changed | kept).items()]
+    return [f"{name}={value}" for name, value in (home | changed | kept).items()]
+
+
+def ensure_home() -> dict[str, str]:
+    """Set HOME to a private folder where it is missing or cannot be written, as in many containers.
+
+    Kernels are cached there, and VisualDL and matplotlib write there when they are imported. Prints a line; returns
+    what was set.
+    """
+    home = os.path.expanduser("~")  # stays "~" without HOME and without an entry in passwd
+    if os.path.isdir(home) and os.access(home, os.W_OK | os.X_OK):
+        return {}
+    folder = Path(tempfile.gettempdir(), f"paddle-hybrid-{os.getuid()}")
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise PermissionError
+    except OSError:  # somebody else's
+        folder = Path(tempfile.mkdtemp(prefix="paddle-hybrid-"))
+    print(f"the home folder {home} cannot be written: caches go to {folder}", file=sys.stderr)
+    os.environ["HOME"] = str(folder)
+    return {"HOME": str(folder)}
 
 
 def keep_freed_memory() -> dict[str, str]:
@@ -75,8 +101,35 @@ def keep_freed_memory() -> dict[str, str]:
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use, by its affinity and the quota of its control group."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, cpu_quota())))
+
+
+def cpu_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """Return the smallest quota of processors of this process's control groups, versions 1 and 2; inf without one."""
+    try:
+        lines = own.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    quotas = [math.inf]
+    for line in ["0::/", *lines]:  # number:controllers:group; version 2 has no controllers
+        controllers, _, group = line.partition(":")[2].partition(":")
+        if not controllers or "cpu" in controllers.split(","):
+            folder = root / controllers / group.lstrip("/")
+            quotas += [_quota_of(each) for each in (folder, *folder.parents) if each.is_relative_to(root / controllers)]
+    return min(quotas)
+
+
+def _quota_of(folder: Path) -> float:
+    try:
+        if (folder / "cpu.max").is_file():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return int(quota) / int(period) if int(quota) > 0 else math.inf
+    except (OSError, ValueError, ZeroDivisionError):  # no quota: "max", -1, or no such file
+        return math.inf
 
 
 def processes_here() -> int:

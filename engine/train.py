@@ -159,8 +159,8 @@ def _fit(config: CfgNode, run: RunFolder, precision: str, resume: bool, weights:
 
     log.info("%s: %d images for training, %d from %s for selection; %d epochs of %d iterations", config.NAME,
              len(train_loader.dataset), len(val_loader.dataset), split, epochs, steps)
-    if config.SCHEDULE.WARMUP_EPOCHS == epochs:
-        log.warning("SCHEDULE.WARMUP_EPOCHS is as long as the training: the learning rate reaches OPTIMIZER.LR at its end")
+    if epochs == config.SCHEDULE.WARMUP_EPOCHS:
+        log.warning("SCHEDULE.WARMUP_EPOCHS is as long as the training: only its end reaches OPTIMIZER.LR")
     validation: Evaluation | None = None
     try:
         with stop, DamageCheck(*(loader.dataset.images for loader in loaders if main)):

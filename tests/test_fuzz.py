@@ -85,7 +85,7 @@ def test_every_input_ends_well(tmp_path: Path) -> None:
         assert done.returncode == 2 and "Traceback" not in done.stderr
         assert len(done.stderr.splitlines()) == 1 and next(iter(case.files)) in done.stderr
 
-    forged = next(case for case in cases if case.damage == "forged: wrong position")
+    forged = next(case for case in cases if case.damage == "forged: wrong progress")
     newest = max((tmp_path / "run" / "checkpoints").iterdir())
     newest.write_bytes(next(iter(forged.files.values())))
     done = tool("train", "-c", tmp_path / "good.yaml", *overrides(f"OUTPUT={tmp_path}", "NAME=run"), "--resume",

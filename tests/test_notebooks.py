@@ -25,8 +25,8 @@ pytest.importorskip("interpretdl", reason="requirements-explain.txt is not insta
 from nbclient import NotebookClient  # noqa: E402
 
 NOTEBOOKS = ("quickstart", "iformer", "coatnet_convmixer", "mobileformer", "dfformer")
-SUITE = ("analysis", "configs", "datasets", "engine", "kernels", "models", "notebooks", "utils", "errors.py",
-         "constraints.txt", "requirements.txt", "requirements-explain.txt")
+SUITE = ("analysis", "configs", "datasets", "engine", "kernels", "models", "notebooks", "references", "utils",
+         "errors.py", "constraints.txt", "requirements.txt", "requirements-explain.txt")
 RUN_FILES = {"config.yaml", "environment.json", "train.log", "history.csv", "steps.csv", "best_model.pdparams",
              "final_model.pdparams", "results.json", "loss.png", "accuracy.png", "predictions.png", "explain/lime.png",
              "explain/lime.json"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import re
 import signal
@@ -96,6 +97,16 @@ def work_folder(weights: str, config: CfgNode) -> Path:
     return run if (run / "config.yaml").is_file() else Path(config.OUTPUT) / config.NAME
 
 
+def _open_outputs() -> None:
+    """Let output be written whatever its encoding is, and where there is none (``>&-``)."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (for the whole process)
+        elif isinstance(stream, io.TextIOWrapper):  # a notebook's is not
+            stream.reconfigure(errors="replace")
+
+
 def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser,
         argv: Sequence[str] | None = None, *, several_processes: bool = False) -> None:
     """Parse, call ``main`` and exit with 0 or what it returns.
@@ -103,6 +114,7 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     Exit codes: 2 for a UserError and for errors of the machine, 130 for Ctrl-C, 141 for output that nobody reads. Any
     other exception is a defect and keeps its traceback (1). ``several_processes``: a launcher may start the command.
     """
+    _open_outputs()
     arguments = parser.parse_args(argv)
     try:
         if not several_processes and int(os.environ.get("PADDLE_TRAINERS_NUM") or 1) > 1:
