@@ -49,17 +49,13 @@ def toy(tmp_path_factory: pytest.TempPathFactory, runs: list[Path]) -> Path:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Return a function that runs ``tools/<name>.py`` in this process and returns what it prints.
 
     Its UserErrors are raised. Exit codes and tracebacks are tests of `cli.run`, in test_tools.py.
     """
-    from processes import ROOT
-
-    monkeypatch.syspath_prepend(ROOT / "tools")
-
     def run(name: str, *arguments: object) -> str:
-        module = importlib.import_module(name)
+        module = importlib.import_module(f"tools.{name}")
         capsys.readouterr()
         module.main(module.parser().parse_args(list(map(str, arguments))))
         return capsys.readouterr().out

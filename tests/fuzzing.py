@@ -100,15 +100,13 @@ def arguments(case: Case, base: Path, place: Path) -> tuple[str, list[str]]:
 
 def work(base: Path, cases: list[Case]) -> None:
     """Run the cases and print each outcome as a line of JSON; a hang ends the process with a traceback."""
-    sys.path.insert(0, str(ROOT / "tools"))
-    import cli
     import cv2  # noqa: F401
-    import eval as eval_tool
-    import predict as predict_tool
 
     from analysis import confusion, grids  # noqa: F401
     from datasets import cifar
     from engine import runtime
+    from tools import cli, predict
+    from tools import eval as eval_tool
 
     runtime.prepare(1)
     import cifar_files
@@ -116,7 +114,7 @@ def work(base: Path, cases: list[Case]) -> None:
 
     cifar_files.change_release(pytest.MonkeyPatch(), batch_images={"train": 20, "test": 20})
     assert cifar.RELEASES["cifar10"].batch_images["test"] == 20
-    tools = {"eval": eval_tool, "predict": predict_tool}
+    tools = {"eval": eval_tool, "predict": predict}
     _limit_memory()
     for index, case in enumerate(cases):
         place = base / "cases" / str(index)

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+from tools import cli
+
 ROOT = Path(__file__).parent.parent
 # An iFormer of 26 thousand parameters: trains some hundred digits a second on any machine.
 TINY = ["MODEL.ARGS.depths=[1, 1, 1, 1]", "MODEL.ARGS.embed_dims=[8, 16, 16, 32]", "MODEL.ARGS.num_heads=[2, 2, 2, 2]",
@@ -28,11 +30,7 @@ def tool(name: str, *arguments: str | Path, cwd: Path = ROOT, timeout: float = 3
 
 def call(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run ``tools/<name>.py`` to its end in this process, without the seconds that a new one takes to start."""
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        cli, module = importlib.import_module("cli"), importlib.import_module(name)
-    finally:
-        sys.path.pop(0)
+    module = importlib.import_module(f"tools.{name}")
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import shlex
@@ -27,6 +26,7 @@ from engine.weights.released import check_released, released_names
 from engine.weights.state_dict import read_weights
 from errors import UserError
 from processes import ROOT
+from tools import cli
 
 NAMES = {"model.safetensors", "config.yaml", "history.csv", "timing.csv", "train.log", "environment.json",
          "dataset.json", "results.json", "mistakes.csv", "SHA256SUMS"}
@@ -151,11 +151,10 @@ def test_what_is_not_as_released_is_refused(toy: Path, tmp_path: Path, command: 
     assert not (tmp_path / "predictions.png").exists()
 
 
-def test_pictures_of_a_release_go_to_the_runs(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_of_a_release_go_to_the_runs(toy: Path, tmp_path: Path) -> None:
     """A released folder is never written to; its report is written beside the runs."""
-    monkeypatch.syspath_prepend(ROOT / "tools")
     config = load_config(toy / "config.yaml", [f"OUTPUT={tmp_path}"])
-    home = importlib.import_module("cli").work_folder(str(toy), config)
+    home = cli.work_folder(str(toy), config)
     assert home == tmp_path / "released" / "toy"
     page = write_report(toy, home=home, overrides=["DATA.MAX_IMAGES=60"])
     assert page == home / "report.html" and (home / "report" / "mistakes.csv").exists() and (home / "loss.png").exists()

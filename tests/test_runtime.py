@@ -103,8 +103,7 @@ def test_the_quota_of_a_control_group_is_found(own: str, files: dict[str, str], 
 
 
 def test_outputs_of_any_encoding_and_closed_ones_take_any_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    import cli
+    from tools import cli
 
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))

@@ -15,7 +15,7 @@ from trainers import trained
 
 from processes import ROOT, TINY, overrides, tool
 
-TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if path.stem != "cli")
+TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if path.stem not in ("cli", "__init__"))
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +29,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Return a function that runs a command in this process and returns (exit code, stdout, stderr)."""
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-
     def run_tool(name: str, *arguments: str | Path) -> tuple[object, str, str]:
-        module = importlib.import_module(name)
+        module = importlib.import_module(f"tools.{name}")
         monkeypatch.setattr(sys, "argv", [f"tools/{name}.py"])
         with pytest.raises(SystemExit) as caught:
             module.cli.run(module.main, module.parser(), [*map(str, arguments)])
@@ -143,7 +141,7 @@ def test_architecture_in_yaml_only(tmp_path: Path, call) -> None:
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC])
 def test_what_the_file_system_refuses_ends_with_one_sentence(number: int, call, capsys) -> None:
-    import cli
+    from tools import cli
 
     def refused(arguments: argparse.Namespace) -> None:
         raise OSError(number, "refused", "folder/file")
@@ -155,10 +153,18 @@ def test_what_the_file_system_refuses_ends_with_one_sentence(number: int, call, 
 
 
 def test_defect_of_ours_keeps_its_traceback(call) -> None:
-    import cli
+    from tools import cli
 
     def broken(arguments: argparse.Namespace) -> None:
         raise FileNotFoundError(errno.ENOENT, "gone", "x")
 
     with pytest.raises(FileNotFoundError):
         cli.run(broken, cli.argument_parser(""), [])
+
+
+@pytest.mark.parametrize("how", [["-m", "tools.convert"], ["-P", str(ROOT / "tools" / "convert.py")]])
+def test_commands_start_as_modules_and_without_their_folder_on_the_path(how: list[str]) -> None:
+    if how[0] == "-P" and sys.version_info < (3, 11):
+        pytest.skip("Python 3.11 brought -P")
+    done = subprocess.run([sys.executable, *how, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -157,7 +157,7 @@ def test_parity_prints_errors_and_returns_1_for_another_network(
 
     arrays["logits_float64"][1, 3] += 1e-3
     np.savez(tmp_path / "convmixer_256_8.npz", **arrays)
-    import parity
+    from tools import parity
 
     assert parity.main(parity.parser().parse_args(["--fixtures", str(tmp_path)])) == 1
     printed = capsys.readouterr().out

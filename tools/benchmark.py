@@ -7,10 +7,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import cli
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from analysis.benchmark.measure import SECTIONS, Plan, count_cells, measure
 from errors import UserError, nearest
+from tools import cli
 
 EPILOG = """All take turns, round by round, in processes of their own. docs/PERFORMANCE.md explains the results and
 what --against COMMAND has to answer. The default takes some minutes."""

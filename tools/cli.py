@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from engine.weights import released
 from errors import UserError
 from utils.progress import batches  # noqa: F401 (the progress bar of all commands)

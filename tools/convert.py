@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 
-import cli
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools import cli
 
 EPILOG = """SRC is PyTorch's (.pth, .pt, .pth.tar), .safetensors or .pdparams, recognised by its content; nothing in
 it is executed. All must fit: what is missing, too much or of another shape is listed, and then nothing is written."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-import cli
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs.load import load_config
 from engine import runtime
+from tools import cli
 
 
 def main(arguments: argparse.Namespace) -> None:

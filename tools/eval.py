@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cli
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs.load import load_config
 from engine import runtime
 from engine.weights import released
 from errors import UserError
+from tools import cli
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 
-import cli
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from errors import UserError, nearest
+from tools import cli
 from utils.paths import ROOT
 
 EPILOG = """Errors of logits are relative to their standard deviation over classes, all others to the reference's

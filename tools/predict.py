@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
-import cli
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs.load import load_config
 from engine import runtime
 from errors import UserError, printable
+from tools import cli
 
 SHOWN = 36  # images of the grid, and whose five likeliest classes are printed
 GUESSES = 5

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-import cli
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configs.load import load_config
 from engine import runtime
 from engine.weights import released
 from errors import UserError
+from tools import cli
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-import cli
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from errors import UserError
+from tools import cli
 from utils.paths import ROOT
 
 EPILOG = """Counted are convolutions, fully connected layers and matrix products, one MAC a multiply-accumulate;
