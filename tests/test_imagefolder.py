@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import unicodedata
 from pathlib import Path
 
@@ -343,8 +342,7 @@ def test_predictions_for_folders(root, tmp_path, monkeypatch):
     save_weights(run / "best_model.pdparams", build_model(config).state_dict())
     record_data(run, read_imagefolder("train", str(root)), resume=False)
     assert trained_classes(run / "best_model.pdparams") == CLASSES
-    call("predict", "-h")
-    monkeypatch.setattr(sys.modules["predict"], "SHOWN", 7)
+    monkeypatch.setattr("tools.predict.SHOWN", 7)
     done = call("predict", "-w", run, root / "train", root / "val/emu/emu_0.png", "--out", tmp_path / "p.png")
     assert done.returncode == 0 and all(f"  {name} " in done.stdout for name in CLASSES), done.stderr
     assert "emu_" not in done.stdout and "the first 7 images" in done.stdout and "p.csv: 22 images" in done.stdout
