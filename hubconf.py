@@ -24,9 +24,9 @@ def _entry(name):
         if folder:
             released.check_released(folder)
             config = load_config(folder / released.CONFIG)
-            network, size = config.MODEL.NAME, config.DATA.IMAGE_SIZE
+            network = config.MODEL.NAME
             arguments = {"num_classes": config.MODEL.NUM_CLASSES, **to_plain(config.MODEL.ARGS),
-                         "image_size": tuple(size) if isinstance(size, list) else size, **arguments}
+                         "image_size": config.DATA.IMAGE_SIZE, **arguments}
         model = create_model(network, **arguments)
         if pretrained:
             load_weights(model, folder / released.WEIGHTS)

@@ -23,6 +23,7 @@ from paddle.nn.attention import SDPBackend, sdpa_kernel
 
 import kernels
 from kernels import filter
+from utils.sizes import pair
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def count(model: nn.Layer, image_size: int | tuple[int, int], in_chans: int = 3)
 
     Runs one forward pass in evaluation mode and leaves the model as it was. Running statistics are not parameters.
     """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    height, width = pair(image_size)
     trainable = [parameter for parameter in model.parameters() if parameter.trainable]
     dtype = trainable[0].dtype if trainable else "float32"
     modes = {layer: layer.training for layer in model.sublayers(include_self=True)}

@@ -49,7 +49,7 @@ class Predictions:
     @property
     def predicted(self) -> np.ndarray:
         """Return the most likely classes, int64 ``[N]``."""
-        return self.probabilities.argmax(1)
+        return self.evaluation.predicted
 
     @property
     def confidence(self) -> np.ndarray:
@@ -63,7 +63,7 @@ class Predictions:
 
     def confusion(self) -> np.ndarray:
         """Return ``[label, prediction]``, counts of images."""
-        return np.asarray(self.evaluation.confusion)
+        return self.evaluation.confusion
 
     def errors(self) -> np.ndarray:
         """Return the indices of wrong images, the most confident first."""

@@ -23,6 +23,7 @@ from datasets.color import ColorJitter
 from datasets.randaugment import RandAugment
 from datasets.randomness import generator
 from errors import UserError
+from utils.sizes import pair
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
@@ -258,7 +259,7 @@ def build_train_transforms(augment: CfgNode, image_size: int | Sequence[int]) ->
     Crop, flip, RandAugment, colour jitter, rotation, normalisation, erasing; what is switched off is left out.
     The iFormer and DFFormer sources flip after the jitter, the ConvMixer one before: the two commute.
     """
-    size = _pair(image_size)
+    size = pair(image_size)
     resize = Resize(size, augment.INTERPOLATION)
     crops = {
         "random_resized": [
@@ -287,13 +288,8 @@ def build_eval_transforms(augment: CfgNode, image_size: int | Sequence[int]) -> 
 
     Where AUGMENT.EVAL_CROP_PCT is 0, the whole image is scaled, as in the notebooks; else its middle is cut out.
     """
-    size = _pair(image_size)
+    size = pair(image_size)
     normalize = Normalize(tuple(augment.MEAN), tuple(augment.STD))
     if augment.EVAL_CROP_PCT:
         return Pipeline((ResizeCenterCrop(size, augment.EVAL_CROP_PCT, augment.INTERPOLATION), normalize), size)
     return Pipeline((Resize(size, augment.INTERPOLATION), normalize), size)
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(height), int(width)

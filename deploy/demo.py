@@ -66,8 +66,8 @@ def build(names: Sequence[str] = (), folder: Path = Path("output/demo")) -> Any:
             with _LOCK:
                 return classified(name, Path(path), method)
         except UserError as error:
-            told = str(error).replace(str(Path(path).parent) + os.sep, "")
-            raise gr.Error(f"{told}. {_both('no_image')}", duration=None) from error
+            reason = str(error).replace(str(Path(path).parent) + os.sep, "")
+            raise gr.Error(f"{reason}. {_both('no_image')}", duration=None) from error
 
     names = [*names, *(name for name in known if name not in names)]
     with gr.Blocks(title=TITLE, delete_cache=(3600, 3600)) as page:

@@ -22,7 +22,7 @@ Run = Callable[[np.ndarray], np.ndarray]
 
 
 class ExportedModel(nn.Layer):
-    """An exported network that stands in for the network: float32 ``[B, 3, H, W]`` to logits ``[B, num_classes]``.
+    """An exported network that replaces the network: float32 ``[B, 3, H, W]`` to logits ``[B, num_classes]``.
 
     Where the program ends with a softmax, logits are the logarithms of its probabilities. It has no parameters and no
     gradients.
@@ -43,11 +43,6 @@ class ExportedModel(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return paddle.to_tensor(self.run(x.numpy()))
-
-
-def is_exported(path: str | Path) -> bool:
-    """Return whether ``path`` is the folder of an exported network."""
-    return (Path(path) / DESCRIPTION).is_file()
 
 
 def load_exported(folder: str | Path, engine: str | None = None, threads: int = 0) -> ExportedModel:
@@ -76,8 +71,8 @@ def load_exported(folder: str | Path, engine: str | None = None, threads: int = 
     try:
         run = start(folder, threads)
     except Exception as error:  # whatever an engine raises on a file that it cannot read
-        told = printable(str(error).strip().partition("\n")[0])
-        raise UserError(f"{folder}: {engine} cannot load it: {told}") from error
+        reason = printable(str(error).strip().partition("\n")[0])
+        raise UserError(f"{folder}: {engine} cannot load it: {reason}") from error
     return ExportedModel(run, description, engine)
 
 
@@ -89,8 +84,8 @@ def read_description(folder: Path) -> dict[str, Any]:
         if not isinstance(found["Global"]["model_name"], str) or not found["PostProcess"]["Topk"]["label_list"]:
             raise ValueError("no Global.model_name or PostProcess.Topk.label_list")
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
-        told = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        raise UserError(f"{path}: not the description of an exported classifier: {printable(told)}") from None
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: not the description of an exported classifier: {printable(reason)}") from None
     return found
 
 

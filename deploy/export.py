@@ -22,6 +22,7 @@ from deploy.engines import CONFIG, DESCRIPTION, ONNX, PARAMETERS, PROGRAM, load_
 from deploy.operators import exportable
 from errors import UserError
 from utils.fileio import replaced_folder, write_text
+from utils.sizes import pair
 
 FORMATS = ("paddle", "onnx", "int8")
 OPSET = 17  # the first with LayerNormalization
@@ -63,7 +64,7 @@ def export(config: CfgNode, model: nn.Layer, folder: Path, classes: Sequence[str
     if format != "paddle":
         require("onnxruntime", "paddle2onnx")
     description = describe(config, classes, logits)
-    height, width = _size(config)
+    height, width = pair(config.DATA.IMAGE_SIZE)
     images = np.random.default_rng(0).standard_normal((max(CHECKED_BATCHES), 3, height, width)).astype(np.float32)
     with paddle.no_grad():
         expected = model(paddle.to_tensor(images)).numpy()
@@ -92,7 +93,7 @@ def describe(config: CfgNode, classes: Sequence[str], logits: bool = False) -> d
 
     Raises UserError for an evaluation crop of an image size that is not square.
     """
-    augment, (height, width) = config.AUGMENT, _size(config)
+    augment, (height, width) = config.AUGMENT, pair(config.DATA.IMAGE_SIZE)
     resize: dict[str, object] = {"size": [width, height]}
     if augment.INTERPOLATION != "bilinear":  # the default; PaddleClas and PaddleX call it differently
         resize["interpolation"] = augment.INTERPOLATION.upper()
@@ -194,11 +195,6 @@ def log_probabilities(logits: np.ndarray) -> np.ndarray:
     """Return the log-softmax of logits, or of log-probabilities, cut at -80: below, float32 softmax underflows."""
     logits = logits - logits.max(1, keepdims=True)
     return np.maximum(logits - np.log(np.exp(logits).sum(1, keepdims=True)), -80)
-
-
-def _size(config: CfgNode) -> tuple[int, int]:
-    size = config.DATA.IMAGE_SIZE
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:

@@ -27,6 +27,7 @@ from yacs.config import CfgNode
 
 from configs.load import flatten
 from engine.checkpoint import Checkpoint
+from engine.runtime import launched_processes
 from errors import UserError
 
 log = logging.getLogger("suite")
@@ -133,7 +134,7 @@ def process_group(config: CfgNode) -> Iterator[None]:
     the device cannot be used by several processes, or the ranks' configs differ.
     """
     global _peers
-    size = int(os.environ.get("PADDLE_TRAINERS_NUM") or 1)
+    size = launched_processes()
     if size < 2:
         yield
         return

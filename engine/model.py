@@ -38,8 +38,7 @@ def build_model(config: CfgNode) -> nn.Layer:
             raise UserError(f"MODEL.ARGS.{name} is {value!r}, expected 0 <= value < 1")  # or Paddle fails later
     runtime.seed_everything(config.RUNTIME.SEED)
     try:
-        return create_model(model.NAME, model.NUM_CLASSES, tuple(size) if isinstance(size, list) else size,
-                            drop_path_rate=model.DROP_PATH, **arguments)
+        return create_model(model.NAME, model.NUM_CLASSES, size, drop_path_rate=model.DROP_PATH, **arguments)
     except UserError:
         raise
     except Exception as error:

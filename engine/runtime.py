@@ -132,6 +132,15 @@ def _quota_of(folder: Path) -> float:
         return math.inf
 
 
+def launched_processes() -> int:
+    """Return the number of processes that a launcher started for this job; 1 without a launcher."""
+    text = os.environ.get("PADDLE_TRAINERS_NUM") or "1"
+    if not text.isdecimal():
+        raise UserError(f"PADDLE_TRAINERS_NUM is {text!r}, expected the number of processes: unset it, or start them "
+                        "with python -m paddle.distributed.launch")
+    return int(text)
+
+
 def processes_here() -> int:
     """Return the number of processes that a launcher started on this machine; 1 without a launcher."""
     host = os.environ.get("PADDLE_CURRENT_ENDPOINT", "").rpartition(":")[0]

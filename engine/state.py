@@ -28,6 +28,7 @@ from engine.weights.state_dict import save_weights
 from errors import UserError
 from kernels import optimizer as compiled
 from utils.fileio import write_atomically
+from utils.sizes import pair
 
 log = logging.getLogger("suite")
 
@@ -230,10 +231,9 @@ def count_micro_batches(config: CfgNode, device: str) -> int:
     """
     if config.TRAIN.ACCUMULATE or device != "cpu":
         return config.TRAIN.ACCUMULATE or 1
-    size = config.DATA.IMAGE_SIZE
-    pixels = size[0] * size[1] if isinstance(size, list) else size * size
+    height, width = pair(config.DATA.IMAGE_SIZE)
     images = max(distributed.shard_sizes(config.DATA.BATCH_SIZE))
-    count = min(-(-images * pixels // CPU_MICRO_BATCH_PIXELS), images)
+    count = min(-(-images * height * width // CPU_MICRO_BATCH_PIXELS), images)
     if count > 1:
         log.info("batches of %d images in %d micro-batches of up to %d, for a CPU's memory; batch norms see one "
                  "(TRAIN.ACCUMULATE)", images, count, -(-images // count))

@@ -9,15 +9,15 @@ import numpy as np
 from kernels import build
 
 
-def transform(images: np.ndarray, rows: np.ndarray, indices: np.ndarray, place: np.ndarray, program: np.ndarray,
+def transform(images: np.ndarray, rows: np.ndarray, indices: np.ndarray, key: np.ndarray, program: np.ndarray,
               output: np.ndarray) -> None:
     """Write ``images[rows]``, transformed, into ``output``. Releases the interpreter's lock.
 
     Args:
         images: uint8 ``[N, H, W, 3]``.
         rows: int64 ``[B]``.
-        indices: int64 ``[B]``; with ``place`` the seeds of the draws of each image.
-        place: int64 ``[P]``.
+        indices: int64 ``[B]``; with ``key`` the seeds of the draws of each image.
+        key: int64 ``[P]``.
         program: float64 ``[L]``, the steps (see ``datasets/batch.py``): code, number of arguments, arguments.
         output: float32 ``[B, 3, H', W']``.
     """
@@ -28,14 +28,14 @@ def transform(images: np.ndarray, rows: np.ndarray, indices: np.ndarray, place: 
     if not images.flags.c_contiguous:
         images, rows = np.ascontiguousarray(images[rows]), np.arange(len(rows))
     _check("indices", indices, np.int64, rows.shape)
-    _check("place", place, np.int64, place.shape)
+    _check("key", key, np.int64, key.shape)
     _check("program", program, np.float64, (program.size,))
     _check("output", output, np.float32, (len(rows), 3, *output.shape[2:4]))
     pointers = images.ctypes.data + rows.astype(np.uintp) * np.uintp(images.strides[0])
     function = build.library().handle.augment_batch
     function.restype, function.argtypes = c_int, [
         c_int64, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int64, c_int64, c_void_p]
-    if function(len(rows), pointers.ctypes.data, *images.shape[1:3], indices.ctypes.data, place.ctypes.data, place.size,
+    if function(len(rows), pointers.ctypes.data, *images.shape[1:3], indices.ctypes.data, key.ctypes.data, key.size,
                 program.ctypes.data, program.size, *output.shape[2:], output.ctypes.data):
         raise MemoryError("the compiled pipeline found no memory for an image")
 

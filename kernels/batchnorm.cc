@@ -3,7 +3,7 @@
 //
 // y = share[image] after(norm(before(x))) + residual. Paddle's is one operator for each of these, on one thread, with
 // a new map in memory after each. Here two passes go forward (moments, then y) and two backward (sums, then the
-// gradient), activations being computed anew in registers. The map is shared out in tasks that depend on its shape
+// gradient), activations being recomputed in registers. The map is shared out in tasks that depend on its shape
 // alone, whose sums are added in order, so that the number of threads changes no bit.
 
 #include <algorithm>

@@ -26,9 +26,9 @@ def batch_norm(
     before: str | None = None,
     after: str | None = None,
     residual: paddle.Tensor | None = None,
-    share: paddle.Tensor | None = None,
+    keep_scale: paddle.Tensor | None = None,
 ) -> paddle.Tensor:
-    """Return ``share · after(norm(before(x))) + residual``, the norm being ``paddle.nn.functional.batch_norm``.
+    """Return ``keep_scale · after(norm(before(x))) + residual``, the norm being ``paddle.nn.functional.batch_norm``.
 
     Args:
         x: ``[B, C, ...]``.
@@ -42,15 +42,16 @@ def batch_norm(
         before: "gelu", "relu", "relu6", "hardswish" or None; the first two are compiled, without one after.
         after: the same; all are compiled, without one before.
         residual: like ``x``, or None.
-        share: factors of images, ``[B, 1, ...]``, or None; it has no gradient.
+        keep_scale: factors of images, ``[B, 1, ...]``, or None; it has no gradient.
     """
-    fits = before in BEFORE and not (before and after) and compiled(x, mean, variance, weight, bias, residual, share)
+    fits = before in BEFORE and not (before and after)
+    fits = fits and compiled(x, mean, variance, weight, bias, residual, keep_scale)
     if fits and mean.is_contiguous() and variance.is_contiguous():  # these two are updated in place
-        return run("batch_norm", x, mean, variance, weight, bias, residual, share, training, momentum, epsilon,
+        return run("batch_norm", x, mean, variance, weight, bias, residual, keep_scale, training, momentum, epsilon,
                    BEFORE[before], AFTER[after], residual is not None)
     y = F.batch_norm(_activated(x, before), mean, variance, weight, bias, training, momentum, epsilon)
     y = _activated(y, after)
-    y = y if share is None else y * share
+    y = y if keep_scale is None else y * keep_scale
     return y if residual is None else y + residual
 
 

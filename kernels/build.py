@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -37,6 +38,8 @@ OWN_FLAGS = {
 }
 COMPILERS = ("g++", "c++", "clang++")
 TIMEOUT_SECONDS = 180
+
+log = logging.getLogger("suite")
 
 _lock = threading.Lock()
 _library: Library | Unavailable | None = None
@@ -92,6 +95,8 @@ def library() -> Library | Unavailable:
                     _library = _load()
                 except Exception as error:  # whatever it is, training goes on with Paddle's operators
                     _library = Unavailable(f"{type(error).__name__}: {error}")
+                if isinstance(_library, Unavailable):
+                    log.warning("Paddle's stock operators are used, which are slower: %s", _library.reason)
     return _library
 
 
@@ -105,7 +110,8 @@ def _load() -> Library | Unavailable:
     folder = cache_folder() / _key(version, compiler)
     try:
         path = _cached(folder) or _build_once(folder, compiler)
-    except OSError:  # a read-only or full cache: build for this process alone
+    except OSError as error:  # a read-only or full cache: build for this process alone
+        log.warning("%s cannot be written (%s): operators are compiled for this process alone", folder, error.strerror)
         with tempfile.TemporaryDirectory(prefix="paddle-hybrid-") as private:
             return Library(_build(Path(private), compiler), version)
     return Library(path, version)
@@ -201,6 +207,7 @@ def _build_once(folder: Path, compiler: list[str]) -> Path:
 
 
 def _build(folder: Path, compiler: list[str]) -> Path:
+    log.info("compiling CPU operators, once for this version of Paddle: about half a minute")
     with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as private:
         made = Path(private, "kernels.so")
         objects = [str(Path(private, source.stem + ".o")) for source in SOURCES]
@@ -219,6 +226,6 @@ def _build(folder: Path, compiler: list[str]) -> Path:
 def _call(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
     if done.returncode:
-        told = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise RuntimeError(f"{shlex.join(command)} failed: {told[0] if told else done.returncode}")
+        reason = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise RuntimeError(f"{shlex.join(command)} failed: {reason[0] if reason else done.returncode}")
     return done.stdout

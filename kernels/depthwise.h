@@ -12,7 +12,7 @@
 // the shapes alone: each task owns a slice of the batch and a group of channels, and the slices are added
 // in order afterwards. The number of threads never changes a bit of the results.
 //
-// Where every channel gives several (a multiplier), its plane stands in as many neighbouring lanes; a block then
+// Where every channel gives several (a multiplier), its plane is in as many neighbouring lanes; a block then
 // has the largest multiple of the multiplier that LANES holds, so that a channel's outputs stand in one block.
 
 #pragma once

@@ -13,23 +13,23 @@ def residual(
     branch: paddle.Tensor,
     kept: paddle.Tensor | None = None,
     scale: paddle.Tensor | None = None,
-    share: paddle.Tensor | None = None,
+    keep_scale: paddle.Tensor | None = None,
 ) -> paddle.Tensor:
-    """Return ``x · kept + share · branch · scale``; None counts as 1.
+    """Return ``x · kept + keep_scale · branch · scale``; None counts as 1.
 
     Args:
         x: ``[B, ..., C]``.
         branch: like ``x``.
         kept: factors of channels, ``[C]``.
         scale: factors of channels, ``[C]``.
-        share: factors of images, ``[B, 1, ...]``, without a gradient.
+        keep_scale: factors of images, ``[B, 1, ...]``, without a gradient.
     """
-    if compiled(x, branch, kept, scale, share):
+    if compiled(x, branch, kept, scale, keep_scale):
         if kept is None and scale is None:
-            return run("residual", x, branch, share)
-        return run("scaled_residual", x, branch, kept, scale, share)
+            return run("residual", x, branch, keep_scale)
+        return run("scaled_residual", x, branch, kept, scale, keep_scale)
     branch = branch if scale is None else branch * scale
-    return (x if kept is None else x * kept) + (branch if share is None else branch * share)
+    return (x if kept is None else x * kept) + (branch if keep_scale is None else branch * keep_scale)
 
 
 def star_relu(x: paddle.Tensor, scale: paddle.Tensor, bias: paddle.Tensor) -> paddle.Tensor:

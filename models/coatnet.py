@@ -38,19 +38,18 @@ from models.layers import (
     Mlp,
     NormAct,
     PointwiseConv2D,
-    Size,
     channels_first,
     channels_last,
     check_image_size,
     check_strides,
     drop_path_rates,
     init_pytorch,
-    pair,
     resize_position_embedding,
     trunc_normal_,
     zeros_,
 )
 from models.registry import Variant, register_family
+from utils.sizes import Size, pair
 
 # Relative positions. A table for maps of ``size`` = (H, W) is [(2H-1)(2W-1), heads]: a number for each head and offset,
 # row-major in (y_query - y_key + H - 1, x_query - x_key + W - 1). For another map it is resampled bilinearly, as the

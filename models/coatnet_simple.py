@@ -50,12 +50,12 @@ from models.layers import (
     LayerNorm,
     Linear,
     NormAct,
-    Size,
     drop_path_rates,
     init_pytorch,
     zeros_,
 )
 from models.registry import Variant, register_family
+from utils.sizes import Size
 
 
 def conv_norm(conv: nn.Conv2D, after: str | None = "gelu") -> nn.Sequential:

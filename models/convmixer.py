@@ -20,13 +20,13 @@ from models.layers import (
     DepthwiseConv2D,
     DropPath,
     NormAct,
-    Size,
     activation,
     check_image_size,
     drop_path_rates,
     init_pytorch,
 )
 from models.registry import Variant, register_family
+from utils.sizes import Size
 
 
 class Residual(nn.Layer):

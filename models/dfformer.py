@@ -31,7 +31,6 @@ from models.layers import (
     LayerNorm,
     Linear,
     Mlp,
-    Size,
     activation,
     channels_first,
     channels_last,
@@ -40,10 +39,10 @@ from models.layers import (
     drop_path_rates,
     init_trunc_normal,
     ones_,
-    pair,
     zeros_,
 )
 from models.registry import Variant, register_family
+from utils.sizes import Size, pair
 
 Activation = Callable[[], nn.Layer]
 BlockNorm = partial(LayerNorm, epsilon=1e-6, bias_attr=False)

@@ -31,7 +31,6 @@ from models.layers import (
     Mlp,
     NormAct,
     PointwiseConv2D,
-    Size,
     channels_first,
     channels_last,
     check_image_size,
@@ -39,11 +38,11 @@ from models.layers import (
     drop_path_rates,
     init_trunc_normal,
     layer_scale,
-    pair,
     resize_position_embedding,
     trunc_normal_,
 )
 from models.registry import Variant, register_family
+from utils.sizes import Size, pair
 
 Norm = partial(LayerNorm, epsilon=1e-6)
 

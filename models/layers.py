@@ -12,8 +12,8 @@ from paddle import nn
 
 import kernels
 from errors import UserError, nearest
+from utils.sizes import Size, pair
 
-Size = int | tuple[int, int] | list[int]
 trunc_normal_ = nn.initializer.TruncatedNormal(std=0.02)
 zeros_ = nn.initializer.Constant(0.0)
 ones_ = nn.initializer.Constant(1.0)
@@ -157,7 +157,7 @@ class DropPath(nn.Layer):
     def add(self, x: paddle.Tensor, branch: paddle.Tensor, kept: paddle.Tensor | None = None,
             scale: paddle.Tensor | None = None) -> paddle.Tensor:
         """Return ``x · kept + drop(branch · scale)`` in one pass; the factors are ``[C]``, None for 1."""
-        return kernels.residual(x, branch, kept=kept, scale=scale, share=self.keep_scale(x))
+        return kernels.residual(x, branch, kept=kept, scale=scale, keep_scale=self.keep_scale(x))
 
 
 class Classifier(nn.Layer):
@@ -196,11 +196,6 @@ class Classifier(nn.Layer):
 
 
 # Arguments
-
-
-def pair(value: Size) -> tuple[int, int]:
-    """Return (height, width) of a side or of a pair."""
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
 def check_image_size(family: str, image_size: Size, smallest: int = 1) -> None:

@@ -30,10 +30,10 @@ from models.layers import (
     LayerNorm,
     Linear,
     NormAct,
-    Size,
     check_image_size,
 )
 from models.registry import Variant, register_family
+from utils.sizes import Size
 
 
 class BlockRow(NamedTuple):
@@ -184,7 +184,7 @@ class ConvNorm(nn.Sequential):
         if not shuffle:
             return norm(conv(x), residual, keep_scale)
         x = shuffle[0](norm(conv(x)))
-        return x if residual is None else kernels.residual(residual, x, share=keep_scale)
+        return x if residual is None else kernels.residual(residual, x, keep_scale=keep_scale)
 
 
 class Block(nn.Layer):

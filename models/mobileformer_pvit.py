@@ -45,13 +45,13 @@ from models.layers import (
     Linear,
     Mlp,
     NormAct,
-    Size,
     activation,
     check_image_size,
     init_trunc_normal,
 )
 from models.mobileformer import TABLE, BlockRow, block_rows, check_multiple
 from models.registry import Variant, register_family
+from utils.sizes import Size
 
 Dynamic = Callable[[int], nn.Layer]  # a dynamic ReLU for a number of channels
 

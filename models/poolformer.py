@@ -20,7 +20,6 @@ from models.layers import (
     DropPath,
     Mlp,
     PointwiseConv2D,
-    Size,
     channels_first,
     channels_last,
     check_image_size,
@@ -30,6 +29,7 @@ from models.layers import (
     layer_scale,
 )
 from models.registry import Variant, register_family
+from utils.sizes import Size
 
 
 class GroupNorm(nn.GroupNorm):

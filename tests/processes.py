@@ -56,7 +56,7 @@ def tiny_run(output: Path, *pairs: str) -> list[str]:
 
 
 def wait_for(process: subprocess.Popen[str], file: Path, text: str, seconds: float = 120) -> None:
-    """Wait until ``text`` stands in ``file``; fails when the process ends before."""
+    """Wait until ``text`` is in ``file``; fails when the process ends before."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if file.exists() and text in file.read_text(encoding="utf-8"):

@@ -20,8 +20,8 @@ def test_networks_are_listed_described_and_loaded() -> None:
     names = paddle.hub.list(str(ROOT), source="local")
     assert {"iformer_cifar", "convmixer_256_8_cifar10", "coatnet_4", *released.released_names()} <= set(names)
     assert all(name.isidentifier() and name == name.lower() for name in names)
-    told = paddle.hub.help(str(ROOT), "iformer_cifar", source="local")
-    assert "iFormer" in told and "pretrained" in told
+    described = paddle.hub.help(str(ROOT), "iformer_cifar", source="local")
+    assert "iFormer" in described and "pretrained" in described
 
     name = "convmixer_256_8_cifar10"  # not the name of its network
     model = paddle.hub.load(str(ROOT), name, source="local", pretrained=True)

@@ -60,7 +60,7 @@ def residual(shape, *factors, shared=True):
     def call(x, branch, *given):
         share = np.linspace(0, 2, shape[0]).reshape(-1, *[1] * (len(shape) - 1))
         return kernels.residual(x, branch, **dict(zip(factors, given, strict=True)),
-                                share=paddle.to_tensor(share, x.dtype) if shared else None)
+                                keep_scale=paddle.to_tensor(share, x.dtype) if shared else None)
 
     return call, {"x": shape, "branch": shape, **dict.fromkeys(factors, shape[-1:])}
 

@@ -10,11 +10,12 @@ import pytest
 from killing import RUNS, Moment
 
 pytestmark = pytest.mark.slow
-MOMENTS = [Moment("start", 2.0), Moment("step", 0.02, 8), Moment("checkpoint", 0.001, 2),
-           Moment("evaluation", 0.005, 1), Moment("step", 0.0, 30)]
+MOMENTS = [Moment("start", 2.0), Moment("step", 0.0, 1), Moment("step", 0.02, 8), Moment("checkpoint", 0.001, 2),
+           Moment("start", 1.0), Moment("checkpoint", 0.0, 1), Moment("evaluation", 0.005, 1), Moment("step", 0.01, 24),
+           Moment("checkpoint", 0.003, 3), Moment("step", 0.0, 30)]
 
 
-def test_killed_five_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_ten_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but the first kill meet a run that was resumed, and continues what the one before it left."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the two run side by side
 

@@ -59,7 +59,7 @@ def test_every_python_command_runs(cifar10_root: str, tmp_path: Path) -> None:
     model = create_model("iformer_small")
     arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     save_weights(tmp_path / "iformer_small.safetensors", arrays)
-    (tmp_path / "iformer_small.safetensors").rename(tmp_path / "iformer_small.pth")  # told by its content
+    (tmp_path / "iformer_small.safetensors").rename(tmp_path / "iformer_small.pth")  # recognised by its content
     short = overrides("TRAIN.MAX_STEPS=1", f"DATA.ROOT={cifar10_root}", f"OUTPUT={tmp_path / 'output'}",
                       "DATA.HOLDOUT=0", "MODEL.ARGS.depths=[1, 1, 1, 1]", "MODEL.ARGS.attention_heads=[1, 3, 7, 11]")
     part = overrides(f"DATA.ROOT={cifar10_root}", "DATA.MAX_IMAGES=500")

@@ -82,7 +82,7 @@ def test_every_dtype_and_view(name: str) -> None:
     ("compiled.pt", False, "model.state_dict"),
 ])
 def test_training_checkpoints(name: str, ema: bool, nest: str, tmp_path: Path) -> None:
-    renamed = tmp_path / "weights.bin"  # what it is stands in the file, not in its name
+    renamed = tmp_path / "weights.bin"  # its content decides, not its name
     renamed.write_bytes((DATA / name).read_bytes())
     model = Net()
     report = load_weights(model, renamed, ema=ema)

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from analysis.benchmark.measure import SECTIONS, Plan, count_cells, measure
 from errors import UserError, nearest
 from tools import cli
+from utils.progress import batches
 
 EPILOG = """All take turns, round by round, in processes of their own. docs/PERFORMANCE.md explains the results and
 what --against COMMAND has to answer. The default takes some minutes."""
@@ -59,7 +60,7 @@ def main(arguments: argparse.Namespace) -> None:
     if not (plan.sections or results):
         raise UserError("--sections is empty, expected one, or the results of --start-from")
     try:
-        with cli.batches("benchmark", count_cells(plan)) as bar:
+        with batches("benchmark", count_cells(plan)) as bar:
             def report(text: str) -> None:
                 bar.write(text, file=sys.stderr)
                 bar.update()

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.runtime import launched_processes
 from engine.weights import released
 from errors import UserError
-from utils.progress import batches  # noqa: F401 (the progress bar of all commands)
 
 # Errors of the machine, not of our code: permissions, full disks, names that the file system refuses.
 _OF_THE_MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG,
@@ -115,7 +115,7 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     _open_outputs()
     arguments = parser.parse_args(argv)
     try:
-        if not several_processes and int(os.environ.get("PADDLE_TRAINERS_NUM") or 1) > 1:
+        if not several_processes and launched_processes() > 1:
             raise UserError("this command runs in one process: start it without paddle.distributed.launch")
         code = main(arguments) or 0
         sys.stdout.flush()

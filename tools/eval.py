@@ -15,6 +15,7 @@ from engine import runtime
 from engine.weights import released
 from errors import UserError
 from tools import cli
+from utils.progress import batches
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -39,7 +40,7 @@ def main(arguments: argparse.Namespace) -> None:
     model, report = load_model(config, arguments.weights)
     print("\n".join(report.lines()))
     check_classes(report.path, loader.dataset)
-    with cli.batches(f"{arguments.split} split", len(loader)) as bar:
+    with batches(f"{arguments.split} split", len(loader)) as bar:
         table = EvaluationReport(len(loader), arguments.report_every, bar.write if arguments.report else None)
         result = evaluate(model, loader, LabelSmoothingCrossEntropy(config.LOSS.LABEL_SMOOTHING),
                           lambda images: bar.update(), table.add)

@@ -13,6 +13,7 @@ from configs.load import load_config
 from engine import runtime
 from errors import UserError, printable
 from tools import cli
+from utils.progress import batches
 
 SHOWN = 36  # images of the grid, and whose five likeliest classes are printed
 GUESSES = 5
@@ -55,7 +56,7 @@ def main(arguments: argparse.Namespace) -> None:
 
     count, size = len(titles), config.DATA.EVAL_BATCH_SIZE
     shown, probabilities = [], []
-    with cli.batches("predict", count, "image") as bar:
+    with batches("predict", count, "image") as bar:
         for start in range(0, count, size):
             images = [read_image(paths[i]) if i < len(paths) else dataset.images[arguments.index[i - len(paths)]]
                       for i in range(start, min(start + size, count))]

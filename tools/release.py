@@ -13,6 +13,7 @@ from engine import runtime
 from engine.weights import released
 from errors import UserError
 from tools import cli
+from utils.progress import batches
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -27,7 +28,7 @@ def main(arguments: argparse.Namespace) -> None:
     from analysis.results.release import LARGEST_TOGETHER, release
 
     runtime.start(config)
-    with cli.batches("test images", 0, "image") as bar:
+    with batches("test images", 0, "image") as bar:
         made = release(run, Path(arguments.into), name=arguments.name, data=arguments.data,
                        seeds=[Path(each) for each in arguments.seeds], float16=arguments.float16,
                        unfinished=arguments.unfinished, overwrite=arguments.overwrite, advance=bar.update)

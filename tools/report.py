@@ -12,6 +12,7 @@ from configs.load import load_config
 from engine import runtime
 from engine.weights.released import find_released
 from tools import cli
+from utils.progress import batches
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -24,7 +25,7 @@ def main(arguments: argparse.Namespace) -> None:
     from analysis.report import write_report
 
     runtime.start(config)
-    with cli.batches(f"{arguments.split} split", 0, "image") as bar:
+    with batches(f"{arguments.split} split", 0, "image") as bar:
         page = write_report(run, arguments.split, Path(arguments.out) if arguments.out else None, bar.update,
                             home=cli.work_folder(arguments.run, config), overrides=arguments.override)
     print(f"wrote {page}")

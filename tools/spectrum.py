@@ -15,6 +15,7 @@ from engine import runtime
 from engine.weights.released import find_released
 from errors import UserError
 from tools import cli
+from utils.progress import batches
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -39,7 +40,7 @@ def main(arguments: argparse.Namespace) -> None:
         dataset = build_dataset(config.DATA, "test")
         images = list(dataset.images[: arguments.count])
         title = config.NAME if len({each.NAME for _, each in runs}) == len(runs) else str(weights)
-        with cli.batches(title, len(images), "image") as bar:
+        with batches(title, len(images), "image") as bar:
             spectra.append(analyse(config, model, images, title, arguments.layers, advance=bar.update))
     for model in spectra:
         print(f"{model.title}: Δ log amplitude at the highest frequency, {arguments.count} test images")

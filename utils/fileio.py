@@ -70,7 +70,7 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{printable(path, 300)}: cannot be read: {error.strerror or error}") from None
+        raise unreadable(path, error) from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -128,7 +128,7 @@ def read_csv(path: Path, *, torn: bool = False) -> list[dict[str, str]]:
 
 def unreadable(path: Path, error: Exception) -> UserError:
     """Return the UserError for a file that raised ``error`` while it was read."""
-    return UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
+    return UserError(f"{printable(path, 300)}: cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
 def _sync(path: Path) -> None:

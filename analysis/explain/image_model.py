@@ -15,6 +15,7 @@ from analysis.grids import class_name
 from datasets import class_names
 from datasets.transforms import build_eval_transforms
 from errors import UserError
+from utils.sizes import pair
 
 BATCH_PIXELS = {"cpu": 256 * 32 * 32, "gpu": 256 * 224 * 224}  # of a forward pass; on a CPU its maps stay in cache
 
@@ -32,8 +33,7 @@ class ImageModel:
         self.advance: Callable[[int], object] = lambda images: None
         network.eval()
         *self.geometry, self.normalize = build_eval_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE).transforms
-        size = config.DATA.IMAGE_SIZE
-        self.size = tuple(size) if isinstance(size, list) else (size, size)
+        self.size = pair(config.DATA.IMAGE_SIZE)
         self.names = class_names(config.DATA.NAME, config.DATA.ROOT)
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
