@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.figures import save_figure
-from engine.history import Row, read_table
+from engine.run import Row, read_table
 
 TRAIN, SELECTION = "tab:blue", "tab:orange"
 

@@ -15,12 +15,11 @@ from yacs.config import CfgNode
 
 from analysis.figures import save_figure
 from analysis.grids import WRONG, class_name, draw_grid
-from datasets.dataset import ImageDataset
+from datasets import ImageDataset
 from datasets.loader import EvalLoader
 from datasets.origin import origin, pixels_sha256
 from engine.data import build_eval_loader
-from engine.evaluate import Evaluation, evaluate
-from engine.losses import LabelSmoothingCrossEntropy
+from engine.evaluate import Evaluation, LabelSmoothingCrossEntropy, evaluate
 from engine.model import load_model
 from utils.fileio import csv_text, write_text
 

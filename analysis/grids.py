@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from yacs.config import CfgNode
 
 from analysis.figures import save_figure
-from datasets import build_dataset
-from datasets.dataset import ImageDataset
+from datasets import ImageDataset, build_dataset
 from datasets.transforms import build_train_transforms
 from engine.model import load_model, predict
 

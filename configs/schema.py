@@ -93,7 +93,7 @@ KEYS: dict[str, tuple[Any, Check]] = {
     "AUGMENT.CROP_PADDING": (4, _between(0, 4096)),  # pad: black pixels on each side, at the size of the input
     "AUGMENT.BRIGHTNESS": (0.0, _FRACTION),  # colour jitter: a factor from [1 - x, 1 + x]
     "AUGMENT.CONTRAST": (0.0, _FRACTION),  # colour jitter: a factor from [1 - x, 1 + x]
-    "AUGMENT.SATURATION": (0.0, _FRACTION),  # colour jitter as Paddle draws it (twice: see datasets/color.py)
+    "AUGMENT.SATURATION": (0.0, _FRACTION),  # colour jitter as Paddle draws it (twice: see ColorJitter)
     "AUGMENT.HUE": (0.0, _between(0.0, 0.5)),  # colour jitter: a shift from [-x, x] turns
     "AUGMENT.HFLIP": (0.5, _FRACTION),  # probability of a horizontal flip
     "AUGMENT.ROTATION": (0.0, _between(0.0, 180.0)),  # largest rotation to either side, in degrees

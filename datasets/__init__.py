@@ -1,17 +1,19 @@
-"""Images and labels: where they come from, how they are split, and how they become batches."""
+"""Labelled images: the table of data sets, their splits, and where every random draw of the data comes from."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from errors import UserError, nearest
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
-
-    from datasets.dataset import ImageDataset
 
 # The data sets by DATA.NAME. Each module has ``read(split, root, may_download, name) -> ImageDataset`` for the splits
 # train and test, and ``class_names(root, name) -> tuple[str, ...]``.
@@ -24,6 +26,31 @@ DATASETS = {
     "imagefolder": "datasets.imagefolder",
 }
 SPLITS = ("train", "holdout", "test")
+HOLDOUT_RULE = 20220525  # the one seed of all hold-outs; a run's own seed never moves an image between splits
+ORDER, AUGMENT, MIX = 1, 2, 3  # a stream for each use of randomness, so that no two uses share draws
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """One split of a data set.
+
+    ``images[index]`` is uint8 ``[H, W, 3]`` in RGB; ``images`` is an array ``[N, H, W, 3]``, or a sequence of images
+    of any sizes that are read when asked for. ``labels`` is int64 ``[N]`` with values below ``len(class_names)``,
+    ``split`` one of train, holdout, test.
+    """
+
+    images: np.ndarray | Sequence[np.ndarray]
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    name: str
+    split: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, indices: np.ndarray, split: str) -> ImageDataset:
+        """Return the images at ``indices``, in that order, as another split."""
+        return replace(self, images=self.images[indices], labels=self.labels[indices], split=split)
 
 
 def build_dataset(data: CfgNode, split: str) -> ImageDataset:
@@ -39,8 +66,6 @@ def build_dataset(data: CfgNode, split: str) -> ImageDataset:
     dataset = _split(data, split)
     if not 0 < data.MAX_IMAGES < len(dataset):
         return dataset
-    from datasets.dataset import stratified_holdout
-
     return dataset.select(stratified_holdout(dataset.labels, data.MAX_IMAGES)[1], split)
 
 
@@ -63,8 +88,6 @@ def _split(data: CfgNode, split: str) -> ImageDataset:
             f"DATA.HOLDOUT is {data.HOLDOUT}: the hold-out of {data.NAME} can have 1 to {largest:,} images "
             "(0 trains on all images and has no split 'holdout': selection is then on 'test')"
         )
-    from datasets.dataset import stratified_holdout
-
     kept, held_out = stratified_holdout(everything.labels, data.HOLDOUT)
     return everything.select(kept if split == "train" else held_out, split)
 
@@ -73,3 +96,29 @@ def _module(name: str) -> ModuleType:
     if name not in DATASETS:
         raise UserError(f"DATA.NAME is {name!r}: use one of {', '.join(DATASETS)}{nearest(name, DATASETS)}")
     return importlib.import_module(DATASETS[name])
+
+
+def stratified_holdout(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split ``range(len(labels))`` into ``(kept, held_out)`` indices, both ascending.
+
+    ``held_out`` has ``count`` members, stratified by class (largest remainders, ties to the lower class). They are
+    drawn with numpy's RandomState, whose stream is frozen, so the split is the same on every machine.
+    """
+    order = np.random.RandomState(HOLDOUT_RULE).permutation(len(labels))
+    sizes = np.bincount(labels)
+    exact = sizes * count / len(labels)
+    quotas = np.floor(exact).astype(int)
+    quotas[np.argsort(quotas - exact, kind="stable")[: count - quotas.sum()]] += 1
+    by_class = np.split(order[np.argsort(labels[order], kind="stable")], np.cumsum(sizes)[:-1])
+    held_out = np.sort(np.concatenate([members[:quota] for members, quota in zip(by_class, quotas, strict=True)]))
+    return np.setdiff1d(np.arange(len(labels)), held_out), held_out
+
+
+def generator(seed: int, stream: int, *key: int) -> np.random.Generator:
+    """Return the generator of one use in training.
+
+    Order of an epoch: ``generator(seed, ORDER, epoch)``; one image: ``generator(seed, AUGMENT, epoch, index)``;
+    mixing of one batch: ``generator(seed, MIX, iteration)``. The draws depend on these numbers alone: not on
+    the number of workers, not on the processes, not on where a run was resumed.
+    """
+    return np.random.default_rng([seed, stream, *key])

@@ -8,23 +8,26 @@ the choice between the two changes nothing but the time.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 import kernels
-from datasets.color import ColorJitter
-from datasets.memory import Memory
-from datasets.randaugment import MAXIMA, OPERATIONS, RandAugment, affine
 from datasets.transforms import (
+    MAXIMA,
+    OPERATIONS,
+    ColorJitter,
     Normalize,
     Pipeline,
+    RandAugment,
     RandomCrop,
     RandomErasing,
     RandomHorizontalFlip,
     RandomResizedCrop,
     RandomRotation,
     Resize,
+    affine,
 )
 
 RESIZE, RESIZED_CROP, PADDED_CROP, FLIP, RANDAUGMENT, JITTER, ROTATION, NORMALIZE, ERASING = range(1, 10)
@@ -34,6 +37,7 @@ _CODES = {"Identity": 0, "ShearX": _AFFINE, "ShearY": _AFFINE, "TranslateX": _AF
           "AutoContrast": 8, "Equalize": 9}
 LARGEST = 4096  # pixels of a side, up to which the operator's integers suffice
 TRIAL_IMAGES = 8
+KEPT = 8  # blocks of memory that wait for their next use; more are given back
 
 
 class Unsupported(Exception):
@@ -69,6 +73,38 @@ class BatchPipeline:
                 self._transform(images[int(index)][None], np.array([0]), np.array([index], np.int64), numbers,
                                 self._program, result[None])
         return output
+
+
+class Memory:
+    """Gives float32 arrays whose memory comes back when the last array or view of it is gone.
+
+    Fresh pages from the operating system cost as much as filling them.
+    """
+
+    def __init__(self) -> None:
+        self._free: deque[np.ndarray] = deque(maxlen=KEPT)
+
+    def array(self, shape: Sequence[int]) -> np.ndarray:
+        """Return an uninitialised float32 array of this shape."""
+        size = math.prod(shape)
+        try:
+            block = self._free.popleft()
+        except IndexError:
+            block = None
+        if block is None or block.size < size:
+            block = np.empty(size, np.float32)
+        return np.asarray(_Lease(self._free, block, block[:size].reshape(shape)))
+
+
+class _Lease:
+    """What numpy keeps as the base of an array and of all its views, and drops with the last of them."""
+
+    def __init__(self, free: deque[np.ndarray], block: np.ndarray, view: np.ndarray) -> None:
+        self._free, self._block = free, block
+        self.__array_interface__ = view.__array_interface__
+
+    def __del__(self) -> None:
+        self._free.append(self._block)
 
 
 def faster(pipeline: Pipeline) -> tuple[Pipeline | BatchPipeline, str]:

@@ -13,10 +13,18 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.archives import is_archive, read_archive, read_file
-from datasets.dataset import ImageDataset
-from datasets.download import download
-from datasets.search_paths import CACHES, contents, data_root, folders_below, search_paths
+from datasets import ImageDataset
+from datasets.archives import (
+    CACHES,
+    contents,
+    data_root,
+    download,
+    folders_below,
+    is_archive,
+    read_archive,
+    read_file,
+    search_paths,
+)
 from errors import UserError, printable
 from utils import pickles
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from datasets.dataset import ImageDataset, stratified_holdout
+from datasets import ImageDataset, stratified_holdout
 
 CLASSES = tuple("0123456789")
 TEST_IMAGES = 360

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from datasets.search_paths import is_folder
+from datasets.archives import is_folder
 from errors import UserError, printable
 from utils.fileio import reading
 

@@ -18,10 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.archives import read_file
-from datasets.dataset import ImageDataset
+from datasets import ImageDataset
+from datasets.archives import contents, data_root, is_folder, read_file, search_paths
 from datasets.files import SUFFIXES, FolderImages, find_images, listed
-from datasets.search_paths import contents, data_root, is_folder, search_paths
 from errors import UserError, file_name, nearest, printable
 from utils.fileio import reading
 

@@ -1,16 +1,16 @@
-"""From a data set to batches: the order of an epoch, and threads that prepare what comes next."""
+"""From a data set to batches: the order of an epoch, threads that prepare what comes next, mixup and CutMix."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from datasets.dataset import ImageDataset
-from datasets.randomness import AUGMENT, ORDER, generator
+from datasets import AUGMENT, MIX, ORDER, ImageDataset, generator
 from errors import UserError
 
 if TYPE_CHECKING:
@@ -131,3 +131,65 @@ def _prepared(load: Callable[[int], Batch], batches: range, workers: int) -> Ite
             yield ahead.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+# Mixup and CutMix -----------------------------------------------------------------------------------------------------
+
+
+class Mix(NamedTuple):
+    """What is done to one batch: ``ratio``, the weight of the image itself; ``box`` (top, bottom, left, right) is
+    filled from its mirror in CutMix and None in mixup."""
+
+    ratio: float
+    box: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class BatchMix:
+    """Mixup with Beta(mixup, mixup), CutMix with Beta(cutmix, cutmix), either off at 0.
+
+    By batch: each image with its mirror in the batch, one ratio for all. Label smoothing is the loss's business.
+    Sources: Zhang et al., mixup, ICLR 2018; Yun et al., CutMix, ICCV 2019; the rules for drawing are timm's
+    (``timm.data.Mixup``, mode "batch").
+
+    ``prob``: a batch is mixed at all; ``switch_prob``: by CutMix where both are on.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    prob: float = 1.0
+    switch_prob: float = 0.5
+
+    def draw(self, seed: int, iteration: int, height: int, width: int) -> Mix:
+        """Return what happens to the batch of ``iteration``; the same for every process of a run."""
+        rng = generator(seed, MIX, iteration)
+        if not (self.mixup or self.cutmix) or rng.random() >= self.prob:
+            return Mix(1.0)
+        use_cutmix = self.cutmix > 0 and (self.mixup == 0 or rng.random() < self.switch_prob)
+        alpha = self.cutmix if use_cutmix else self.mixup
+        ratio = float(rng.beta(alpha, alpha))
+        if not use_cutmix:
+            return Mix(ratio)
+        cut_h, cut_w = int(height * (1 - ratio) ** 0.5), int(width * (1 - ratio) ** 0.5)
+        y, x = int(rng.integers(height)), int(rng.integers(width))
+        top, bottom = max(y - cut_h // 2, 0), min(y + (cut_h + 1) // 2, height)
+        left, right = max(x - cut_w // 2, 0), min(x + (cut_w + 1) // 2, width)
+        return Mix(1 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right))
+
+
+def mix_images(images, mix: Mix):
+    """Return the mixed batch of ``[B, 3, H, W]``, a numpy array or a paddle tensor as given."""
+    if mix.ratio == 1:
+        return images
+    if mix.box is None:
+        return images * mix.ratio + images[::-1] * (1 - mix.ratio)
+    top, bottom, left, right = mix.box
+    mixed = images + 0
+    mixed[:, :, top:bottom, left:right] = images[::-1][:, :, top:bottom, left:right]
+    return mixed
+
+
+def mix_labels(labels: np.ndarray, num_classes: int, mix: Mix) -> np.ndarray:
+    """Return the targets of the mixed batch, float32 ``[B, num_classes]``, from int64 ``[B]``."""
+    targets = np.eye(num_classes, dtype=np.float32)[labels]
+    return mix.ratio * targets + (1 - mix.ratio) * targets[::-1] if mix.ratio < 1 else targets

@@ -14,10 +14,8 @@ import zlib
 
 import numpy as np
 
-from datasets.archives import read_archive, read_file
-from datasets.dataset import ImageDataset
-from datasets.download import download
-from datasets.search_paths import ARCHIVES, CACHES, contents, data_root, search_paths
+from datasets import ImageDataset
+from datasets.archives import ARCHIVES, CACHES, contents, data_root, download, read_archive, read_file, search_paths
 from errors import UserError, printable
 
 CLASSES = tuple("0123456789")

@@ -12,7 +12,7 @@ from datasets import build_dataset
 if TYPE_CHECKING:
     from yacs.config import CfgNode
 
-    from datasets.dataset import ImageDataset
+    from datasets import ImageDataset
 
 # SHA-256 of CIFAR-10's official test images, uint8 [10000, 32, 32, 3] in RGB.
 OFFICIAL = "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04"

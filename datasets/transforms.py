@@ -1,7 +1,7 @@
 """The sources' transforms, image by image: what every faster pipeline is compared with.
 
 The pixel operations and the rules of the draws are those of ``paddle.vision.transforms`` (Paddle 3.3) with the
-cv2 backend, bit by bit, quirks included; RandAugment is torchvision's, as in locuslab/convmixer-cifar10.
+cv2 backend, bit by bit, quirks included; RandAugment is torchvision's, as in locuslab/convmixer-cifar10, by Pillow.
 
 A transform is data. ``draw(rng, height, width)`` gives its parameters for one image, ``apply(image, parameters)``
 does it, so that another pipeline can be given the same parameters. Images are uint8 ``[H, W, 3]`` in RGB up to
@@ -17,11 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 
-from datasets.color import ColorJitter
-from datasets.randaugment import RandAugment
-from datasets.randomness import generator
+from datasets import generator
 from errors import UserError
 from utils.sizes import pair
 
@@ -226,6 +224,175 @@ class RandomErasing:
         image = image.copy()
         image[:, top : top + h, left : left + w] = 0
         return image
+
+
+# Colour jitter --------------------------------------------------------------------------------------------------------
+
+SLAB_PIXELS = 8192  # as many as stay in the cache as float32, and off the allocator's slow path
+
+
+def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
+    """Multiply by ``factor``."""
+    return cv2.LUT(image, (np.arange(256) * factor).clip(0, 255).astype(np.uint8))
+
+
+def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
+    """Stretch by ``factor`` about the value 74 (Paddle's constant; torchvision takes the image's mean)."""
+    return cv2.LUT(image, ((np.arange(256) - 74) * factor + 74).clip(0, 255).astype(np.uint8))
+
+
+def adjust_saturation(image: np.ndarray, alpha: float) -> np.ndarray:
+    """Blend with grey: 0 is grey, 1 the image. Paddle's grey takes the channels for BGR, whatever they are."""
+    output = np.empty_like(image)
+    rows = max(1, SLAB_PIXELS // image.shape[1])
+    for top in range(0, len(image), rows):
+        pixels = image[top : top + rows].astype(np.float32)
+        grey = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)[..., None]
+        pixels *= alpha
+        grey *= 1 - alpha
+        pixels += grey
+        output[top : top + rows] = np.clip(pixels, 0, 255, out=pixels)
+    return output
+
+
+def adjust_hue(image: np.ndarray, shift: float) -> np.ndarray:
+    """Turn the hue by ``shift`` of the full circle (channels again taken for BGR)."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV_FULL)
+    hsv[..., 0] = (hsv[..., 0].astype(np.int32) + int(shift * 255)) % 256
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR_FULL)
+
+
+_ADJUSTMENTS = {
+    "brightness": adjust_brightness,
+    "contrast": adjust_contrast,
+    "saturation": adjust_saturation,
+    "hue": adjust_hue,
+}
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Brightness, contrast, saturation and hue, in an order drawn for each image.
+
+    Brightness and contrast factors are uniform in 1 ± value, the hue's shift in ± value. Saturation is stronger
+    than it says: Paddle draws a factor f in 1 ± value and then, inside the pixel operation, blends with an
+    alpha uniform in [max(0, 1 - f), 1 + f], so that 0.2 already reaches from grey to twice the saturation. The
+    sources trained with that, and so do we.
+    """
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+
+    def draw(self, rng: np.random.Generator, height: int, width: int) -> tuple[tuple[str, float], ...]:
+        """Return the (name of the operation, factor) in the order of their application."""
+        parameters = []
+        for name in [tuple(_ADJUSTMENTS)[place] for place in rng.permutation(len(_ADJUSTMENTS))]:
+            value = getattr(self, name)
+            if value == 0:
+                continue
+            lowest, highest = (-value, value) if name == "hue" else (max(0.0, 1 - value), 1 + value)
+            factor = rng.uniform(lowest, highest)
+            if name == "saturation":
+                factor = rng.uniform(max(0.0, 1 - factor), 1 + factor)
+            parameters.append((name, factor))
+        return tuple(parameters)
+
+    def apply(self, image: np.ndarray, parameters: tuple[tuple[str, float], ...]) -> np.ndarray:
+        for name, factor in parameters:
+            image = _ADJUSTMENTS[name](image, factor)
+        return image
+
+
+# RandAugment ----------------------------------------------------------------------------------------------------------
+
+BINS = 30  # the strength 30 is each operation's maximum
+OPERATIONS = (
+    "Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
+    "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize",
+)  # fmt: skip
+MAXIMA = {  # of the operations that go in either direction; translations as shares of the side
+    "ShearX": 0.3, "ShearY": 0.3, "TranslateX": 150 / 331, "TranslateY": 150 / 331, "Rotate": 30.0,
+    "Brightness": 0.9, "Color": 0.9, "Contrast": 0.9, "Sharpness": 0.9,
+}  # fmt: skip
+_ENHANCERS = ("Brightness", "Color", "Contrast", "Sharpness")
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """``count`` operations drawn with replacement, at the strength ``magnitude`` of 0 to 30.
+
+    Source: Cubuk et al., RandAugment, CVPR workshops 2020; list, strengths and pixel operations as in torchvision.
+    Nearest pixel, black outside. Operations with a direction go either way with equal chance.
+    """
+
+    count: int
+    magnitude: float
+
+    def draw(self, rng: np.random.Generator, height: int, width: int) -> tuple[tuple[str, float], ...]:
+        """Return (name, strength) of the operations in the order of their application."""
+        parameters = []
+        for _ in range(self.count):
+            name = OPERATIONS[rng.integers(len(OPERATIONS))]
+            direction = int(rng.choice((1, -1))) if name in MAXIMA else 1
+            parameters.append((name, self.strength(name, height, width) * direction))
+        return tuple(parameters)
+
+    def strength(self, name: str, height: int, width: int) -> float:
+        """Return the strength of one operation in its forward direction."""
+        if name in MAXIMA:
+            return _on_scale(0, MAXIMA[name] * {"TranslateX": width, "TranslateY": height}.get(name, 1), self.magnitude)
+        if name == "Posterize":
+            return 8 - round(4 * self.magnitude / BINS)  # bits that are kept
+        if name == "Solarize":
+            return _on_scale(255, 0, self.magnitude)  # values from here on are inverted
+        return 0.0
+
+    def apply(self, image: np.ndarray, parameters: tuple[tuple[str, float], ...]) -> np.ndarray:
+        picture = Image.fromarray(image)
+        for name, strength in parameters:
+            picture = _apply(picture, name, strength)
+        return np.asarray(picture)
+
+
+def _on_scale(first: float, last: float, magnitude: float) -> float:
+    """Return the point ``magnitude`` of 0 to 30 on the way, rounded as torch.linspace rounds: a float32 step taken
+    from the nearer end. A last bit decides a grey level here and there."""
+    step = float(np.float32(last - first) / np.float32(BINS))
+    if magnitude < BINS / 2:
+        return float(np.float32(first + step * magnitude))
+    return float(np.float32(float(np.float32(last)) - step * (BINS - magnitude)))
+
+
+def affine(name: str, strength: float) -> tuple[float, ...] | None:
+    """Return the map (a, b, c, d, e, f) of a shear or a translation, from output to input pixels: x = a x' + b y' + c,
+    y = d x' + e y' + f; None for other operations."""
+    return {
+        "ShearX": (1, strength, 0, 0, 1, 0),
+        "ShearY": (1, 0, 0, strength, 1, 0),
+        "TranslateX": (1, 0, -math.trunc(strength), 0, 1, 0),
+        "TranslateY": (1, 0, 0, 0, 1, -math.trunc(strength)),
+    }.get(name)
+
+
+def _apply(picture: Image.Image, name: str, strength: float) -> Image.Image:
+    if matrix := affine(name, strength):
+        return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
+    if name == "Rotate":
+        return picture.rotate(strength, Image.Resampling.NEAREST)
+    if name in _ENHANCERS:
+        return getattr(ImageEnhance, name)(picture).enhance(1 + strength)
+    if name == "Posterize":
+        return ImageOps.posterize(picture, int(strength))
+    if name == "Solarize":
+        return ImageOps.solarize(picture, strength)
+    if name == "AutoContrast":
+        return ImageOps.autocontrast(picture)
+    return ImageOps.equalize(picture) if name == "Equalize" else picture
+
+
+# Pipelines ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

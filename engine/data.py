@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from yacs.config import CfgNode
 
-from datasets import build_dataset
+from datasets import ImageDataset, build_dataset
 from datasets.batch import BatchPipeline, faster
-from datasets.dataset import ImageDataset
 from datasets.loader import EvalLoader, TrainLoader
 from datasets.transforms import Pipeline, build_eval_transforms, build_train_transforms
 from engine import distributed

@@ -14,12 +14,9 @@ import numpy as np
 import paddle
 from yacs.config import CfgNode
 
-from datasets.loader import EvalLoader
-from datasets.mix import BatchMix, mix_images, mix_labels
+from datasets.loader import BatchMix, EvalLoader, mix_images, mix_labels
 from engine import checkpoint, distributed, runtime
-from engine.evaluate import Evaluation, evaluate
-from engine.losses import LabelSmoothingCrossEntropy
-from engine.metrics import RunningMean
+from engine.evaluate import Evaluation, LabelSmoothingCrossEntropy, evaluate
 from engine.model import build_model
 from engine.optim import ModelEma, build_optimizer
 from engine.run import RunFolder
@@ -57,6 +54,28 @@ class TrainingProgress:
     def epochs_started(self) -> int:
         """Return the number, from 1, of the epoch that the current weights belong to."""
         return self.epoch + (self.step > 0)
+
+
+class RunningMean:
+    """Means over images of loss and accuracy; adding needs no synchronisation with the device, reading does."""
+
+    def __init__(self, sums: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> None:
+        self._sums = paddle.to_tensor(sums, dtype="float64")
+
+    def add(self, loss: paddle.Tensor, correct: paddle.Tensor, images: int) -> None:
+        """Add a batch: its mean loss, its number of correct images, and its number of images."""
+        batch = [loss.astype("float64") * images, correct.astype("float64"), paddle.full([], images, "float64")]
+        self._sums = self._sums + paddle.stack(batch)
+
+    def sums(self) -> tuple[float, float, float]:
+        """Return (sum of losses, correct images, images)."""
+        loss, correct, images = self._sums.tolist()
+        return loss, correct, images
+
+    def means(self) -> tuple[float, float]:
+        """Return (mean loss, accuracy); NaN before the first batch."""
+        loss, correct, images = self.sums()
+        return (loss / images, correct / images) if images else (float("nan"), float("nan"))
 
 
 class Step(NamedTuple):

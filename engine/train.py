@@ -21,13 +21,11 @@ from datasets.loader import EvalLoader
 from engine import distributed, runtime
 from engine.data import build_eval_loader, build_train_loader, record_data
 from engine.evaluate import Evaluation, evaluate
-from engine.history import History, read_table
 from engine.interrupts import Interrupted, StopRequest
-from engine.metrics import RunningMean
 from engine.model import build_model, find_weights, load_model
 from engine.optim import learning_rate
-from engine.run import RunFolder, log, run_folder
-from engine.state import TrainingProgress, TrainingState
+from engine.run import History, RunFolder, log, read_table, run_folder
+from engine.state import RunningMean, TrainingProgress, TrainingState
 from engine.weights.state_dict import load_weights
 from errors import UserError
 from utils.fileio import write_json

@@ -14,7 +14,7 @@ import numpy as np
 import paddle
 from safetensors import safe_open
 
-from engine.history import read_table
+from engine.run import read_table
 from processes import start_tool, tiny_run, tool
 
 EPOCHS, STEPS = 2, 19

@@ -14,14 +14,14 @@ from test_transforms import augment, pictures
 import kernels
 from configs.load import load_config
 from datasets import batch, build_dataset
-from datasets.batch import BatchPipeline, Unsupported, faster
-from datasets.color import ColorJitter
+from datasets.batch import KEPT, BatchPipeline, Memory, Unsupported, faster
 from datasets.loader import TrainLoader
-from datasets.memory import KEPT, Memory
-from datasets.randaugment import OPERATIONS, RandAugment
 from datasets.transforms import (
+    OPERATIONS,
+    ColorJitter,
     Normalize,
     Pipeline,
+    RandAugment,
     RandomCrop,
     RandomErasing,
     RandomHorizontalFlip,

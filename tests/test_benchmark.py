@@ -206,8 +206,7 @@ def test_training_step_reads_nothing_back(monkeypatch: pytest.MonkeyPatch) -> No
     import paddle
 
     from configs.load import load_config
-    from engine.metrics import RunningMean
-    from engine.state import TrainingState
+    from engine.state import RunningMean, TrainingState
 
     config = load_config(ROOT / "configs" / "quickstart.yaml", ["TRAIN.EMA_DECAY=0.9", "TRAIN.GRAD_CLIP=1.0",
                                                                 *TINY, "MODEL.DROP_PATH=0.1", "AUGMENT.CUTMIX=1.0"])

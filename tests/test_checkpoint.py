@@ -10,7 +10,7 @@ import pytest
 from paddle import nn
 
 from engine import checkpoint
-from engine.history import EPOCH_COLUMNS, STEP_COLUMNS, History, read_table
+from engine.run import EPOCH_COLUMNS, STEP_COLUMNS, History, read_table
 from errors import UserError
 from utils.fileio import write_atomically, write_text
 

@@ -190,8 +190,7 @@ def test_shipped_config_prepares_its_data(path: Path) -> None:
     """Images like those of its data set become batches of its size, and its head has an output for each class."""
     import numpy as np
 
-    from datasets import class_names
-    from datasets.dataset import ImageDataset
+    from datasets import ImageDataset, class_names
     from datasets.loader import EvalLoader, TrainLoader
     from datasets.transforms import build_eval_transforms, build_train_transforms
 

@@ -10,9 +10,8 @@ import pytest
 from cifar_files import batch, change_release, expected, write_archive, write_folder
 
 from configs.schema import default_config
-from datasets import build_dataset, cifar, class_names, origin
+from datasets import build_dataset, cifar, class_names, origin, stratified_holdout
 from datasets.cifar import read as read_cifar
-from datasets.dataset import stratified_holdout
 from datasets.digits import read as read_digits
 from errors import UserError
 

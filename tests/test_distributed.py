@@ -16,7 +16,7 @@ import pytest
 
 from engine import distributed
 from engine.checkpoint import list_checkpoints, load_checkpoint
-from engine.history import read_table
+from engine.run import read_table
 from errors import UserError
 from processes import ROOT, tiny_run, tool, wait_for
 

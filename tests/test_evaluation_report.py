@@ -12,9 +12,8 @@ import paddle.nn.functional as F
 import pytest
 
 from engine import evaluation_report
-from engine.evaluate import evaluate
+from engine.evaluate import LabelSmoothingCrossEntropy, evaluate
 from engine.evaluation_report import EvaluationReport
-from engine.losses import LabelSmoothingCrossEntropy
 from processes import tool
 
 

@@ -13,8 +13,7 @@ from PIL import Image
 
 from configs.load import dump_config, load_config
 from configs.schema import default_config
-from datasets import build_dataset, class_names, files
-from datasets.dataset import stratified_holdout
+from datasets import build_dataset, class_names, files, stratified_holdout
 from datasets.files import FolderImages
 from datasets.imagefolder import read as read_imagefolder
 from datasets.loader import EvalLoader, TrainLoader

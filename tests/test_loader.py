@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from configs.schema import default_config
-from datasets import build_dataset
-from datasets.dataset import ImageDataset
+from datasets import ImageDataset, build_dataset
 from datasets.loader import EvalLoader, TrainLoader
 from datasets.transforms import Pipeline, build_eval_transforms, build_train_transforms
 from errors import UserError
@@ -144,7 +143,7 @@ def test_ctrl_c_ends_a_process_with_workers_at_once():
     program = (
         "import signal, time, numpy as np\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a job in the background\n"
-        "from datasets.dataset import ImageDataset\n"
+        "from datasets import ImageDataset\n"
         "from datasets.loader import TrainLoader\n"
         "from datasets.transforms import Normalize, Pipeline, Resize\n"
         "ones = (1.0, 1.0, 1.0)\n"

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from datasets.mix import BatchMix, Mix, mix_images, mix_labels
+from datasets.loader import BatchMix, Mix, mix_images, mix_labels
 
 
 def test_mixup_and_cutmix_do_what_they_drew():

@@ -10,8 +10,7 @@ from paddle import nn
 import kernels
 from configs.load import load_config
 from engine import checkpoint
-from engine.muon import Muon, hidden_matrices, orthogonalize
-from engine.optim import build_optimizer
+from engine.optim import Muon, build_optimizer, hidden_matrices, orthogonalize
 from kernels import build
 from models import create_model
 

@@ -10,10 +10,10 @@ from paddle import nn
 from yacs.config import CfgNode
 
 from configs.load import load_config
-from engine.losses import LabelSmoothingCrossEntropy
-from engine.metrics import RunningMean
+from engine.evaluate import LabelSmoothingCrossEntropy
 from engine.model import build_model
 from engine.optim import ModelEma, build_optimizer, learning_rate
+from engine.state import RunningMean
 from errors import UserError
 
 RNG = np.random.default_rng(0)

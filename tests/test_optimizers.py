@@ -13,7 +13,7 @@ from paddle.regularizer import L1Decay, L2Decay
 
 import kernels
 from configs.load import load_config
-from engine import optimizers
+from engine import optim
 from engine.optim import ModelEma, build_optimizer
 from kernels import build
 from kernels import optimizer as calls
@@ -33,7 +33,7 @@ def _parameters() -> list[paddle.Tensor]:
     return parameters
 
 
-def _optimizer(kind: str, parameters: list[paddle.Tensor], module=optimizers, clip: float = 0.0):
+def _optimizer(kind: str, parameters: list[paddle.Tensor], module=optim, clip: float = 0.0):
     """Build an optimizer that decays tensors of several dimensions; the third learns at 0.3 of the rate."""
     parameters[2].optimize_attr["learning_rate"] = 0.3
     options = {"parameters": parameters, "grad_clip": nn.ClipGradByGlobalNorm(clip) if clip else None}
@@ -135,7 +135,7 @@ def test_fifty_steps_are_paddles(kind: str, clip: float, taken: list[str]) -> No
 
 @pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
 def test_each_goes_on_from_the_others_state(kind: str) -> None:
-    modules = {"ours": optimizers, "theirs": paddle.optimizer}
+    modules = {"ours": optim, "theirs": paddle.optimizer}
     results = []
     for first, second in (("ours", "theirs"), ("theirs", "ours"), ("theirs", "theirs")):
         before, after = _parameters(), _parameters()
@@ -178,26 +178,26 @@ def test_threads_change_no_bit() -> None:
 
 
 def _grouped(parameters: list[paddle.Tensor]) -> paddle.optimizer.Optimizer:
-    return optimizers.AdamW(1e-3, parameters=[{"params": parameters[:3], "weight_decay": 0.1, "learning_rate": 0.5},
+    return optim.AdamW(1e-3, parameters=[{"params": parameters[:3], "weight_decay": 0.1, "learning_rate": 0.5},
                                               {"params": parameters[3:], "weight_decay": 0.0}])
 
 
 def _with_l1(parameters: list[paddle.Tensor]) -> paddle.optimizer.Optimizer:
     parameters[1].regularizer = L1Decay(0.1)
-    return optimizers.Adam(1e-3, parameters=parameters)
+    return optim.Adam(1e-3, parameters=parameters)
 
 
 def _unclipped(parameters: list[paddle.Tensor]) -> paddle.optimizer.Optimizer:
     parameters[1].need_clip = False
-    return optimizers.Momentum(1e-3, parameters=parameters, grad_clip=nn.ClipGradByGlobalNorm(1.0))
+    return optim.Momentum(1e-3, parameters=parameters, grad_clip=nn.ClipGradByGlobalNorm(1.0))
 
 
 @pytest.mark.parametrize("make", [
     _grouped, _with_l1, _unclipped,
-    lambda p: optimizers.Adam(1e-3, parameters=p, amsgrad=True),
-    lambda p: optimizers.Momentum(1e-3, parameters=p, use_nesterov=True),
-    lambda p: optimizers.AdamW(1e-3, parameters=p, grad_clip=nn.ClipGradByValue(0.1)),
-    lambda p: optimizers.Adam(1e-3, parameters=p, grad_clip=nn.ClipGradByNorm(0.1)),
+    lambda p: optim.Adam(1e-3, parameters=p, amsgrad=True),
+    lambda p: optim.Momentum(1e-3, parameters=p, use_nesterov=True),
+    lambda p: optim.AdamW(1e-3, parameters=p, grad_clip=nn.ClipGradByValue(0.1)),
+    lambda p: optim.Adam(1e-3, parameters=p, grad_clip=nn.ClipGradByNorm(0.1)),
 ])
 def test_what_the_compiled_call_has_not_is_left_to_paddle(make, taken: list[str]) -> None:
     parameters, theirs = _parameters(), _parameters()
@@ -223,7 +223,7 @@ def test_stock_mode_other_precisions_and_no_compiler_are_left_to_paddle(
     _train(optimizer, parameters, range(4, 6))
     monkeypatch.undo()
     double = paddle.create_parameter([3, 4], "float64")
-    optimizer = optimizers.AdamW(0.1, parameters=[double])
+    optimizer = optim.AdamW(0.1, parameters=[double])
     before = double.numpy()
     (double * 2).sum().backward()
     optimizer.step()
@@ -236,8 +236,8 @@ def test_gradients_that_are_strided_or_sparse(taken: list[str]) -> None:
         paddle.seed(0)
         weight, table = paddle.create_parameter([6, 5], "float32"), nn.Embedding(9, 4, sparse=True)
         weight.set_value(np.arange(30, dtype="float32").reshape(6, 5))
-        linear = optimizers.AdamW(0.1, parameters=[weight])
-        sparse = optimizers.Adam(0.1, parameters=table.parameters())
+        linear = optim.AdamW(0.1, parameters=[weight])
+        sparse = optim.Adam(0.1, parameters=table.parameters())
         with kernels.using(mode):
             for _ in range(3):
                 (weight.t() * paddle.arange(30, dtype="float32").reshape([5, 6])).sum().backward()

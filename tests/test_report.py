@@ -22,7 +22,7 @@ from analysis.error_analysis import (
     softmax,
     write_errors,
 )
-from datasets.dataset import ImageDataset
+from datasets import ImageDataset
 from engine.evaluate import Evaluation
 from errors import UserError
 

@@ -13,8 +13,7 @@ from trainers import trained
 
 from configs.load import load_config
 from engine.checkpoint import list_checkpoints, load_checkpoint
-from engine.history import History
-from engine.run import RunFolder, log
+from engine.run import History, RunFolder, log
 from errors import UserError
 from utils.fileio import write_json
 

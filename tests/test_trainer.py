@@ -18,9 +18,8 @@ from analysis.grids import draw_grid
 from engine import runtime, state
 from engine import train as train_module
 from engine.checkpoint import list_checkpoints, load_checkpoint
-from engine.history import read_table
 from engine.interrupts import Interrupted, StopRequest
-from engine.run import RunFolder
+from engine.run import RunFolder, read_table
 from engine.weights.state_dict import read_weights
 from errors import UserError
 from utils.progress import TrainingBar

@@ -11,7 +11,7 @@ import pytest
 from killing import differences
 from trainers import trained
 
-from engine.history import read_table
+from engine.run import read_table
 from processes import overrides, start_tool, tiny_run, tool, wait_for
 
 # Everything that draws random numbers (dropout, drop path, mixup, cutmix, augmentation), and everything that must be

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from configs.schema import default_config
-from datasets.color import ColorJitter
-from datasets.randaugment import OPERATIONS, RandAugment
-from datasets.randomness import AUGMENT, generator
+from datasets import AUGMENT, generator
 from datasets.transforms import (
+    OPERATIONS,
+    ColorJitter,
+    RandAugment,
     RandomCrop,
     RandomErasing,
     RandomHorizontalFlip,

@@ -12,8 +12,8 @@ from paddle.vision import transforms as T
 from yacs.config import CfgNode
 
 from configs.load import load_config
+from datasets import ImageDataset
 from datasets.batch import faster
-from datasets.dataset import ImageDataset
 from datasets.loader import TrainLoader
 from datasets.transforms import build_train_transforms
 from utils.paths import ROOT

@@ -22,8 +22,8 @@ from analysis.error_analysis import Advance, metrics_of, predict_loader, write_e
 from analysis.results.run_record import Scrubber, read_environment, read_results, seed_rows, training_record
 from configs.load import dump_config, load_config
 from engine.data import build_eval_loader, check_classes
-from engine.history import read_table
 from engine.model import build_model, load_model
+from engine.run import read_table
 from engine.weights.released import CONFIG, RESULTS, SUMS, WEIGHTS, file_sha256
 from engine.weights.state_dict import convert_state, read_weights, save_weights
 from errors import UserError

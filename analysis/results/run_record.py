@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 
 from configs.load import flatten, load_config, to_plain
 from datasets.origin import origin
-from engine.history import read_table
+from engine.run import read_table
 from errors import UserError
 from utils.fileio import read_json
 from utils.paths import ROOT

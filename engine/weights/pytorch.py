@@ -25,13 +25,18 @@ Fetch = Callable[[Tensor], np.ndarray]
 
 
 def widen(bits: np.ndarray) -> np.ndarray:
-    """Return float32 of the same values as bfloat16, given as uint16."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+    """Return read-only float32 of the same values as bfloat16, given as uint16."""
+    return _read_only((bits.astype(np.uint32) << 16).view(np.float32))
 
 
 def numbers_of(raw: bytes | memoryview, kind: str) -> np.ndarray:
-    """Return the numbers of ``kind`` in ``raw``, bfloat16 as float32."""
-    return widen(np.frombuffer(raw, "<u2")) if kind == "bfloat16" else np.frombuffer(raw, "<" + kind)
+    """Return the numbers of ``kind`` in ``raw``, bfloat16 as float32, read-only."""
+    return widen(np.frombuffer(raw, "<u2")) if kind == "bfloat16" else _read_only(np.frombuffer(raw, "<" + kind))
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
 
 
 def _bytes_of(storage: Storage) -> int:
@@ -45,7 +50,6 @@ def _fetcher(read: Callable[[Storage], bytes | memoryview]) -> Fetch:
         numbers = storages.get(tensor.storage)
         if numbers is None:
             numbers = storages[tensor.storage] = numbers_of(read(tensor.storage), tensor.storage.kind)
-            numbers.flags.writeable = False
         if 0 in tensor.shape:
             return np.zeros(tensor.shape, numbers.dtype)
         step = numbers.itemsize

@@ -5,6 +5,7 @@ Nothing in a file is executed (see `utils/pickles.py`), and nothing is allocated
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Callable
@@ -13,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.weights import paddle, pytorch, safetensors
-from engine.weights.released import describe_other
+from engine.weights import pytorch
+from engine.weights.released import CHECKPOINT, describe_other
 from errors import UserError, printable
 from utils import pickles
 from utils.fileio import reading
@@ -22,6 +23,13 @@ from utils.pickles import MAX_BYTES, Array, Tensor
 
 NESTS = ("state_dict", "model", "model_state_dict", "params", "net")
 EMA_NESTS = ("state_dict_ema", "model_ema", "params_ema")
+PADDLE_NAMES = "StructuredToParameterName@@"
+PADDLE_SLICES = "UnpackBigParamInfor@@"
+SAFETENSORS_KINDS = {
+    "F16": "f2", "BF16": "bfloat16", "F32": "f4", "F64": "f8", "I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8",
+    "U8": "u1", "U16": "u2", "U32": "u4", "U64": "u8", "BOOL": "b1", "C64": "c8",
+}
+SAFETENSORS_LAYOUTS = {"paddle": "paddle", "pd": "paddle", "pt": "torch"}
 TEXT_PICKLE = 1 << 16  # bytes of a text pickle in which a name is looked for
 OTHERS = {
     b"\x1f\x8b": "compressed with gzip; unpack it first",
@@ -88,8 +96,8 @@ def _read(path: Path, title: str, ema: bool) -> Weights:
         if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
             tree, fetch = pytorch.read_zip(file, title)
             return _gather(tree, fetch, path, title, ema, "PyTorch zip", "torch")
-        if safetensors.is_safetensors(head):
-            arrays, layout = safetensors.read(path.read_bytes(), title)
+        if is_safetensors(head):
+            arrays, layout = read_safetensors(path.read_bytes(), title)
             return _gather(arrays, fetch_plain, path, title, ema, "safetensors", layout)
         for start, meaning in OTHERS.items():
             if head.lstrip().startswith(start):
@@ -106,8 +114,8 @@ def _read(path: Path, title: str, ema: bool) -> Weights:
         tree, fetch = pytorch.read_legacy(data, end, title)
         return _gather(tree, fetch, path, title, ema, "PyTorch legacy", "torch")
     pickles.expect_end(data, end, title)
-    tree, of_layer = paddle.join_slices(tree, len(data), title)
-    return _gather(tree, paddle.fetcher(), path, title, ema, "Paddle", "paddle" if of_layer else None)
+    tree, of_layer = join_slices(tree, len(data), title)
+    return _gather(tree, paddle_fetcher(), path, title, ema, "Paddle", "paddle" if of_layer else None)
 
 
 def fetch_plain(array: np.ndarray) -> np.ndarray:
@@ -122,7 +130,7 @@ def _layout_by_names(names: dict[str, object]) -> str | None:
 
 
 def _weight_of(value: object) -> Tensor | Array | np.ndarray | None:
-    value = paddle.unwrap(value)
+    value = unwrap(value)
     if isinstance(value, Array) and value.values is None:
         return None
     return value if isinstance(value, Tensor | Array | np.ndarray) else None
@@ -165,3 +173,73 @@ def _gather(tree: object, fetch: Callable, path: Path, title: str, ema: bool, ki
         else:
             arrays[name] = fetch(weight)
     return Weights(arrays, layout or _layout_by_names(arrays), ".".join(nests) or None, path, kind, tuple(skipped))
+
+
+# Paddle's .pdparams, pickles of numpy arrays. Source: paddle/framework/io.py, io_utils.py of 2.0 to 3.3 --------------
+
+
+def unwrap(value: object) -> object:
+    """Return the array of a tensor, which Paddle may write as a pair of its name and its array."""
+    return value[1] if type(value) is tuple and len(value) == 2 and type(value[0]) is str else value
+
+
+def paddle_fetcher() -> Callable[[Array], np.ndarray]:
+    """Return the function that gives an array's numbers: Paddle writes bfloat16 as the uint16 of the same bits."""
+    widened: dict[int, np.ndarray] = {}
+
+    def fetch(array: Array) -> np.ndarray:
+        if array.values.dtype != np.uint16:
+            return array.values
+        if id(array) not in widened:
+            widened[id(array)] = pytorch.widen(array.values)
+        return widened[id(array)]
+
+    return fetch
+
+
+def join_slices(tree: object, limit: int, title: str) -> tuple[object, bool]:
+    """Join arrays beyond a gigabyte, which protocols 2 and 3 cut; return the tree and whether a layer's state it is.
+
+    ``limit``: bytes that the joined arrays may have, which are those of the file.
+    """
+    if not isinstance(tree, dict):
+        return tree, False
+    of_layer = tree.pop(PADDLE_NAMES, None) is not None
+    cuts = tree.pop(PADDLE_SLICES, {})
+    try:
+        for name, cut in cuts.items():
+            parts = [unwrap(tree.pop(part)).values for part in cut["slices"]]
+            limit -= sum(part.nbytes for part in parts)
+            if limit < 0:
+                raise ValueError("the same slice again and again")
+            tree[name] = Array(np.concatenate(parts).reshape(cut["OriginShape"]))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"{title} is damaged: the slices of its large parameters do not fit together") from None
+    return tree, of_layer
+
+
+# safetensors, in which the layout of fully connected weights is often not recorded ------------------------------------
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Return whether a file's first bytes are a header's length and its opening brace."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40
+
+
+def read_safetensors(data: bytes, title: str) -> tuple[dict[str, np.ndarray], str | None]:
+    """Return the read-only arrays and the layout that the metadata name ("torch", "paddle" or None)."""
+    import safetensors
+
+    try:
+        found = dict(safetensors.deserialize(data))  # checks the header and all sizes and offsets
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise UserError(f"{title} is damaged: {printable(error)}") from None
+    if metadata.get("format") == "checkpoint":
+        raise UserError(f"{title} is {CHECKPOINT}")
+    arrays = {}
+    for name, entry in found.items():
+        if entry["dtype"] not in SAFETENSORS_KINDS:
+            raise UserError(f"{title} holds {printable(name)} as {printable(entry['dtype'])}, which is not read")
+        arrays[name] = pytorch.numbers_of(entry["data"], SAFETENSORS_KINDS[entry["dtype"]]).reshape(entry["shape"])
+    return arrays, SAFETENSORS_LAYOUTS.get(metadata.get("format"))
