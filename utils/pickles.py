@@ -8,11 +8,10 @@ PyTorch's ``weights_only`` loader works the same way.
 
 from __future__ import annotations
 
-import pickle
 import pickletools
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -57,11 +56,8 @@ class Broken(Exception):
     """The pickle stops making sense."""
 
 
-@dataclass(frozen=True)
-class Name:
-    """An allowed global name; never the object itself."""
-
-    dotted: str
+class Name(str):
+    """An allowed global name with its dots; never the object itself."""
 
 
 class StandIn:
@@ -85,13 +81,6 @@ class Tensor:
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-
-
-@dataclass
-class NumpyKind:
-    """A numpy dtype by its letter and width."""
-
-    code: str
 
 
 @dataclass
@@ -149,41 +138,39 @@ class Machine:
         for _ in range(MAX_OPCODES):
             code = self.data[self.at]
             self.at += 1
-            if code == pickle.STOP[0]:
+            opcode = pickletools.code2op.get(chr(code))
+            if opcode is None:
+                raise Broken(f"there is no opcode {code}")
+            if opcode.name == "STOP":
                 return self.stack.pop()
-            operation = _OPERATIONS.get(code)
-            if operation is None:
-                self.refuse_opcode(code)
-            operation(self)
+            if opcode.name not in _MAKES and opcode.name not in _DOES:
+                self.refuse_opcode(opcode.name)
+            argument = opcode.arg.reader(self) if opcode.arg and opcode.name not in _READ_BY_US else None
+            if opcode.name in _MAKES:
+                self.stack.append(_MAKES[opcode.name](self, argument))
+            else:
+                _DOES[opcode.name](self, argument)
         raise Broken(f"it has more than {MAX_OPCODES:,} opcodes")
 
     # Arguments of opcodes ----------------------------------------------------------------------------------------
 
-    def take(self, count: int) -> memoryview:
+    def read(self, count: int) -> memoryview:
+        """Return the next bytes; called by the readers of ``pickletools``."""
         if not 0 <= count <= len(self.data) - self.at:
             raise Broken(f"it promises {count} bytes where {len(self.data) - self.at} are left")
         self.at += count
         return self.data[self.at - count : self.at]
 
-    def number(self, width: int, signed: bool = False) -> int:
-        return int.from_bytes(self.take(width), "little", signed=signed)
-
-    def text(self, width: int) -> str:
-        return str(self.take(self.number(width)), "utf-8", "surrogatepass")
+    def sized(self, width: int) -> memoryview:
+        return self.read(int.from_bytes(self.read(width), "little"))
 
     def line(self) -> str:
         end = bytes(self.data[self.at : self.at + MAX_NAME]).find(b"\n")
         if end < 0:
             raise Broken("a name does not end")
-        return str(self.take(end + 1)[:-1], "utf-8")
+        return str(self.read(end + 1)[:-1], "utf-8")
 
     # The stack ---------------------------------------------------------------------------------------------------
-
-    def push(self, value: object) -> None:
-        self.stack.append(value)
-
-    def pop(self) -> object:
-        return self.stack.pop()
 
     def pop_many(self, count: int) -> tuple:
         if len(self.stack) < count:
@@ -209,14 +196,14 @@ class Machine:
 
     # Containers --------------------------------------------------------------------------------------------------
 
-    def extend(self, values: list) -> None:
+    def extend(self, values: Sequence) -> None:
         target = self.stack[-1]
         if type(target) is list:
             target.extend(values)
         elif type(target) is not StandIn:
             raise Broken("it appends to something other than a list")
 
-    def set_items(self, values: list) -> None:
+    def set_items(self, values: Sequence) -> None:
         target = self.stack[-1]
         if type(target) is dict:
             for key, value in zip(values[::2], values[1::2], strict=True):
@@ -230,59 +217,56 @@ class Machine:
         raise UserError(f"{self.title} is refused and nothing of it was run: its pickle names {printable(dotted)}, "
                         "which is not allowed (of a whole model, save only the state_dict)")
 
-    def refuse_opcode(self, code: int) -> None:
-        known = pickletools.code2op.get(chr(code))
-        if known is None:
-            raise Broken(f"there is no opcode {code}")
-        if known.name == "INST":
+    def refuse_opcode(self, name: str) -> None:
+        if name == "INST":
             self.refuse(f"{self.line()}.{self.line()}")
-        raise UserError(f"{self.title} is refused and nothing of it was run: its pickle uses the opcode {known.name}, "
+        raise UserError(f"{self.title} is refused and nothing of it was run: its pickle uses the opcode {name}, "
                         "which neither torch.save nor paddle.save writes")
 
-    def name(self, module: object, name: object) -> None:
+    def name(self, module: object, name: object) -> Name:
         if type(module) is not str or type(name) is not str:
             raise Broken("a name is not a text")
         dotted = f"{module}.{name}"
         if dotted not in CALLS and dotted not in STORAGES and dotted not in STAND_INS:
             self.refuse(dotted)
-        self.push(Name(dotted))
+        return Name(dotted)
 
-    def call(self) -> None:
+    def call(self) -> object:
         name, arguments = self.pop_many(2)
         if type(name) is not Name or type(arguments) is not tuple:
             raise Broken("it calls something other than a name")
-        function = CALLS.get(name.dotted)
-        self.push(function(self, *arguments) if function else StandIn())
+        function = CALLS.get(name)
+        return function(self, *arguments) if function else StandIn()
 
-    def new_object(self, parts: int) -> None:
+    def new_object(self, parts: int) -> dict | StandIn:
         values = self.pop_many(parts)
         if type(values[0]) is not Name:
             raise Broken("it makes an object of something other than a name")
-        self.push({} if values[0].dotted == "collections.OrderedDict" else StandIn())
+        return {} if values[0] == "collections.OrderedDict" else StandIn()
 
-    def build(self) -> None:
+    def build(self) -> object:
         target, state = self.pop_many(2)
         if type(target) is Array:
             _version, shape, kind, fortran, values = state
             target.values = _values(self, values, kind, shape, "F" if fortran is True else "C")
-        elif type(target) is NumpyKind and (type(state) is not tuple or state[1] not in ("<", "|", "=")):
+        elif isinstance(target, np.dtype) and (type(state) is not tuple or state[1] not in ("<", "|", "=")):
             raise UserError(f"{self.title} holds arrays in big-endian or unknown byte order, which are not read")
-        self.push(target)
+        return target
 
-    def find_storage(self) -> None:
-        reference = self.pop()
+    def find_storage(self) -> Storage:
+        reference = self.stack.pop()
         if self.storages is None:
             raise UserError(f"{self.title} is refused and nothing of it was run: its pickle refers to objects outside "
                             "itself, which paddle.save never writes")
         if type(reference) is not tuple or not 5 <= len(reference) <= 6 or reference[0] != "storage":
             raise Broken("it refers to something other than a storage")
         _, kind, key, _, numel, *view = reference
-        if type(kind) is not Name or kind.dotted not in STORAGES or type(key) is not str or view not in ([], [None]):
+        if type(kind) is not Name or kind not in STORAGES or type(key) is not str or view not in ([], [None]):
             raise Broken("it refers to something other than a storage")
-        storage = Storage(key, STORAGES[kind.dotted], *_sizes((numel,)))
+        storage = Storage(key, STORAGES[kind], *_sizes((numel,)))
         if self.storages.setdefault(key, storage) != storage:
             raise Broken("it gives one storage two types or sizes")
-        self.push(storage)
+        return storage
 
 
 def _set_item(target: dict, key: object, value: object) -> None:
@@ -315,14 +299,13 @@ def _shape(values: object) -> tuple[int, ...]:
 def _values(machine: Machine, values: object, kind: object, shape: object, order: str) -> np.ndarray:
     """Return the array of a shape that these bytes hold."""
     shape = _shape(shape)
-    if type(kind) is not NumpyKind:
+    if not isinstance(kind, np.dtype):
         raise Broken("an array has no dtype")
     raw = _encode(machine, values, "latin1") if type(values) is str else values
-    dtype = np.dtype("<" + kind.code)
-    if type(raw) not in (bytes, memoryview) or prod(shape) * dtype.itemsize != len(raw):
+    if type(raw) not in (bytes, memoryview) or prod(shape) * kind.itemsize != len(raw):
         raise Broken("an array's bytes do not fill its shape")
     machine.spend("array", len(raw))
-    array = np.frombuffer(raw, dtype).reshape(shape, order=order)
+    array = np.frombuffer(raw, kind).reshape(shape, order=order)
     array.flags.writeable = False
     return array
 
@@ -361,10 +344,10 @@ def _parameter(machine: Machine, tensor: object, *_: object) -> Tensor:
     return tensor
 
 
-def _numpy_kind(machine: Machine, code: object, *_: object) -> NumpyKind:
+def _dtype(machine: Machine, code: object, *_: object) -> np.dtype:
     if type(code) is not str or code.lstrip("<|=") not in NUMPY_KINDS:
         machine.refuse(f"numpy.dtype({code!r})" if type(code) is str else "numpy.dtype of something strange")
-    return NumpyKind(code.lstrip("<|="))
+    return np.dtype("<" + code.lstrip("<|="))
 
 
 def _from_buffer(machine: Machine, values: object, kind: object, shape: object, order: object) -> Array:
@@ -386,7 +369,7 @@ CALLS: dict[str, Callable] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
-    "numpy.dtype": _numpy_kind,
+    "numpy.dtype": _dtype,
     "_codecs.encode": _encode,
 }
 for _core in ("numpy.core", "numpy._core"):
@@ -395,56 +378,47 @@ for _core in ("numpy.core", "numpy._core"):
 for _builtins in ("builtins", "__builtin__"):
     CALLS[f"{_builtins}.tuple"] = _tuple
 
-_OPERATIONS: dict[int, Callable[[Machine], object]] = {
-    opcode[0]: operation
-    for opcode, operation in {
-        pickle.PROTO: lambda m: m.take(1),
-        pickle.FRAME: lambda m: m.take(8),
-        pickle.NONE: lambda m: m.push(None),
-        pickle.NEWTRUE: lambda m: m.push(True),
-        pickle.NEWFALSE: lambda m: m.push(False),
-        pickle.BININT: lambda m: m.push(m.number(4, signed=True)),
-        pickle.BININT1: lambda m: m.push(m.number(1)),
-        pickle.BININT2: lambda m: m.push(m.number(2)),
-        pickle.LONG1: lambda m: m.push(m.number(m.number(1), signed=True)),
-        pickle.BINFLOAT: lambda m: m.push(struct.unpack(">d", m.take(8))[0]),
-        pickle.SHORT_BINSTRING: lambda m: m.push(str(m.take(m.number(1)), "latin1")),
-        pickle.BINSTRING: lambda m: m.push(str(m.take(m.number(4)), "latin1")),
-        pickle.SHORT_BINUNICODE: lambda m: m.push(m.text(1)),
-        pickle.BINUNICODE: lambda m: m.push(m.text(4)),
-        pickle.BINUNICODE8: lambda m: m.push(m.text(8)),
-        pickle.SHORT_BINBYTES: lambda m: m.push(m.take(m.number(1))),
-        pickle.BINBYTES: lambda m: m.push(m.take(m.number(4))),
-        pickle.BINBYTES8: lambda m: m.push(m.take(m.number(8))),
-        pickle.BYTEARRAY8: lambda m: m.push(m.take(m.number(8))),
-        pickle.MARK: lambda m: m.marks.append(len(m.stack)),
-        pickle.POP: lambda m: m.pop(),
-        pickle.POP_MARK: lambda m: m.pop_to_mark(),
-        pickle.EMPTY_TUPLE: lambda m: m.push(()),
-        pickle.TUPLE1: lambda m: m.push(m.pop_many(1)),
-        pickle.TUPLE2: lambda m: m.push(m.pop_many(2)),
-        pickle.TUPLE3: lambda m: m.push(m.pop_many(3)),
-        pickle.TUPLE: lambda m: m.push(tuple(m.pop_to_mark())),
-        pickle.EMPTY_LIST: lambda m: m.push([]),
-        pickle.APPEND: lambda m: m.extend(list(m.pop_many(1))),
-        pickle.APPENDS: lambda m: m.extend(m.pop_to_mark()),
-        pickle.EMPTY_DICT: lambda m: m.push({}),
-        pickle.SETITEM: lambda m: m.set_items(list(m.pop_many(2))),
-        pickle.SETITEMS: lambda m: m.set_items(m.pop_to_mark()),
-        pickle.EMPTY_SET: lambda m: m.push(StandIn()),
-        pickle.ADDITEMS: lambda m: m.extend(m.pop_to_mark()),
-        pickle.FROZENSET: lambda m: (m.pop_to_mark(), m.push(StandIn())),
-        pickle.BINPUT: lambda m: m.memoize(m.number(1)),
-        pickle.LONG_BINPUT: lambda m: m.memoize(m.number(4)),
-        pickle.MEMOIZE: lambda m: m.memoize(len(m.memo)),
-        pickle.BINGET: lambda m: m.push(m.memo[m.number(1)]),
-        pickle.LONG_BINGET: lambda m: m.push(m.memo[m.number(4)]),
-        pickle.GLOBAL: lambda m: m.name(m.line(), m.line()),
-        pickle.STACK_GLOBAL: lambda m: m.name(*m.pop_many(2)),
-        pickle.REDUCE: lambda m: m.call(),
-        pickle.NEWOBJ: lambda m: m.new_object(2),
-        pickle.NEWOBJ_EX: lambda m: m.new_object(3),
-        pickle.BUILD: lambda m: m.build(),
-        pickle.BINPERSID: lambda m: m.find_storage(),
-    }.items()
+# What the opcodes do. Each gets the machine and its argument, which `pickletools` reads but for these.
+_READ_BY_US = {"GLOBAL", "SHORT_BINSTRING", "BINSTRING", "BINUNICODE8", "BINBYTES8", "BYTEARRAY8"}
+_Operation = Callable[[Machine, object], object]
+_MAKES: dict[str, _Operation] = {  # and the result is pushed
+    **dict.fromkeys(
+        ["BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES",
+         "BINBYTES"], lambda m, argument: argument),
+    "SHORT_BINSTRING": lambda m, _: str(m.sized(1), "latin1"),
+    "BINSTRING": lambda m, _: str(m.sized(4), "latin1"),
+    "BINUNICODE8": lambda m, _: str(m.sized(8), "utf-8", "surrogatepass"),
+    **dict.fromkeys(["BINBYTES8", "BYTEARRAY8"], lambda m, _: m.sized(8)),
+    "NONE": lambda m, _: None,
+    "NEWTRUE": lambda m, _: True,
+    "NEWFALSE": lambda m, _: False,
+    "EMPTY_TUPLE": lambda m, _: (),
+    "EMPTY_LIST": lambda m, _: [],
+    "EMPTY_DICT": lambda m, _: {},
+    "EMPTY_SET": lambda m, _: StandIn(),
+    "FROZENSET": lambda m, _: (m.pop_to_mark(), StandIn())[1],
+    "TUPLE1": lambda m, _: m.pop_many(1),
+    "TUPLE2": lambda m, _: m.pop_many(2),
+    "TUPLE3": lambda m, _: m.pop_many(3),
+    "TUPLE": lambda m, _: tuple(m.pop_to_mark()),
+    **dict.fromkeys(["BINGET", "LONG_BINGET"], lambda m, index: m.memo[index]),
+    "GLOBAL": lambda m, _: m.name(m.line(), m.line()),
+    "STACK_GLOBAL": lambda m, _: m.name(*m.pop_many(2)),
+    "REDUCE": lambda m, _: m.call(),
+    "NEWOBJ": lambda m, _: m.new_object(2),
+    "NEWOBJ_EX": lambda m, _: m.new_object(3),
+    "BUILD": lambda m, _: m.build(),
+    "BINPERSID": lambda m, _: m.find_storage(),
+}
+_DOES: dict[str, _Operation] = {
+    **dict.fromkeys(["PROTO", "FRAME"], lambda m, _: None),
+    "MARK": lambda m, _: m.marks.append(len(m.stack)),
+    "POP": lambda m, _: m.stack.pop(),
+    "POP_MARK": lambda m, _: m.pop_to_mark(),
+    "APPEND": lambda m, _: m.extend(m.pop_many(1)),
+    **dict.fromkeys(["APPENDS", "ADDITEMS"], lambda m, _: m.extend(m.pop_to_mark())),
+    "SETITEM": lambda m, _: m.set_items(m.pop_many(2)),
+    "SETITEMS": lambda m, _: m.set_items(m.pop_to_mark()),
+    **dict.fromkeys(["BINPUT", "LONG_BINPUT"], lambda m, index: m.memoize(index)),
+    "MEMOIZE": lambda m, _: m.memoize(len(m.memo)),
 }
