@@ -22,10 +22,8 @@ def _one_of(*choices: str) -> Check:
 
 
 def _between(low: float, high: float = math.inf, *, open_high: bool = False) -> Check:
-    if high == math.inf:
-        return (lambda value: low <= value < high), f"{low} or more"
-    if open_high:
-        return (lambda value: low <= value < high), f"{low} <= value < {high}"
+    if open_high or high == math.inf:
+        return (lambda value: low <= value < high), f"{low} <= value < {high}" if open_high else f"{low} or more"
     return (lambda value: low <= value <= high), f"{low} <= value <= {high}"
 
 

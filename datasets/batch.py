@@ -39,6 +39,8 @@ LARGEST = 4096  # pixels of a side, up to which the operator's integers suffice
 TRIAL_IMAGES = 8
 KEPT = 8  # blocks of memory that wait for their next use; more are given back
 
+Step = tuple[float, ...]  # a transform as its code and its arguments
+
 
 class Unsupported(Exception):
     """A pipeline has something that the compiled operator does not; the message says what."""
@@ -135,13 +137,9 @@ def _program(pipeline: Pipeline) -> list[float]:
         raise Unsupported(f"images of more than {LARGEST} pixels a side")
     steps: list[float] = []
     for transform in pipeline.transforms:
-        code, arguments = _STEPS[type(transform)](transform, *pipeline.size)
+        code, *arguments = _STEPS[type(transform)](transform, *pipeline.size)
         steps += [code, len(arguments), *arguments]
     return steps
-
-
-def _step(code: int, *arguments: float) -> tuple[int, tuple[float, ...]]:
-    return code, arguments
 
 
 def _scaling(transform: Resize | RandomResizedCrop, size: tuple[int, int]) -> None:
@@ -151,33 +149,33 @@ def _scaling(transform: Resize | RandomResizedCrop, size: tuple[int, int]) -> No
         raise Unsupported(f"a crop of {transform.size} for images of {size}")
 
 
-def _resize(transform: Resize, *size: int) -> tuple[int, tuple[float, ...]]:
+def _resize(transform: Resize, *size: int) -> Step:
     _scaling(transform, size)
-    return _step(RESIZE)
+    return (RESIZE,)
 
 
-def _resized_crop(transform: RandomResizedCrop, *size: int) -> tuple[int, tuple[float, ...]]:
+def _resized_crop(transform: RandomResizedCrop, *size: int) -> Step:
     _scaling(transform, size)
-    return _step(RESIZED_CROP, *transform.scale, *map(math.log, transform.ratio), *transform.ratio)
+    return RESIZED_CROP, *transform.scale, *map(math.log, transform.ratio), *transform.ratio
 
 
-def _jitter(transform: ColorJitter, *size: int) -> tuple[int, tuple[float, ...]]:
+def _jitter(transform: ColorJitter, *size: int) -> Step:
     if transform.hue:
         raise Unsupported("hue jitter")
     if transform.saturation and size[1] % 8 > 3:  # cv2 rounds the grey of the last pixels of such rows in its own way
         raise Unsupported(f"saturation jitter of rows of {size[1]} pixels, expected 8 n to 8 n + 3")
-    return _step(JITTER, transform.brightness, transform.contrast, transform.saturation)
+    return JITTER, transform.brightness, transform.contrast, transform.saturation
 
 
-def _erasing(transform: RandomErasing, *size: int) -> tuple[int, tuple[float, ...]]:
-    return _step(ERASING, transform.prob, *transform.scale, *map(math.log, transform.ratio))
+def _erasing(transform: RandomErasing, *size: int) -> Step:
+    return ERASING, transform.prob, *transform.scale, *map(math.log, transform.ratio)
 
 
-def _normalize(transform: Normalize, *size: int) -> tuple[int, tuple[float, ...]]:
-    return _step(NORMALIZE, *transform.mean, *transform.std)
+def _normalize(transform: Normalize, *size: int) -> Step:
+    return NORMALIZE, *transform.mean, *transform.std
 
 
-def _randaugment(transform: RandAugment, height: int, width: int) -> tuple[int, tuple[float, ...]]:
+def _randaugment(transform: RandAugment, height: int, width: int) -> Step:
     arguments: list[float] = [transform.count]
     for name in OPERATIONS:
         strength = transform.strength(name, height, width)
@@ -185,7 +183,7 @@ def _randaugment(transform: RandAugment, height: int, width: int) -> tuple[int, 
         for direction in (1, -1):
             numbers = _operation_numbers(name, strength * direction, height, width)
             arguments += [*numbers, *[0.0] * (6 - len(numbers))]
-    return _step(RANDAUGMENT, *arguments)
+    return RANDAUGMENT, *arguments
 
 
 def _operation_numbers(name: str, strength: float, height: int, width: int) -> tuple[float, ...]:
@@ -205,14 +203,14 @@ def _rotation(degrees: float, height: int, width: int) -> tuple[float, ...]:
     return cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y
 
 
-_STEPS: dict[type, Callable[..., tuple[int, tuple[float, ...]]]] = {
+_STEPS: dict[type, Callable[..., Step]] = {
     Resize: _resize,
     RandomResizedCrop: _resized_crop,
-    RandomCrop: lambda transform, *size: _step(PADDED_CROP, transform.padding),
-    RandomHorizontalFlip: lambda transform, *size: _step(FLIP, transform.prob),
+    RandomCrop: lambda transform, *size: (PADDED_CROP, transform.padding),
+    RandomHorizontalFlip: lambda transform, *size: (FLIP, transform.prob),
     RandAugment: _randaugment,
     ColorJitter: _jitter,
-    RandomRotation: lambda transform, *size: _step(ROTATION, transform.degrees),
+    RandomRotation: lambda transform, *size: (ROTATION, transform.degrees),
     Normalize: _normalize,
     RandomErasing: _erasing,
 }

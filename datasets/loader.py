@@ -31,28 +31,17 @@ class TrainLoader:
     processes share it; None: all.
     """
 
-    def __init__(
-        self,
-        dataset: ImageDataset,
-        transform: Transforms,
-        batch_size: int,
-        seed: int,
-        workers: int = 0,
-        drop_last: bool = True,
-        rows: np.ndarray | None = None,
-    ) -> None:
-        if drop_last and len(dataset) < batch_size:
-            raise UserError(
-                f"DATA.BATCH_SIZE is {batch_size}, but {dataset.name} has only {len(dataset)} images in its "
-                f"split '{dataset.split}'"
-            )
+    def __init__(self, dataset: ImageDataset, transform: Transforms, batch_size: int, seed: int, workers: int = 0,
+                 rows: np.ndarray | None = None) -> None:
+        if len(dataset) < batch_size:
+            raise UserError(f"DATA.BATCH_SIZE is {batch_size}, but {dataset.name} has only {len(dataset)} images in "
+                            f"its split '{dataset.split}'")
         self.dataset, self.transform, self.batch_size = dataset, transform, batch_size
-        self.seed, self.workers, self.drop_last, self.rows = seed, workers, drop_last, rows
+        self.seed, self.workers, self.rows = seed, workers, rows
 
     def __len__(self) -> int:
-        """Return the number of batches of an epoch."""
-        count = len(self.dataset)
-        return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
+        """Return the number of batches of an epoch, without a short last one."""
+        return len(self.dataset) // self.batch_size
 
     def order(self, epoch: int) -> np.ndarray:
         """Return the indices of all images in the order of an epoch; batches are its consecutive pieces."""
@@ -77,15 +66,8 @@ class EvalLoader:
     Where several processes share the evaluation, number ``part`` of ``parts`` takes every ``parts``-th batch.
     """
 
-    def __init__(
-        self,
-        dataset: ImageDataset,
-        transform: Transforms,
-        batch_size: int,
-        workers: int = 0,
-        part: int = 0,
-        parts: int = 1,
-    ) -> None:
+    def __init__(self, dataset: ImageDataset, transform: Transforms, batch_size: int, workers: int = 0, part: int = 0,
+                 parts: int = 1) -> None:
         self.dataset, self.transform, self.batch_size, self.workers = dataset, transform, batch_size, workers
         self.part, self.parts = part, parts
 

@@ -41,15 +41,19 @@ class Transform(Protocol):
     def apply(self, image: np.ndarray, parameters: Any) -> np.ndarray: ...
 
 
+class Fixed:
+    """A transform without parameters."""
+
+    def draw(self, rng: np.random.Generator, height: int, width: int) -> None:
+        return None
+
+
 @dataclass(frozen=True)
-class Resize:
+class Resize(Fixed):
     """Scale to ``size`` = (height, width) without regard to the aspect ratio and without antialiasing."""
 
     size: tuple[int, int]
     interpolation: str = "bilinear"
-
-    def draw(self, rng: np.random.Generator, height: int, width: int) -> None:
-        return None
 
     def apply(self, image: np.ndarray, parameters: None = None) -> np.ndarray:
         if image.shape[:2] == tuple(self.size):
@@ -58,7 +62,7 @@ class Resize:
 
 
 @dataclass(frozen=True)
-class ResizeCenterCrop:
+class ResizeCenterCrop(Fixed):
     """Scale the shorter side, or of a box the side that is short of it, to ``size`` / ``crop_pct``; cut out the middle.
 
     The evaluation of ImageNet as timm and torchvision do it: antialiased by Pillow, unlike ``Resize``, since the
@@ -68,9 +72,6 @@ class ResizeCenterCrop:
     size: tuple[int, int]
     crop_pct: float
     interpolation: str = "bicubic"
-
-    def draw(self, rng: np.random.Generator, height: int, width: int) -> None:
-        return None
 
     def apply(self, image: np.ndarray, parameters: None = None) -> np.ndarray:
         (height, width), (crop_h, crop_w) = image.shape[:2], self.size
@@ -171,7 +172,7 @@ class RandomRotation:
 
 
 @dataclass(frozen=True)
-class Normalize:
+class Normalize(Fixed):
     """uint8 ``[H, W, 3]`` to float32 ``[3, H, W]``: (value / 255 - mean) / std, by a table of 256 values."""
 
     mean: tuple[float, float, float]
@@ -182,9 +183,6 @@ class Normalize:
         values = np.arange(256, dtype=np.float32) / np.float32(255)
         mean, std = np.float32(self.mean)[:, None], np.float32(self.std)[:, None]
         object.__setattr__(self, "tables", (values - mean) / std)
-
-    def draw(self, rng: np.random.Generator, height: int, width: int) -> None:
-        return None
 
     def apply(self, image: np.ndarray, parameters: None = None) -> np.ndarray:
         output = np.empty((3, *image.shape[:2]), np.float32)

@@ -141,7 +141,9 @@ class _InOneCall:
             return
         factors = plan.factors.copy()
         factors[0] *= np.float32(self.get_lr())
-        self._update(parameters, gradients, plan.states, factors, self._grad_clip.clip_norm if self._grad_clip else 0.0)
+        clip_norm = self._grad_clip.clip_norm if self._grad_clip else 0.0
+        update, *constants = self._compiled_call()
+        update(parameters, gradients, plan.states, factors, *constants, clip_norm)
 
     def _applies(self) -> bool:
         clip = self._grad_clip
@@ -188,8 +190,8 @@ class _InOneCall:
     def _more_factors(self, parameters: Tensors) -> list[list[float]]:
         return []
 
-    def _update(self, parameters: Tensors, gradients: Tensors, states: Tensors,
-                factors: np.ndarray, clip_norm: float) -> None:
+    def _compiled_call(self) -> tuple:
+        """Return the compiled function and the constants between its factors and the norm of the clipping."""
         raise NotImplementedError
 
 
@@ -203,9 +205,8 @@ class _AdamInOneCall(_InOneCall):
     def _more_factors(self, parameters: Tensors) -> list[list[float]]:
         return [[0.0] * len(parameters)]
 
-    def _update(self, parameters: Tensors, gradients: Tensors, states: Tensors,
-                factors: np.ndarray, clip_norm: float) -> None:
-        compiled.adam(parameters, gradients, states, factors, (self._beta1, self._beta2), self._epsilon, clip_norm)
+    def _compiled_call(self) -> tuple:
+        return compiled.adam, (self._beta1, self._beta2), self._epsilon
 
 
 class Adam(_AdamInOneCall, paddle.optimizer.Adam):
@@ -232,9 +233,8 @@ class Momentum(_InOneCall, paddle.optimizer.Momentum):
         own = super()._l2(parameter)
         return self._regularization_coeff if parameter.regularizer is None and own == 0 else own
 
-    def _update(self, parameters: Tensors, gradients: Tensors, states: Tensors,
-                factors: np.ndarray, clip_norm: float) -> None:
-        compiled.momentum(parameters, gradients, states, factors, self._momentum, clip_norm)
+    def _compiled_call(self) -> tuple:
+        return compiled.momentum, self._momentum
 
 
 # Muon -----------------------------------------------------------------------------------------------------------------

@@ -69,7 +69,6 @@ class SyncBatchNorm(nn.Layer):
         return y if residual is None else y + residual
 
     def _normalize(self, x: paddle.Tensor) -> paddle.Tensor:
-        shape = [1, x.shape[1]] + [1] * (x.ndim - 2)
         with paddle.amp.auto_cast(enable=False):
             values = x.astype("float32")
             if not self.training or self._frozen:

@@ -129,9 +129,12 @@ def test_file_that_is_not_a_table_is_named(tmp_path: Path, contents: bytes | Non
         read_table(path)
 
 
-def test_path_under_a_file_is_refused(tmp_path: Path) -> None:
+def test_path_under_a_file_or_of_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/x\.json: cannot be written"):
-        write_text(tmp_path / "file" / "x.json", "")
+    (tmp_path / "folder.json").mkdir()
+    for name in ("file/x.json", "folder.json"):
+        with pytest.raises(UserError, match=f"{name}: cannot be written"):
+            write_text(tmp_path / name, "")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder.json"]
     with pytest.raises(UserError, match="expected that of a file"):
         write_text(Path("."), "")

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from cifar_files import change_release, pack
 
-from configs.schema import default_config
-from datasets import build_dataset, class_names
+from datasets import class_names
 from datasets.cifar import read
 from errors import UserError
 
@@ -60,15 +59,6 @@ def test_both_labels_are_read_as_paddle_reads_the_fine_ones(tmp_path):
         assert [label for _, label in theirs.data] == arrays(split)["fine"].tolist()
         pixels = np.stack([pixels for pixels, _ in theirs.data]).reshape(-1, 3, 32, 32)
         np.testing.assert_array_equal(dataset.images.transpose(0, 3, 1, 2), pixels)
-
-
-def test_holdout_has_every_class(tmp_path):
-    write_archive(tmp_path / ARCHIVE)
-    data = default_config().DATA
-    data.NAME, data.ROOT, data.HOLDOUT = "cifar100", str(tmp_path), 100
-    parts = {split: build_dataset(data, split) for split in ("train", "holdout", "test")}
-    assert [len(part) for part in parts.values()] == [200, 100, 100]
-    assert np.bincount(parts["holdout"].labels).tolist() == [1] * 100
 
 
 def test_names_are_in_the_official_order():

@@ -40,9 +40,8 @@ def test_shipped_config_loads_and_says_its_command(path: Path) -> None:
     assert "PRECISION" not in command[1] and "THREADS" not in command[1]
 
 
-def test_iformer_cifar10_is_the_recipe_of_its_source() -> None:
-    config = dict(flatten(load_config(CONFIGS / "iformer_s_cifar10.yaml")))
-    recipe = {
+RECIPES = {  # of the sources
+    "iformer_s_cifar10": {
         "MODEL.NAME": "iformer_small", "MODEL.NUM_CLASSES": 10, "MODEL.DROP_PATH": 0.0, "DATA.IMAGE_SIZE": 224,
         "DATA.BATCH_SIZE": 128, "DATA.HOLDOUT": 0, "AUGMENT.CROP": "random_resized", "AUGMENT.CROP_SCALE": [0.08, 1.0],
         "AUGMENT.BRIGHTNESS": 0.2, "AUGMENT.CONTRAST": 0.2, "AUGMENT.SATURATION": 0.2, "AUGMENT.HUE": 0.0,
@@ -51,36 +50,34 @@ def test_iformer_cifar10_is_the_recipe_of_its_source() -> None:
         "OPTIMIZER.NAME": "adam", "OPTIMIZER.LR": 1e-3, "OPTIMIZER.WEIGHT_DECAY": 1e-5, "OPTIMIZER.DECAY_ALL": True,
         "SCHEDULE.NAME": "cosine", "SCHEDULE.MIN_LR": 0.0, "SCHEDULE.WARMUP_EPOCHS": 0.0, "TRAIN.EPOCHS": 100,
         "TRAIN.LOG_EVERY": 10, "TRAIN.EMA_DECAY": 0.0, "TRAIN.GRAD_CLIP": 0.0, "RUNTIME.SEED": 42,
-    }
-    assert {key: config[key] for key in recipe} == recipe
-
-
-def test_mobileformer_mnist_is_the_recipe_of_its_source() -> None:
-    config = dict(flatten(load_config(CONFIGS / "mobileformer_26m_mnist.yaml")))
-    recipe = {
+    },
+    "mobileformer_26m_mnist": {
         "MODEL.NAME": "mobileformer_26m_pvit", "MODEL.NUM_CLASSES": 10, "DATA.NAME": "mnist", "DATA.IMAGE_SIZE": 48,
         "DATA.BATCH_SIZE": 1024, "DATA.HOLDOUT": 0, "AUGMENT.MIXUP": 0.0, "AUGMENT.CUTMIX": 0.0, "AUGMENT.HFLIP": 0.0,
         "AUGMENT.CROP": "pad", "LOSS.LABEL_SMOOTHING": 0.1, "OPTIMIZER.NAME": "adamw", "OPTIMIZER.WEIGHT_DECAY": 0.08,
         "OPTIMIZER.BETAS": [0.9, 0.999], "OPTIMIZER.EPSILON": 1e-8, "SCHEDULE.WARMUP_EPOCHS": 30,
         "TRAIN.GRAD_CLIP": 2.0,
-    }
-    assert {key: config[key] for key in recipe} == recipe
-    assert config["MODEL.ARGS"]["lite_stride"] == 1
-
-
-def test_iformer_imagenet_is_the_recipe_of_its_authors() -> None:
-    configs = [dict(flatten(load_config(CONFIGS / f"iformer_s{kind}_imagenet.yaml"))) for kind in ("", "_p2")]
-    recipe = {
+    },
+    "iformer_s_imagenet": {
         "MODEL.NUM_CLASSES": 1000, "MODEL.DROP_PATH": 0.2, "DATA.IMAGE_SIZE": 224, "DATA.BATCH_SIZE": 1024,
         "DATA.EVAL_BATCH_SIZE": 128, "AUGMENT.MIXUP": 0.8, "AUGMENT.CUTMIX": 1.0, "AUGMENT.ERASING": 0.25,
         "AUGMENT.EVAL_CROP_PCT": 0.9, "LOSS.LABEL_SMOOTHING": 0.1, "OPTIMIZER.NAME": "adamw", "OPTIMIZER.LR": 1e-3,
         "OPTIMIZER.WEIGHT_DECAY": 0.05, "SCHEDULE.MIN_LR": 1e-6, "SCHEDULE.WARMUP_LR": 1e-6,
         "SCHEDULE.WARMUP_EPOCHS": 5, "TRAIN.EPOCHS": 310, "TRAIN.GRAD_CLIP": 0.0,
-    }
-    for config in configs:
-        assert {key: config[key] for key in recipe} == recipe
-    differing = {key for key in configs[0] if configs[0][key] != configs[1][key]}
-    assert differing == {"NAME", "MODEL.NAME"}
+    },
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_is_that_of_its_source(name: str) -> None:
+    config = dict(flatten(load_config(CONFIGS / f"{name}.yaml")))
+    assert {key: config[key] for key in RECIPES[name]} == RECIPES[name]
+
+
+def test_what_two_recipes_differ_in() -> None:
+    assert load_config(CONFIGS / "mobileformer_26m_mnist.yaml").MODEL.ARGS.lite_stride == 1
+    configs = [dict(flatten(load_config(CONFIGS / f"iformer_s{kind}_imagenet.yaml"))) for kind in ("", "_p2")]
+    assert {key for key in configs[0] if configs[0][key] != configs[1][key]} == {"NAME", "MODEL.NAME"}
 
 
 def test_every_key_is_explained_and_its_default_is_valid() -> None:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,8 +31,8 @@ def digits() -> ImageDataset:
     return build_dataset(section, "test")
 
 
-def loader(digits, seed=42, workers=0, **changes):
-    return TrainLoader(digits, transforms()[0], 50, seed, workers, **changes)
+def loader(digits, seed=42, workers=0):
+    return TrainLoader(digits, transforms()[0], 50, seed, workers)
 
 
 def assert_same(ours, theirs) -> None:
@@ -46,28 +42,21 @@ def assert_same(ours, theirs) -> None:
 
 
 def test_batches_have_their_types_and_every_image_comes_once(digits):
-    training = loader(digits, drop_last=False)
+    training = loader(digits)
     batches = list(training.epoch(0))
-    assert len(training) == len(batches) == 8
-    assert [len(labels) for _, labels in batches] == [50] * 7 + [10]
+    assert len(training) == len(batches) == 7  # without the short batch
+    assert [len(labels) for _, labels in batches] == [50] * 7
     assert all(images.dtype == np.float32 and images.shape[1:] == (3, 24, 24) for images, _ in batches)
     assert all(labels.dtype == np.int64 for _, labels in batches)
     seen = training.order(0)
     assert np.array_equal(np.sort(seen), np.arange(360))
-    np.testing.assert_array_equal(np.concatenate([labels for _, labels in batches]), digits.labels[seen])
-    assert len(loader(digits)) == len(list(loader(digits).epoch(0))) == 7  # without the short batch
+    np.testing.assert_array_equal(np.concatenate([labels for _, labels in batches]), digits.labels[seen[:350]])
 
 
-def test_workers_change_nothing(digits):
-    expected = list(loader(digits).epoch(3))
-    for workers in (1, 2, 5):
-        assert_same(loader(digits, workers=workers).epoch(3), expected)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_can_be_entered_anywhere(digits, workers):
+@pytest.mark.parametrize("workers", [0, 1, 2, 5])
+def test_workers_change_nothing_and_an_epoch_can_be_entered_anywhere(digits, workers):
     whole = list(loader(digits).epoch(1))
-    for start in (1, 4, 6, 7):
+    for start in (0, 1, 4, 6, 7):
         assert_same(loader(digits, workers=workers).epoch(1, start), whole[start:])
 
 
@@ -94,7 +83,6 @@ def test_evaluation_has_all_images_in_their_order(digits, workers):
 def test_a_training_set_smaller_than_a_batch_is_refused(digits):
     with pytest.raises(UserError, match=r"BATCH_SIZE is 361, but digits has only 360 images in its split 'test'"):
         TrainLoader(digits, transforms()[0], 361, 42)
-    assert len(list(TrainLoader(digits, transforms()[0], 361, 42, drop_last=False).epoch(0))) == 1
 
 
 class Watching:
@@ -137,31 +125,3 @@ def test_only_a_few_batches_are_prepared_ahead_and_threads_end(digits):
     assert watching.seen <= 10 * (1 + 2 * 2)
     batches.close()
     assert not loader_threads()
-
-
-def test_ctrl_c_ends_a_process_with_workers_at_once():
-    program = (
-        "import signal, time, numpy as np\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a job in the background\n"
-        "from datasets import ImageDataset\n"
-        "from datasets.loader import TrainLoader\n"
-        "from datasets.transforms import Normalize, Pipeline, Resize\n"
-        "ones = (1.0, 1.0, 1.0)\n"
-        "data = ImageDataset(np.zeros((4000, 32, 32, 3), np.uint8), np.zeros(4000, np.int64), ('a',), 'x', 'train')\n"
-        "pipeline = Pipeline((Resize((256, 256)), Normalize(ones, ones)), (256, 256))\n"
-        "loader = TrainLoader(data, pipeline, 100, 1, workers=2)\n"
-        "while True:\n"
-        "    for images, labels in loader.epoch(0):\n"
-        "        print('batch', flush=True)\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[1], text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    try:
-        assert process.stdout.readline() == "batch\n"
-        process.send_signal(signal.SIGINT)
-        start = time.monotonic()
-        _, errors = process.communicate(timeout=20)
-        assert time.monotonic() - start < 10
-        assert process.returncode == -signal.SIGINT and errors.count("KeyboardInterrupt") == 1
-    finally:
-        process.kill()

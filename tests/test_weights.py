@@ -161,13 +161,6 @@ def test_paddle_slices_and_plain_arrays(tmp_path: Path) -> None:
         read_weights(tmp_path / "w")
 
 
-def test_torch_names_in_a_paddle_pickle(tmp_path: Path) -> None:
-    (tmp_path / "w").write_bytes(pickle.dumps({name: rule(*shape) for name, shape in SHAPES.items()}, 4))
-    model = Net()
-    assert load_weights(model, tmp_path / "w").layout == "torch"
-    assert_network(values(model))
-
-
 @pytest.mark.parametrize("suffix", [".pdparams", ".safetensors"])
 def test_saving_and_loading_again(suffix: str, tmp_path: Path) -> None:
     model, other = Net(), Net()

@@ -26,19 +26,11 @@ DATA = Path(__file__).parent / "data" / "weights"
     (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"), (b"weights", "starts with 77 65"),
     (bytes(257) + b"ustar" + bytes(300), "tar archive"), (b"PK\x05\x06" + bytes(18), "0 data.pkl"),
     (b"PK\x03\x04", "zip directory cannot be read"),
-])
-def test_other_files(content: bytes, words: str, tmp_path: Path) -> None:
-    (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(UserError, match=words):
-        read_weights(tmp_path / "w.pth")
-
-
-@pytest.mark.parametrize(("content", "words"), [
     (b"cos\nsystem\n(S'true'\ntR.", "nothing of it was run.* names os.system"),
     (b"(S'true'\nios\nsystem\n.", "names os.system"),
     (b"config: some text\nand more of it\n", "starts with 63 6f"),
 ])
-def test_pickles_of_old_protocols(content: bytes, words: str, tmp_path: Path) -> None:
+def test_other_files_and_pickles_of_old_protocols(content: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(content)
     with pytest.raises(UserError, match=words):
         read_weights(tmp_path / "w.pth")

@@ -6,7 +6,6 @@ import collections
 import copyreg
 import os
 import pickle
-import pickletools
 from collections.abc import Callable
 from pathlib import Path
 
