@@ -86,8 +86,8 @@ SOURCES = {
     "iformer": {},
     "dfformer": {"CROP_SCALE": [0.6, 1.0]},
     "hue, tall ratios, bicubic": {"HUE": 0.3, "CROP_RATIO": [0.2, 0.5], "INTERPOLATION": "bicubic"},
-    "strong": {"BRIGHTNESS": 1.0, "CONTRAST": 1.0, "SATURATION": 1.0, "ROTATION": 180.0, "INTERPOLATION": "nearest",
-               "HFLIP": 0.2},
+    "strong": {"CROP_SCALE": [0.1, 0.4], "HFLIP": 0.2, "BRIGHTNESS": 1.0, "CONTRAST": 1.0, "SATURATION": 1.0,
+               "ROTATION": 180.0, "INTERPOLATION": "nearest"},
 }
 
 
