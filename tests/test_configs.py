@@ -138,6 +138,10 @@ def test_resolved_config_loads_as_itself(tmp_path: Path) -> None:
     ("=3", ["KEY=VALUE"]),
     ("TRAIN.EPOCHS=[", ["not valid YAML"]),
     ("TRAIN.EPOCHS=!!python/object/apply:os.system ['true']", ["not valid YAML"]),
+    *((override, [override.partition("=")[0]]) for override in (  # values that cannot be meant
+        "TRAIN.EPOCHS=010", "TRAIN.EPOCHS=1:0", "TRAIN.EPOCHS=0x10", "TRAIN.EPOCHS=1_0", "OPTIMIZER.LR=01.5",
+        "OPTIMIZER.LR=1:30.5", "RUNTIME.DEVICE=0", "AUGMENT.MEAN=[127.5, 127.5, 127.5]", "AUGMENT.STD=[58, 57, 57]",
+        "SCHEDULE.WARMUP_EPOCHS=101")),
 ])
 def test_bad_override_is_refused(override: str, said: list[str]) -> None:
     with pytest.raises(UserError) as caught:
@@ -240,14 +244,3 @@ def test_a_text_key_of_digits_in_a_file_is_a_text(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("NAME: yes\n")
     with pytest.raises(UserError, match="NAME takes a text, found True; put it in quotes"):
         load_config(tmp_path / "a.yaml")
-
-
-@pytest.mark.parametrize("override", [
-    "TRAIN.EPOCHS=010", "TRAIN.EPOCHS=1:0", "TRAIN.EPOCHS=0x10", "TRAIN.EPOCHS=1_0", "OPTIMIZER.LR=01.5",
-    "OPTIMIZER.LR=1:30.5", "RUNTIME.DEVICE=0", "AUGMENT.MEAN=[127.5, 127.5, 127.5]", "AUGMENT.STD=[58, 57, 57]",
-    "SCHEDULE.WARMUP_EPOCHS=101",
-])
-def test_values_that_cannot_be_meant_are_refused(override: str) -> None:
-    with pytest.raises(UserError, match=re.escape(override.partition("=")[0])):
-        load_config(None, [override])
-

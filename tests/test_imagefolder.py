@@ -16,8 +16,8 @@ from configs.schema import default_config
 from datasets import build_dataset, class_names, files, stratified_holdout
 from datasets.files import FolderImages
 from datasets.imagefolder import read as read_imagefolder
-from datasets.loader import EvalLoader, TrainLoader
-from datasets.transforms import ResizeCenterCrop, build_eval_transforms, build_train_transforms
+from datasets.loader import EvalLoader
+from datasets.transforms import ResizeCenterCrop, build_eval_transforms
 from engine.data import check_classes, record_data, trained_classes
 from engine.model import build_model
 from engine.weights import save_weights
@@ -291,22 +291,6 @@ def test_a_broken_image_ends_an_epoch_with_its_name(content, workers, root):
     with pytest.raises(UserError, match=r"dog_1\.PNG: ") as caught:
         list(loader)
     assert "\n" not in str(caught.value)
-
-
-def test_batches_of_images_of_all_sizes(root):
-    config = default_config()
-    config.AUGMENT.INTERPOLATION, config.AUGMENT.EVAL_CROP_PCT = "bicubic", 0.875
-    dataset = build_dataset(section(root), "train")
-    transform = build_train_transforms(config.AUGMENT, 16)
-    batches = [list(TrainLoader(dataset, transform, 4, 42, workers).epoch(0)) for workers in (0, 2)]
-    assert len(batches[0]) == 5 and batches[0][0][0].shape == (4, 3, 16, 16)
-    for ours, theirs in zip(*batches, strict=True):
-        np.testing.assert_array_equal(ours[0], theirs[0])
-        np.testing.assert_array_equal(ours[1], theirs[1])
-    evaluation = build_eval_transforms(config.AUGMENT, 16)
-    images = np.concatenate([images for images, _ in EvalLoader(dataset, evaluation, 8, 2)])
-    rng = np.random.default_rng(0)
-    np.testing.assert_array_equal(images[20], evaluation(pixels(20), rng))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

@@ -47,7 +47,8 @@ def run(**environment: str) -> tuple[dict[str, str], int]:
 def test_freed_pages_are_used_again() -> None:
     settings, faults = run()
     assert settings == {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}
-    assert faults < 100
+    _, from_environment = run(**settings)
+    assert max(faults, from_environment) < 100
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the GNU C library")
@@ -56,12 +57,6 @@ def test_what_the_user_has_chosen_stays(chosen: dict[str, str]) -> None:
     settings, faults = run(**chosen)
     assert settings == {}
     assert faults > 1000 or "MALLOC_MMAP_MAX_" not in chosen  # pages of 4 KB, unless the kernel gives bigger ones
-
-
-def test_settings_mean_the_same_in_the_environment() -> None:
-    settings, _ = run()
-    _, faults = run(**settings)
-    assert faults < 100
 
 
 @pytest.mark.parametrize("home", ["/nonexistent/home", "/dev/null", None])

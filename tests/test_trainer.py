@@ -316,31 +316,26 @@ def test_closed_terminal_stops_but_not_under_nohup() -> None:
         signal.signal(signal.SIGHUP, previous)
 
 
-def test_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("launched", [False, True])
+def test_second_signal_ends_at_once_but_not_a_launchers_repeated_one(
+        monkeypatch: pytest.MonkeyPatch, launched: bool) -> None:
+    if launched:
+        monkeypatch.setenv("PADDLE_TRAINERS_NUM", "1")
     ended = []
     monkeypatch.setattr(os, "_exit", ended.append)
-    with StopRequest():
-        os.kill(os.getpid(), signal.SIGINT)
-        assert not ended
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert ended == [143]
-
-
-def test_launchers_repeated_signal_is_no_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "1")
-    ended = []
-    monkeypatch.setattr(os, "_exit", ended.append)
-    previous = signal.getsignal(signal.SIGTERM)
+    previous = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.signum == signal.SIGINT and not ended
             os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert stop.signum == signal.SIGTERM and not ended
+            assert ended == [143] * (not launched)
             stop._came -= 3.0
             os.kill(os.getpid(), signal.SIGTERM)
-            assert ended == [143]
+            assert ended[-1:] == [143]
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for signum, handler in previous.items():  # under a launcher they stay
+            signal.signal(signum, handler)
 
 
 def test_bar_shows_rate_and_time_left_in_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:

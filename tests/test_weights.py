@@ -222,13 +222,16 @@ def test_refusals_of_a_model_name_the_file() -> None:
         load_weights(Particular(7), DATA / "timm_zip.pth.tar")
 
 
-def test_values_that_are_not_finite_and_wrong_types(tmp_path: Path) -> None:
-    arrays = {name: rule(*shape) for name, shape in SHAPES.items()}
+def test_values_that_are_not_finite_and_wrong_types_change_nothing(tmp_path: Path) -> None:
+    arrays, model = {name: rule(*shape) for name, shape in SHAPES.items()}, Net()
+    before = values(model)
     for array, reason in ((np.float32([1, np.nan, 1, 1]), "not finite"), (np.float64([1, 1e300, 1, 1]), "not finite"),
                           (np.int64([1, 2, 3, 4]), "as int64, and float32 was expected")):
         (tmp_path / "w").write_bytes(pickle.dumps({**arrays, "0.bias": array}, 4))
         with pytest.raises(UserError, match=rf"0\.bias.*{reason}"):
-            load_weights(Net(), tmp_path / "w")
+            load_weights(model, tmp_path / "w")
+        for name, value in values(model).items():
+            np.testing.assert_array_equal(value, before[name])
 
 
 def test_a_model_may_resize_what_does_not_fit() -> None:

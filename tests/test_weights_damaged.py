@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fuzz_cases import damaged
-from paddle import nn
 
-from engine.weights.state_dict import load_weights, read_weights
+from engine.weights.state_dict import read_weights
 from errors import UserError
 
 DATA = Path(__file__).parent / "data" / "weights"
@@ -127,22 +126,3 @@ def test_damaged_pickles_with_right_checksums(name: str, tmp_path: Path) -> None
         except UserError:
             refused += 1
     assert refused > 50
-
-
-@pytest.mark.parametrize("name", ["timm_zip.pth.tar", "timm_legacy.pth.tar"])
-def test_damage_leaves_a_model_alone(name: str, tmp_path: Path) -> None:
-    """Either all is loaded and finite, or the model is as it was."""
-    data, rng = (DATA / name).read_bytes(), np.random.default_rng(9)
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1D(4), nn.Linear(4, 5))
-    refused = 0
-    for _ in range(60):
-        before = {key: value.numpy() for key, value in model.state_dict().items()}
-        (tmp_path / "w.pth").write_bytes(one_damage(data, rng))
-        try:
-            load_weights(model, tmp_path / "w.pth")
-        except UserError:
-            refused += 1
-            for key, value in model.state_dict().items():
-                np.testing.assert_array_equal(value.numpy(), before[key])
-        assert all(np.isfinite(value.numpy()).all() for value in model.state_dict().values())
-    assert 25 < refused < 60
