@@ -33,23 +33,17 @@ NUMPY_KINDS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8",
 
 # Classes found beside the weights in real checkpoints: arguments, configurations, optimizers, schedules. Their
 # instances become a `StandIn`.
-STAND_INS = {
-    "argparse.Namespace", "collections.Counter", "collections.defaultdict", "easydict.EasyDict",
-    "numpy.ndarray", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
-    "torch.Size", "torch.device", "torch.nn.parameter.Parameter", "torch.torch_version.TorchVersion",
-    "yacs.config.CfgNode", "pytorch_lightning.utilities.parsing.AttributeDict",
-    "lightning_fabric.utilities.data.AttributeDict", "lightning.fabric.utilities.data.AttributeDict",
+_BUILTINS = "bool bytearray complex dict float frozenset int list set slice str"
+_BY_MODULE = {
+    "argparse": "Namespace", "builtins": _BUILTINS, "__builtin__": _BUILTINS, "collections": "Counter defaultdict",
+    "easydict": "EasyDict", "numpy": "ndarray", "numpy.core.multiarray": "scalar", "numpy._core.multiarray": "scalar",
+    "pathlib": "Path PosixPath WindowsPath PurePosixPath PureWindowsPath",
+    "torch": "Size device bfloat16 bool float16 float32 float64 int16 int32 int64 int8 uint8",
+    "torch.nn.parameter": "Parameter", "torch.torch_version": "TorchVersion", "yacs.config": "CfgNode",
+    "pytorch_lightning.utilities.parsing": "AttributeDict", "lightning_fabric.utilities.data": "AttributeDict",
+    "lightning.fabric.utilities.data": "AttributeDict",
 }
-STAND_INS |= {f"pathlib.{name}" for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")}
-STAND_INS |= {
-    f"{module}.{name}"
-    for module in ("builtins", "__builtin__")
-    for name in ("bool", "bytearray", "complex", "dict", "float", "frozenset", "int", "list", "set", "slice", "str")
-}
-STAND_INS |= {
-    f"torch.{name}"
-    for name in ("bfloat16", "bool", "float16", "float32", "float64", "int16", "int32", "int64", "int8", "uint8")
-}
+STAND_INS = {f"{module}.{name}" for module, names in _BY_MODULE.items() for name in names.split()}
 
 
 class Broken(Exception):
