@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from paddle import nn
 from yacs.config import CfgNode
 
 from analysis.figures import save_figure
 from analysis.grids import WRONG, class_name, draw_grid
 from datasets.dataset import ImageDataset
-from datasets.loader import EvalLoader
 from datasets.origin import origin, pixels_sha256
-from engine.data import build_eval_loader
+from engine.data import build_eval_loader, check_classes
 from engine.evaluate import Evaluation, evaluate
 from engine.losses import LabelSmoothingCrossEntropy
 from engine.model import load_model
@@ -29,27 +27,16 @@ Advance = Callable[[int], None]
 """Called with the number of images after each batch."""
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """A network's predictions for every image of a split, in the order of ``dataset``."""
+@dataclass(frozen=True, eq=False)
+class Predictions(Evaluation):
+    """The evaluation of a whole split, in the order of ``dataset``."""
 
-    evaluation: Evaluation
     dataset: ImageDataset
 
     @cached_property
     def probabilities(self) -> np.ndarray:
         """Return class probabilities, float64 ``[N, num_classes]``."""
-        return softmax(self.evaluation.logits)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Return the true classes, int64 ``[N]``."""
-        return self.evaluation.labels
-
-    @property
-    def predicted(self) -> np.ndarray:
-        """Return the most likely classes, int64 ``[N]``."""
-        return self.evaluation.predicted
+        return softmax(self.logits)
 
     @property
     def confidence(self) -> np.ndarray:
@@ -59,11 +46,7 @@ class Predictions:
     @property
     def names(self) -> list[str]:
         """Return a name for each output of the network."""
-        return [class_name(self.dataset.class_names, index) for index in range(self.probabilities.shape[1])]
-
-    def confusion(self) -> np.ndarray:
-        """Return ``[label, prediction]``, counts of images."""
-        return self.evaluation.confusion
+        return [class_name(self.dataset.class_names, index) for index in range(self.logits.shape[1])]
 
     def errors(self) -> np.ndarray:
         """Return the indices of wrong images, the most confident first."""
@@ -77,23 +60,22 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(1, keepdims=True)
 
 
-def predict_loader(config: CfgNode, model: nn.Layer, loader: EvalLoader,
-                   advance: Advance = lambda images: None) -> Predictions:
-    """Return a network's predictions for the images of a loader."""
-    loss = LabelSmoothingCrossEntropy(config.LOSS.LABEL_SMOOTHING)
-    return Predictions(evaluate(model, loader, loss, advance), loader.dataset)
-
-
 def predict_split(config: CfgNode, weights: str | Path, split: str = "test",
                   advance: Advance = lambda images: None) -> Predictions:
-    """Return the predictions of the weights of a file or run folder for a split."""
+    """Return the predictions of the weights of a file or run folder for a split.
+
+    Raises UserError where the run folder of the weights records other classes.
+    """
     loader = build_eval_loader(config, split)
-    return predict_loader(config, load_model(config, weights)[0], loader, advance)
+    model, report = load_model(config, weights)
+    check_classes(report.path, loader.dataset)
+    found = evaluate(model, loader, LabelSmoothingCrossEntropy(config.LOSS.LABEL_SMOOTHING), advance)
+    return Predictions(found.losses, found.logits, found.labels, found.seconds, loader.dataset)
 
 
 def class_table(predictions: Predictions) -> list[dict[str, Any]]:
     """Return a row for each class that has images: recall, precision, F1 (of 1), and its most frequent error."""
-    confusion, names = predictions.confusion(), predictions.names
+    confusion, names = predictions.confusion, predictions.names
     rows = []
     for index in np.flatnonzero(confusion.sum(1)):
         hits, images, guesses = confusion[index, index], confusion[index].sum(), confusion[:, index].sum()
@@ -130,14 +112,13 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS)
             "mean_confidence": float(confidence.mean()), "accuracy": float(right.mean()), "bins": rows}
 
 
-def metrics_of(config: CfgNode, found: Predictions) -> dict[str, Any]:
+def metrics_of(config: CfgNode, found: Evaluation, dataset: ImageDataset) -> dict[str, Any]:
     """Return what a file of results keeps: data set, accuracies, loss, and calibration unless a logit is not finite."""
-    metrics = {"data": origin(config.DATA), "pixels_sha256": pixels_sha256(found.dataset),
-               **found.evaluation.figures()}
-    if np.isfinite(found.evaluation.logits).all():
-        measured = calibration(found.probabilities, found.labels)
+    metrics = {"data": origin(config.DATA), "pixels_sha256": pixels_sha256(dataset), **found.figures()}
+    if np.isfinite(found.logits).all():
+        measured = calibration(softmax(found.logits), found.labels)
         metrics |= {key: measured[key] for key in ("ece", "mce", "brier", "negative_log_likelihood")}
-    return metrics
+    return {**metrics, "per_class": dict(zip(dataset.class_names, found.per_class, strict=False))}
 
 
 def draw_reliability(figures: dict[str, Any], path: Path, title: str = "") -> Path:

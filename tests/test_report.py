@@ -23,14 +23,13 @@ from analysis.error_analysis import (
     write_errors,
 )
 from datasets.dataset import ImageDataset
-from engine.evaluate import Evaluation
 from errors import UserError
 
 
 def predictions_of(logits: np.ndarray, labels: np.ndarray, names: str) -> Predictions:
     images = np.random.default_rng(6).integers(0, 255, (len(labels), 8, 8, 3)).astype(np.uint8)
     dataset = ImageDataset(images, labels, tuple(names), "set", "test")
-    return Predictions(Evaluation(np.zeros(len(labels)), logits.astype(np.float32), labels, 1.0), dataset)
+    return Predictions(np.zeros(len(labels)), logits.astype(np.float32), labels, 1.0, dataset)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +76,7 @@ def test_calibration_of_extremes(tmp_path: Path) -> None:
 
 
 def test_the_table_of_classes_counts(given: Predictions) -> None:
-    confusion, rows = given.confusion(), class_table(given)
+    confusion, rows = given.confusion, class_table(given)
     assert [row["class"] for row in rows] == ["a", "b", "c"]
     for index, row in enumerate(rows):
         hits = sum((given.predicted == index) & (given.labels == index))

@@ -92,11 +92,11 @@ def test_page_shows_parity_of_every_fixture() -> None:
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_deviations_are_explained(name: str) -> None:
-    info = model_info(name)
-    variant = info.variant
-    assert zoo.explained(info, (zoo.deviation(variant.parameters, variant.paper_parameters),
-                                zoo.deviation(variant.macs, variant.paper_macs)))
+def test_deviations_from_the_paper_are_explained(name: str) -> None:
+    variant = model_info(name).variant
+    deviations = (zoo.deviation(variant.parameters, variant.paper_parameters),
+                  zoo.deviation(variant.macs, variant.paper_macs))
+    assert variant.note or all(abs(value or 0) <= 0.01 for value in deviations)
 
 
 @pytest.mark.parametrize(
