@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from yacs.config import CfgNode
 
 from analysis.figures import save_figure
-from analysis.grids import WRONG, class_name, draw_grid
+from analysis.grids import class_name, draw_guesses
 from datasets.dataset import ImageDataset
 from datasets.origin import origin, pixels_sha256
 from engine.data import build_eval_loader, check_classes
@@ -99,12 +99,10 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS)
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     own, count = probabilities[np.arange(len(labels)), labels], len(labels)
     bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    rows = []
-    for index in range(bins):
-        inside = bin_of == index
-        rows.append({"low": index / bins, "high": (index + 1) / bins, "images": int(inside.sum()),
-                     "confidence": float(confidence[inside].mean()) if inside.any() else None,
-                     "accuracy": float(right[inside].mean()) if inside.any() else None})
+    counts, confidences, hits = (np.bincount(bin_of, values, bins) for values in (np.ones(count), confidence, right))
+    rows = [{"low": index / bins, "high": (index + 1) / bins, "images": int(counts[index]),
+             "confidence": float(confidences[index] / counts[index]) if counts[index] else None,
+             "accuracy": float(hits[index] / counts[index]) if counts[index] else None} for index in range(bins)]
     gaps = [(abs(row["accuracy"] - row["confidence"]), row["images"]) for row in rows if row["images"]]
     return {"ece": sum(gap * images for gap, images in gaps) / count, "mce": max(gap for gap, _ in gaps),
             "brier": float(((probabilities**2).sum(1) - 2 * own + 1).mean()),
@@ -123,25 +121,20 @@ def metrics_of(config: CfgNode, found: Evaluation, dataset: ImageDataset) -> dic
 
 def draw_reliability(figures: dict[str, Any], path: Path, title: str = "") -> Path:
     """Write the reliability diagram of ``calibration``: accuracy against confidence, and images in each bin."""
-    rows = [row for row in figures["bins"] if row["images"]]
-    lows = [100 * row["low"] for row in rows]
-    width = 100 / len(figures["bins"])
+    rows, width = [row for row in figures["bins"] if row["images"]], 100 / len(figures["bins"])
+    lows, accuracies, confidences, images = (100 * np.array([row[key] for row in rows], float)
+                                             for key in ("low", "accuracy", "confidence", "images"))
     figure = Figure(figsize=(4.6, 5.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    accuracies = [100 * row["accuracy"] for row in rows]
     upper.bar(lows, accuracies, width, align="edge", color="tab:blue", edgecolor="white", label="accuracy")
-    for low, row, accuracy in zip(lows, rows, accuracies, strict=True):
-        upper.plot([low, low + width], 2 * [100 * row["confidence"]], color="tab:red", linewidth=1.6,
-                   label="mean confidence" if row is rows[0] else None)
-        upper.plot(2 * [low + width / 2], [accuracy, 100 * row["confidence"]], color="tab:red", linewidth=0.8)
+    upper.hlines(confidences, lows, lows + width, color="tab:red", linewidth=1.6, label="mean confidence")
+    upper.vlines(lows + width / 2, accuracies, confidences, color="tab:red", linewidth=0.8)
     upper.plot([0, 100], [0, 100], color="0.4", linestyle="--", linewidth=0.8, label="perfectly calibrated")
     upper.set(xlim=(0, 100), ylim=(0, 100), ylabel="accuracy in %", title=title)
     upper.text(0.97, 0.05, f"ECE {100 * figures['ece']:.2f} %", transform=upper.transAxes, ha="right",
                bbox={"facecolor": "white", "edgecolor": "0.7"})
     upper.legend(loc="upper left", fontsize=8)
-    images = sum(row["images"] for row in rows)
-    lower.bar(lows, [100 * row["images"] / images for row in rows], width, align="edge", color="0.6",
-              edgecolor="white")
+    lower.bar(lows, 100 * images / images.sum(), width, align="edge", color="0.6", edgecolor="white")
     lower.set(xlabel="confidence in %", ylabel="images in %")
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
@@ -154,11 +147,9 @@ def draw_errors(predictions: Predictions, path: Path, count: int = 18, title: st
     chosen = predictions.errors()[:count]
     if not len(chosen):
         return None
-    names = predictions.names
-    captions = [f"{names[predictions.predicted[index]]} {predictions.confidence[index]:.0%}\n"
-                f"true: {names[predictions.labels[index]]}" for index in chosen]
     images = [predictions.dataset.images[int(index)] for index in chosen]
-    return draw_grid(images, captions, len(chosen) * [WRONG], path, title=title)
+    return draw_guesses(images, predictions.probabilities[chosen], predictions.labels[chosen], predictions.names, path,
+                        title)
 
 
 def write_errors(predictions: Predictions, path: Path) -> Path:

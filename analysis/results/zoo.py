@@ -164,7 +164,7 @@ def _parity_cells(name: str, parity: Parity | None) -> list[str]:
     if parity is None:
         return [f"`{name}`"] + [_DASH] * (len(PARITY_HEADINGS) - 1)
     parameters = "equal" if parity.parameters == parity.reference_parameters else "**not equal**"
-    return [f"`{name}`", parameters, *(_DASH if error is None else f"{error:.0e}" for error in parity.errors())]
+    return [f"`{name}`", parameters, *(_DASH if error is None else f"{error:.0e}" for error in parity.errors.values())]
 
 
 def _percent(share: float | None) -> str:
