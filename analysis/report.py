@@ -58,8 +58,7 @@ def write_report(run: Path, split: str = "test", out: Path | None = None, advanc
                 "confusion": [], "spectrum": _existing([home / "spectrum.png"]),
                 "explanations": _existing(sorted((home / "explain").glob("*.png")))[:MOST_EXPLANATIONS]}
     if len(found.names) <= MOST_CONFUSION_CLASSES:
-        pictures["confusion"] = [draw_confusion(found.confusion.tolist(), found.names, folder / "confusion.png",
-                                                title)]
+        pictures["confusion"] = [draw_confusion(found.confusion, found.names, folder / "confusion.png", title)]
     summary = {"name": config.NAME, "model": config.MODEL.NAME, "dataset": found.dataset.name, "split": split,
                "images": len(found.labels), "top1": measured["accuracy"], "top5": found.top5,
                "results": _json(run / "results.json"), "calibration": measured, "classes": class_table(found)}
