@@ -72,15 +72,14 @@ def occlusion(model: ImageModel, image: np.ndarray, classes: Sequence[int]) -> n
 
 def grad_cam(model: ImageModel, image: np.ndarray, classes: Sequence[int], layer: str) -> np.ndarray:
     """Grad-CAM (Selvaraju et al. 2017, equations 1 and 2) on the maps of ``layer``."""
-    x = paddle.to_tensor(model.normalise(image)[None], stop_gradient=False)
-    logits, maps, output = _map_of(model, layer, x)
-    found = []
+    found, (logits, maps, output) = [], _map_of(model, layer, image)
     for index in classes:
         (gradient,) = paddle.grad(logits[0, index], output, retain_graph=True, allow_unused=True)
         if gradient is None:
             raise UserError(f"--layer {layer}: its maps do not lead to the logits")
         gradient = gradient if output is maps else gradient.transpose([0, 3, 1, 2])
-        found.append(_scaled(F.relu((gradient.mean([2, 3], keepdim=True) * maps).sum(1))[0].numpy(), image.shape))
+        heat = F.relu((gradient.mean([2, 3], keepdim=True) * maps).sum(1))[0].numpy()
+        found.append(cv2.resize(heat, image.shape[1::-1]))
     return np.stack(found)
 
 
@@ -90,13 +89,12 @@ def score_cam(model: ImageModel, image: np.ndarray, classes: Sequence[int], laye
     ReLU of the sum of the scaled maps, each weighted by the class's probability for the image times that map (scaled
     to 0 to 1), as in the authors' code.
     """
-    x = model.normalise(image)
     with paddle.no_grad():
-        _, found, _ = _map_of(model, layer, paddle.to_tensor(x[None]))
-    maps = np.stack([_scaled(channel, image.shape) for channel in found[0].numpy()])
+        _, found, _ = _map_of(model, layer, image)
+    maps = np.stack([cv2.resize(channel, image.shape[1::-1]) for channel in found[0].numpy()])
     low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
     masks = np.divide(maps - low, high - low, out=maps.copy(), where=high > low)
-    weights = model.probabilities(lambda start, stop: masks[start:stop, None] * x, len(masks))
+    weights = model.probabilities(lambda start, stop: masks[start:stop, None] * model.normalise(image), len(masks))
     return np.maximum(np.einsum("kc,khw->chw", weights[:, list(classes)], maps), 0)
 
 
@@ -112,17 +110,13 @@ def default_layer(model: ImageModel) -> str:
     return fine[-1] if fine else max(sizes, key=sizes.get)
 
 
-def _map_of(model: ImageModel, layer: str, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
-    """Return the logits of one image, the layer's map with channels first, and the layer's own output."""
+def _map_of(model: ImageModel, layer: str, image: np.ndarray) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+    """Return the logits of an image, the layer's map with channels first, and the layer's own output."""
     layers, seen = dict(model.network.named_sublayers()), []
     if layer not in layers:
         raise UserError(f"--layer {layer!r} is not the name of a layer{nearest(layer, layers)}")
     with watching(model.network, [layer], lambda name, *found: seen.append(found)):
-        logits = model.logits(x)
+        logits = model.logits(paddle.to_tensor(model.normalise(image)[None], stop_gradient=False))
     if len(seen) != 1:
         raise UserError(f"--layer {layer} outputs {len(seen)} maps [B, C, H, W] in a forward pass, expected 1")
     return logits, *seen[0]
-
-
-def _scaled(heat: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    return cv2.resize(heat, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)

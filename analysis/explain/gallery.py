@@ -67,8 +67,7 @@ def explain_pictures(model: ImageModel, pictures: Sequence[Picture], settings: S
             one.save(folder / f"{stem}_{method}.npz")
             found[-1].append(one)
         model.advance = lambda images: None
-        records.append(_record(model, picture.name, stem, found[-1]) | {"seconds": seconds})
-        print(_line(records[-1]), flush=True)
+        records.append(_report(model, picture.name, stem, found[-1]) | {"seconds": seconds})
         if settings.curves:
             curves.append(measure_curves(model, found[-1], segments, settings.curves, settings.seed, settings.cover))
     summary = {"config": config.NAME, "model": config.MODEL.NAME, "methods": list(settings.methods),
@@ -94,23 +93,21 @@ def _stems(pictures: Sequence[Picture]) -> list[str]:
     return stems
 
 
-def _record(model: ImageModel, name: str, stem: str, explanations: Sequence[Explanation]) -> dict[str, Any]:
+def _report(model: ImageModel, name: str, stem: str, explanations: Sequence[Explanation]) -> dict[str, Any]:
+    """Return the JSON record of an image and print its line."""
     one = explanations[0]
     record = {"name": name, "files": stem, "predicted": model.class_name(one.classes[0]),
               "probability": float(one.probabilities[one.classes[0]]),
               "true": None if one.label is None else model.class_name(one.label)}
+    line = f"{name}: {record['predicted']} {record['probability']:.1%}"
+    line += f" (true: {record['true']})" if record["true"] else ""
     arrays = {name: array for each in explanations for name, array in each.arrays.items()}
+    if "segments" in arrays:
+        count, scores = int(arrays["segments"].max()) + 1, arrays["score"].tolist()
+        record["lime"] = {"superpixels": count, "score": scores, "intercept": arrays["intercept"].tolist()}
+        line += f"; LIME: {count} superpixels, R² {scores[0]:.2f}"
     if "layer" in arrays:
         record["layer"] = str(arrays["layer"])
-    if "segments" in arrays:
-        record["lime"] = {"superpixels": int(arrays["segments"].max()) + 1, "score": arrays["score"].tolist(),
-                          "intercept": arrays["intercept"].tolist()}
+        line += f"; CAM of {record['layer']}"
+    print(line, flush=True)
     return record
-
-
-def _line(record: dict[str, Any]) -> str:
-    line = f"{record['name']}: {record['predicted']} {record['probability']:.1%}"
-    line += f" (true: {record['true']})" if record["true"] else ""
-    if "lime" in record:
-        line += f"; LIME: {record['lime']['superpixels']} superpixels, R² {record['lime']['score'][0]:.2f}"
-    return line + (f"; CAM of {record['layer']}" if "layer" in record else "")
