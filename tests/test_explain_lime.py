@@ -22,12 +22,6 @@ if find_spec("interpretdl") is None:
     pytest.skip("requirements-explain.txt is not installed", allow_module_level=True)
 
 
-def _weighted_least_squares(samples: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Solve the normal equations; the last coefficient is the intercept."""
-    columns = np.concatenate([samples, np.ones((len(samples), 1))], axis=1)
-    return np.linalg.solve(columns.T @ (weights[:, None] * columns), columns.T @ (weights * values))
-
-
 def test_weights_are_those_of_an_independent_computation() -> None:
     """The same perturbations made one by one, InterpretDL's kernel, and the normal equations."""
     network, image, samples = Convolutions(), picture(), 300
@@ -42,19 +36,16 @@ def test_weights_are_those_of_an_independent_computation() -> None:
     hidden = image.copy()
     for number in range(count):
         hidden[segments == number] = image[segments == number].mean(0)
-    probabilities = []
-    for mask in masks:
-        perturbed = np.where(mask[segments][..., None] == 1, image, hidden)
-        probabilities.append(model.probabilities_of(perturbed))
+    probabilities = [model.probabilities_of(np.where(mask[segments][..., None] == 1, image, hidden)) for mask in masks]
     distances = 1 - np.sqrt(masks.sum(1) / count)  # the cosine distance of a mask to the mask of ones
     kernel = np.sqrt(np.exp(-(distances**2) / 0.25**2))
+    columns = np.concatenate([masks, np.ones((samples, 1))], axis=1)  # the last coefficient is the intercept
     for row, index in enumerate(found.classes):
-        expected = _weighted_least_squares(masks, np.array(probabilities, np.float64)[:, index], kernel)
-        error = np.abs(found.arrays["weights"][row] - expected[:-1]).max() / np.abs(expected[:-1]).max()
-        error_intercept = abs(found.arrays["intercept"][row] - expected[-1]) / abs(expected[-1])
-        print(f"class {index}: weights {error:.1e}, intercept {error_intercept:.1e}, "
-              f"R² {found.arrays['score'][row]:.3f}")
-        assert error < 1e-5 and error_intercept < 1e-5
+        values = np.array(probabilities, np.float64)[:, index]
+        expected = np.linalg.solve(columns.T @ (kernel[:, None] * columns), columns.T @ (kernel * values))
+        largest = np.abs(expected[:-1]).max()
+        np.testing.assert_allclose(found.arrays["weights"][row], expected[:-1], rtol=0, atol=1e-5 * largest)
+        np.testing.assert_allclose(found.arrays["intercept"][row], expected[-1], rtol=1e-5)
         assert found.arrays["score"][row] > 0.5
     assert found.classes == (int(found.probabilities.argmax()), label)
 
@@ -74,10 +65,8 @@ def test_weights_are_those_of_the_loop_of_interpretdl() -> None:
     lime.interpret_instance = partial(lime.interpret_instance, model_regressor=LinearRegression())
     theirs = interpreter.interpret(image, num_samples=samples, batch_size=50, visual=False)
     expected = np.array([weight for _, weight in sorted(theirs[found.classes[0]])])
-    error = np.abs(found.arrays["weights"][0] - expected).max() / np.abs(expected).max()
-    print(f"largest difference {error:.1e} of the largest weight")
     assert list(theirs) == list(found.classes)
-    assert error < 1e-4
+    np.testing.assert_allclose(found.arrays["weights"][0], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 def test_equal_masks_are_computed_once() -> None:
@@ -102,7 +91,6 @@ def test_superpixels_are_those_of_the_source_at_224_and_enough_at_32() -> None:
     for digit in read_digits("test").images[:3]:
         small = cv2.resize(digit, (32, 32), interpolation=cv2.INTER_LINEAR)
         found = superpixels(small)
-        print(f"{quickshift(small, sigma=1).max() + 1} superpixels at 32 pixels, {found.max() + 1} by way of 224")
         assert found.shape == (32, 32)
         assert np.unique(found).tolist() == list(range(found.max() + 1))
         assert found.max() + 1 >= 15 > 2 * (quickshift(small, sigma=1).max() + 1)

@@ -57,18 +57,9 @@ def test_the_blocks_of_every_family_are_maps(name: str, depth: int) -> None:
 
 
 def test_layouts_are_recognised_also_where_channels_equal_sides() -> None:
-    class ChannelsLast(nn.Layer):
-        map_layout = "NHWC"
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.turn = nn.Identity()
-
-        def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-            return self.turn(x)
-
-    model, seen = ChannelsLast(), []
-    with watching(model, ["turn"], lambda name, maps, _: seen.append(maps.shape)):
+    model, seen = nn.Sequential(nn.Identity()), []
+    model.map_layout = "NHWC"
+    with watching(model, ["0"], lambda name, maps, _: seen.append(maps.shape)):
         for shape in ([1, 4, 4, 4], [1, 4, 4, 7], [1, 7, 4, 4], [1, 4, 6, 5]):
             model(paddle.zeros(shape))
     assert seen == [[1, 4, 4, 4], [1, 7, 4, 4], [1, 7, 4, 4], [1, 5, 4, 6]]
