@@ -29,7 +29,7 @@ _PATH = re.compile(r"(?:(?<![\w.:/<>])|(?<=\s-[IL]))(?:~|\.\.)?/[^\s'\",;:()\[\]
 
 
 def scrubber(folders: Iterable[str | Path] = ()) -> Callable[[Any], Any]:
-    """Return a function that takes the names of this machine out of a text or a JSON value.
+    """Return a function that removes the names of this machine from a text or a JSON value.
 
     Absolute paths, and all in ``folders``, become ``<path>``, the host ``<host>``; paths of the suite's own files
     become relative.
