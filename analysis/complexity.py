@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import paddle
+import paddle.nn.functional as F
 from paddle import _C_ops, nn
-from paddle.nn.attention import SDPBackend, sdpa_kernel
 
 import kernels
 from kernels import filter
@@ -46,8 +46,7 @@ def count(model: nn.Layer, image_size: int | tuple[int, int], in_chans: int = 3)
     modes = {layer: layer.training for layer in model.sublayers(include_self=True)}
     model.eval()
     try:
-        # Compiled operators and fused attention hide their products.
-        with _recording() as tally, paddle.no_grad(), kernels.using("stock"), sdpa_kernel(SDPBackend.MATH):
+        with _recording() as tally, paddle.no_grad(), kernels.using("stock"):  # compiled operators hide their products
             model(paddle.zeros([1, in_chans, height, width], dtype=dtype))
     finally:
         for layer, training in modes.items():
@@ -66,29 +65,9 @@ Rule = Callable[..., int]
 """From an operator's result and arguments to its multiply-accumulates."""
 
 
-def _convolution(out: paddle.Tensor, x: paddle.Tensor, weight: paddle.Tensor, *_: Any, **__: Any) -> int:
-    return out.size * math.prod(weight.shape[1:])  # [out, in / groups, ...]
-
-
-def _transposed_convolution(out: paddle.Tensor, x: paddle.Tensor, weight: paddle.Tensor, *_: Any, **__: Any) -> int:
-    return x.size * math.prod(weight.shape[1:])  # [in, out / groups, ...]
-
-
 def _matmul(out: paddle.Tensor, x: paddle.Tensor, y: paddle.Tensor, transpose_x: bool = False, *_: Any,
             **__: Any) -> int:
     return out.size * x.shape[-2 if transpose_x and x.ndim > 1 else -1]
-
-
-def _reversed_matmul(out: paddle.Tensor, y: paddle.Tensor, x: paddle.Tensor) -> int:
-    return out.size * x.shape[-1]
-
-
-def _product(out: paddle.Tensor, x: paddle.Tensor, *_: Any, **__: Any) -> int:
-    return out.size * x.shape[-1]
-
-
-def _added_product(out: paddle.Tensor, addend: paddle.Tensor, x: paddle.Tensor, *_: Any, **__: Any) -> int:
-    return out.size * x.shape[-1]
 
 
 def _einsum(out: paddle.Tensor, operands: list[paddle.Tensor], equation: str) -> int:
@@ -104,29 +83,25 @@ def _einsum(out: paddle.Tensor, operands: list[paddle.Tensor], equation: str) ->
     return math.prod(sizes.values())
 
 
-_RULES: dict[str, Rule] = {
+_RULES: dict[str, Rule] = {  # of Paddle's C++ operators; a version may lack some
     **dict.fromkeys(("conv2d", "conv3d", "depthwise_conv2d", "depthwise_conv2d_bias", "depthwise_conv3d_bias"),
-                    _convolution),
+                    lambda out, x, weight, *_, **__: out.size * math.prod(weight.shape[1:])),  # [out, in / groups, ...]
     **dict.fromkeys(("conv2d_transpose", "conv3d_transpose", "conv2d_transpose_bias", "depthwise_conv2d_transpose"),
-                    _transposed_convolution),
-    **dict.fromkeys(("linear", "linear_v2", "bmm", "mv", "dot"), _product),
-    **dict.fromkeys(("addmm", "baddbmm"), _added_product),
+                    lambda out, x, weight, *_, **__: x.size * math.prod(weight.shape[1:])),  # [in, out / groups, ...]
+    **dict.fromkeys(("linear", "linear_v2", "bmm", "mv", "dot"), lambda out, x, *_, **__: out.size * x.shape[-1]),
+    **dict.fromkeys(("addmm", "baddbmm"), lambda out, addend, x, *_, **__: out.size * x.shape[-1]),
     "matmul": _matmul,
     "einsum": _einsum,
 }
-
-
-def _entries() -> list[tuple[Any, str, Rule]]:
-    """Return the functions that enter C++, as (owner, attribute, rule); a complex product in parts counts as one."""
-    return [
-        *((_C_ops, name, rule) for name, rule in _RULES.items() if hasattr(_C_ops, name)),
-        (paddle.linalg, "matmul", _matmul),
-        (paddle.Tensor, "__matmul__", _matmul),
-        (paddle.Tensor, "__rmatmul__", _reversed_matmul),
-        (filter, "mix_planes", _product),
-    ]
-
-
+_ENTRIES: list[tuple[Any, str, Rule]] = [  # all functions that enter C++: owner, attribute, rule
+    *((_C_ops, name, rule) for name, rule in _RULES.items()),
+    (paddle.linalg, "matmul", _matmul),
+    (paddle.Tensor, "__matmul__", _matmul),
+    (paddle.Tensor, "__rmatmul__", lambda out, y, x: out.size * x.shape[-1]),
+    (F, "scaled_dot_product_attention",
+     lambda out, query, key, *_, **__: (query.size + out.size) * key.shape[1]),  # [B, N, heads, channels]
+    (filter, "mix_planes", lambda out, real, *_: out.size * real.shape[-1]),  # a complex product in parts
+]
 _alone = threading.Lock()
 
 
@@ -154,7 +129,7 @@ def _recording() -> Iterator[_Tally]:
         return counted
 
     with _alone:
-        entries = [(owner, name, getattr(owner, name), rule) for owner, name, rule in _entries()]
+        entries = [(owner, name, getattr(owner, name), rule) for owner, name, rule in _ENTRIES if hasattr(owner, name)]
         try:
             for owner, name, function, rule in entries:
                 setattr(owner, name, wrap(function, rule))

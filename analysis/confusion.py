@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from analysis.figures import save_figure
 from analysis.formatting import text_table
@@ -19,7 +20,7 @@ def confusion_table(confusion: Sequence[Sequence[int]], names: Sequence[str]) ->
                       [(name, *map(str, row)) for name, row in zip(names, confusion, strict=True)])
 
 
-def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], path: Path, title: str = "") -> Path:
+def draw_confusion(confusion: ArrayLike, names: Sequence[str], path: Path, title: str = "") -> Path:
     """Write the matrix as a picture, in % of each true class."""
     counts = np.asarray(confusion, dtype=float)
     percents = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)

@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from paddle import nn
 from yacs.config import CfgNode
 
 from analysis.figures import save_figure
-from analysis.grids import WRONG, class_name, draw_grid
+from analysis.grids import class_name, draw_guesses
 from datasets import ImageDataset
-from datasets.loader import EvalLoader
 from datasets.origin import origin, pixels_sha256
-from engine.data import build_eval_loader
+from engine.data import build_eval_loader, check_classes
 from engine.evaluate import Evaluation, LabelSmoothingCrossEntropy, evaluate
 from engine.model import load_model
 from utils.fileio import csv_text, write_text
@@ -28,27 +26,16 @@ Advance = Callable[[int], None]
 """Called with the number of images after each batch."""
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """A network's predictions for every image of a split, in the order of ``dataset``."""
+@dataclass(frozen=True, eq=False)
+class Predictions(Evaluation):
+    """The evaluation of a whole split, in the order of ``dataset``."""
 
-    evaluation: Evaluation
     dataset: ImageDataset
 
     @cached_property
     def probabilities(self) -> np.ndarray:
         """Return class probabilities, float64 ``[N, num_classes]``."""
-        return softmax(self.evaluation.logits)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Return the true classes, int64 ``[N]``."""
-        return self.evaluation.labels
-
-    @property
-    def predicted(self) -> np.ndarray:
-        """Return the most likely classes, int64 ``[N]``."""
-        return self.evaluation.predicted
+        return softmax(self.logits)
 
     @property
     def confidence(self) -> np.ndarray:
@@ -58,11 +45,7 @@ class Predictions:
     @property
     def names(self) -> list[str]:
         """Return a name for each output of the network."""
-        return [class_name(self.dataset.class_names, index) for index in range(self.probabilities.shape[1])]
-
-    def confusion(self) -> np.ndarray:
-        """Return ``[label, prediction]``, counts of images."""
-        return self.evaluation.confusion
+        return [class_name(self.dataset.class_names, index) for index in range(self.logits.shape[1])]
 
     def errors(self) -> np.ndarray:
         """Return the indices of wrong images, the most confident first."""
@@ -76,23 +59,22 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(1, keepdims=True)
 
 
-def predict_loader(config: CfgNode, model: nn.Layer, loader: EvalLoader,
-                   advance: Advance = lambda images: None) -> Predictions:
-    """Return a network's predictions for the images of a loader."""
-    loss = LabelSmoothingCrossEntropy(config.LOSS.LABEL_SMOOTHING)
-    return Predictions(evaluate(model, loader, loss, advance), loader.dataset)
-
-
 def predict_split(config: CfgNode, weights: str | Path, split: str = "test",
                   advance: Advance = lambda images: None) -> Predictions:
-    """Return the predictions of the weights of a file or run folder for a split."""
+    """Return the predictions of the weights of a file or run folder for a split.
+
+    Raises UserError where the run folder of the weights records other classes.
+    """
     loader = build_eval_loader(config, split)
-    return predict_loader(config, load_model(config, weights)[0], loader, advance)
+    model, report = load_model(config, weights)
+    check_classes(report.path, loader.dataset)
+    found = evaluate(model, loader, LabelSmoothingCrossEntropy(config.LOSS.LABEL_SMOOTHING), advance)
+    return Predictions(found.losses, found.logits, found.labels, found.seconds, loader.dataset)
 
 
 def class_table(predictions: Predictions) -> list[dict[str, Any]]:
     """Return a row for each class that has images: recall, precision, F1 (of 1), and its most frequent error."""
-    confusion, names = predictions.confusion(), predictions.names
+    confusion, names = predictions.confusion, predictions.names
     rows = []
     for index in np.flatnonzero(confusion.sum(1)):
         hits, images, guesses = confusion[index, index], confusion[index].sum(), confusion[:, index].sum()
@@ -116,12 +98,10 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS)
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     own, count = probabilities[np.arange(len(labels)), labels], len(labels)
     bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    rows = []
-    for index in range(bins):
-        inside = bin_of == index
-        rows.append({"low": index / bins, "high": (index + 1) / bins, "images": int(inside.sum()),
-                     "confidence": float(confidence[inside].mean()) if inside.any() else None,
-                     "accuracy": float(right[inside].mean()) if inside.any() else None})
+    counts, confidences, hits = (np.bincount(bin_of, values, bins) for values in (np.ones(count), confidence, right))
+    rows = [{"low": index / bins, "high": (index + 1) / bins, "images": int(counts[index]),
+             "confidence": float(confidences[index] / counts[index]) if counts[index] else None,
+             "accuracy": float(hits[index] / counts[index]) if counts[index] else None} for index in range(bins)]
     gaps = [(abs(row["accuracy"] - row["confidence"]), row["images"]) for row in rows if row["images"]]
     return {"ece": sum(gap * images for gap, images in gaps) / count, "mce": max(gap for gap, _ in gaps),
             "brier": float(((probabilities**2).sum(1) - 2 * own + 1).mean()),
@@ -129,37 +109,31 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS)
             "mean_confidence": float(confidence.mean()), "accuracy": float(right.mean()), "bins": rows}
 
 
-def metrics_of(config: CfgNode, found: Predictions) -> dict[str, Any]:
+def metrics_of(config: CfgNode, found: Evaluation, dataset: ImageDataset) -> dict[str, Any]:
     """Return what a file of results keeps: data set, accuracies, loss, and calibration unless a logit is not finite."""
-    metrics = {"data": origin(config.DATA), "pixels_sha256": pixels_sha256(found.dataset),
-               **found.evaluation.figures()}
-    if np.isfinite(found.evaluation.logits).all():
-        measured = calibration(found.probabilities, found.labels)
+    metrics = {"data": origin(config.DATA), "pixels_sha256": pixels_sha256(dataset), **found.figures()}
+    if np.isfinite(found.logits).all():
+        measured = calibration(softmax(found.logits), found.labels)
         metrics |= {key: measured[key] for key in ("ece", "mce", "brier", "negative_log_likelihood")}
-    return metrics
+    return {**metrics, "per_class": dict(zip(dataset.class_names, found.per_class, strict=False))}
 
 
 def draw_reliability(figures: dict[str, Any], path: Path, title: str = "") -> Path:
     """Write the reliability diagram of ``calibration``: accuracy against confidence, and images in each bin."""
-    rows = [row for row in figures["bins"] if row["images"]]
-    lows = [100 * row["low"] for row in rows]
-    width = 100 / len(figures["bins"])
+    rows, width = [row for row in figures["bins"] if row["images"]], 100 / len(figures["bins"])
+    lows, accuracies, confidences, images = (100 * np.array([row[key] for row in rows], float)
+                                             for key in ("low", "accuracy", "confidence", "images"))
     figure = Figure(figsize=(4.6, 5.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    accuracies = [100 * row["accuracy"] for row in rows]
     upper.bar(lows, accuracies, width, align="edge", color="tab:blue", edgecolor="white", label="accuracy")
-    for low, row, accuracy in zip(lows, rows, accuracies, strict=True):
-        upper.plot([low, low + width], 2 * [100 * row["confidence"]], color="tab:red", linewidth=1.6,
-                   label="mean confidence" if row is rows[0] else None)
-        upper.plot(2 * [low + width / 2], [accuracy, 100 * row["confidence"]], color="tab:red", linewidth=0.8)
+    upper.hlines(confidences, lows, lows + width, color="tab:red", linewidth=1.6, label="mean confidence")
+    upper.vlines(lows + width / 2, accuracies, confidences, color="tab:red", linewidth=0.8)
     upper.plot([0, 100], [0, 100], color="0.4", linestyle="--", linewidth=0.8, label="perfectly calibrated")
     upper.set(xlim=(0, 100), ylim=(0, 100), ylabel="accuracy in %", title=title)
     upper.text(0.97, 0.05, f"ECE {100 * figures['ece']:.2f} %", transform=upper.transAxes, ha="right",
                bbox={"facecolor": "white", "edgecolor": "0.7"})
     upper.legend(loc="upper left", fontsize=8)
-    images = sum(row["images"] for row in rows)
-    lower.bar(lows, [100 * row["images"] / images for row in rows], width, align="edge", color="0.6",
-              edgecolor="white")
+    lower.bar(lows, 100 * images / images.sum(), width, align="edge", color="0.6", edgecolor="white")
     lower.set(xlabel="confidence in %", ylabel="images in %")
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
@@ -172,11 +146,9 @@ def draw_errors(predictions: Predictions, path: Path, count: int = 18, title: st
     chosen = predictions.errors()[:count]
     if not len(chosen):
         return None
-    names = predictions.names
-    captions = [f"{names[predictions.predicted[index]]} {predictions.confidence[index]:.0%}\n"
-                f"true: {names[predictions.labels[index]]}" for index in chosen]
     images = [predictions.dataset.images[int(index)] for index in chosen]
-    return draw_grid(images, captions, len(chosen) * [WRONG], path, title=title)
+    return draw_guesses(images, predictions.probabilities[chosen], predictions.labels[chosen], predictions.names, path,
+                        title)
 
 
 def write_errors(predictions: Predictions, path: Path) -> Path:

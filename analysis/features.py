@@ -11,6 +11,7 @@ import paddle
 from paddle import nn
 
 from errors import UserError, nearest
+from utils.sizes import Size, pair
 
 See = Callable[[str, paddle.Tensor, paddle.Tensor], None]
 
@@ -42,7 +43,7 @@ def find_blocks(model: nn.Layer, pattern: str = "") -> list[str]:
 
 
 @paddle.no_grad()
-def describe_blocks(model: nn.Layer, image_size: int, pattern: str = "") -> list[dict[str, Any]]:
+def describe_blocks(model: nn.Layer, image_size: Size, pattern: str = "") -> list[dict[str, Any]]:
     """Return a row for each block (see ``find_blocks``) that outputs a map: name, kind, channels, height, width."""
     layers, rows = dict(model.named_sublayers()), []
 
@@ -53,7 +54,7 @@ def describe_blocks(model: nn.Layer, image_size: int, pattern: str = "") -> list
 
     model.eval()
     with watching(model, find_blocks(model, pattern), describe):
-        model(paddle.zeros([1, 3, image_size, image_size]))
+        model(paddle.zeros([1, 3, *pair(image_size)]))
     return rows
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-_UNITS = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3))
+UNITS = {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "K": 1e3}
 
 
 def quantity(value: float) -> str:
     """Return a count with four significant digits and its unit: ``4.826G``, ``92.02M``, ``594.2K``."""
-    for unit, size in _UNITS:
+    for unit, size in UNITS.items():
         if value >= size:
             return f"{value / size:.4g}{unit}"
     return f"{value:.4g}"

@@ -47,18 +47,21 @@ def draw_augmented(config: CfgNode, dataset: ImageDataset, path: Path, count: in
 
 
 def draw_predictions(config: CfgNode, weights: str | Path, path: Path, count: int = 18) -> Path:
-    """Write the first ``count`` test images with prediction and truth, green where they agree, red elsewhere."""
+    """Write the first ``count`` test images with prediction and truth."""
     dataset = build_dataset(config.DATA, "test")
-    images = dataset.images[:count]
-    model, _ = load_model(config, weights)
-    probabilities = predict(config, model, images)
-    predicted = probabilities.argmax(1)
-    captions, colours = [], []
-    for guess, share, label in zip(predicted, probabilities.max(1), dataset.labels[:count], strict=True):
-        guessed = class_name(dataset.class_names, guess)
-        captions.append(f"{guessed} {share:.0%}\ntrue: {dataset.class_names[label]}")
-        colours.append(RIGHT if guess == label else WRONG)
-    return draw_grid(list(images), captions, colours, path, title=f"{config.NAME}: first {count} test images")
+    images = list(dataset.images[:count])
+    probabilities = predict(config, load_model(config, weights)[0], images)
+    return draw_guesses(images, probabilities, dataset.labels[:count], dataset.class_names, path,
+                        f"{config.NAME}: first {count} test images")
+
+
+def draw_guesses(images: Sequence[np.ndarray], probabilities: np.ndarray, labels: np.ndarray, names: Sequence[str],
+                 path: Path, title: str = "") -> Path:
+    """Write a grid of images with prediction (``probabilities`` ``[N, num_classes]``) and truth, green where equal."""
+    guesses = probabilities.argmax(1)
+    captions = [f"{class_name(names, guess)} {share:.0%}\ntrue: {names[label]}"
+                for guess, share, label in zip(guesses, probabilities.max(1), labels, strict=True)]
+    return draw_grid(images, captions, [RIGHT if right else WRONG for right in guesses == labels], path, title=title)
 
 
 def class_name(names: Sequence[str], index: int) -> str:

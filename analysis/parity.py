@@ -33,41 +33,32 @@ ARGUMENTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+BARS = {"logits_float32": 1e-4, "logits_float64": 1e-8, "train_logits": 1e-6, "loss": 1e-6, "gradients": 1e-6,
+        "running_stats": 1e-6}
+"""The largest errors of a network that equals its reference.
+
+Those of logits in evaluation are relative to each image's standard deviation over classes, all others to the
+reference's value (arrays: to its largest magnitude).
+"""
+
+
 @dataclass(frozen=True)
 class Parity:
-    """Largest errors of one network; None where the fixture holds no such numbers.
-
-    ``logits_float32`` and ``logits_float64`` are relative to each image's standard deviation over classes; all
-    others are relative to the reference's value (arrays: to its largest magnitude).
-    """
+    """The largest errors of one network, by the names of ``BARS``; None where the fixture holds no such numbers."""
 
     fixture: str
     parameters: int
     reference_parameters: int
-    logits_float32: float
-    logits_float64: float
-    train_logits: float | None = None
-    loss: float | None = None
-    gradients: float | None = None
-    running_stats: float | None = None
-
-    def errors(self) -> list[float | None]:
-        """Return the errors in the order of ``BARS``."""
-        return [getattr(self, name) for name in BARS]
+    errors: dict[str, float | None]
 
     @property
     def missed(self) -> list[str]:
         """Return a phrase for each error beyond ``BARS``; empty for a network that equals its reference."""
-        found = [f"{name} {value:.1e}, expected below {BARS[name]:.0e}" for name in BARS
-                 if (value := getattr(self, name)) is not None and not value < BARS[name]]
+        found = [f"{name} {value:.1e}, expected below {BARS[name]:.0e}" for name, value in self.errors.items()
+                 if value is not None and not value < BARS[name]]
         if self.parameters != self.reference_parameters:
             found.insert(0, f"{self.parameters} trainable parameters, expected {self.reference_parameters}")
         return found
-
-
-BARS = {"logits_float32": 1e-4, "logits_float64": 1e-8, "train_logits": 1e-6, "loss": 1e-6, "gradients": 1e-6,
-        "running_stats": 1e-6}
-"""The largest errors of a network that equals its reference."""
 
 
 def fixture_names(folder: Path) -> list[str]:
@@ -89,11 +80,10 @@ def build_for(fixture: Fixture) -> nn.Layer:
 
 def set_state(model: nn.Layer, arrays: dict[str, np.ndarray]) -> None:
     """Copy arrays of the reference's names and layouts into ``model``; raises KeyError where names differ."""
-    arrays = dict(arrays)
-    linear = {f"{name}.weight" for name, layer in model.named_sublayers() if isinstance(layer, nn.Linear)}
+    arrays, turned = dict(arrays), _linear_weights(model)
     for name, tensor in model.state_dict().items():
         array = arrays.pop(reference_name(name))
-        tensor.set_value((array.T if name in linear else array).astype(tensor.numpy().dtype))
+        tensor.set_value((array.T if name in turned else array).astype(tensor.numpy().dtype))
     if arrays:
         raise KeyError(f"the reference has more tensors: {sorted(arrays)}")
 
@@ -121,29 +111,26 @@ def compare(name: str, folder: Path) -> Parity:
             logits = model(paddle.to_tensor(images.astype(dtype))).numpy()
         return float(np.max(np.abs(logits - arrays["logits_float64"]) / deviation))
 
-    errors = {"logits_float32": logits_error("float32"), "logits_float64": logits_error("float64")}
+    errors = dict.fromkeys(BARS) | {f"logits_{dtype}": logits_error(dtype) for dtype in ("float32", "float64")}
     if fixture.get("train"):
         set_state(model, state)
         errors |= _training_errors(model, fixture["train"], arrays)
-    return Parity(name, trainable, fixture["trainable_parameters"], **errors)
+    return Parity(name, trainable, fixture["trainable_parameters"], errors)
 
 
-def _training_errors(model: nn.Layer, train: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, float]:
-    before = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+def _training_errors(model: nn.Layer, train: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, float | None]:
+    before = _as_reference(model, model.state_dict())
     model.train()
     logits = model(paddle.to_tensor(fill.inputs(train).astype("float64")))
-    loss = F.cross_entropy(logits, _smoothed(train, logits.shape[1]), soft_label=True)
+    labels = F.one_hot(paddle.to_tensor(train["labels"]), logits.shape[1]).astype("float64")
+    loss = F.cross_entropy(logits, F.label_smooth(labels, epsilon=train["label_smoothing"]), soft_label=True)
     loss.backward()
-    gradients = {reference_name(name): parameter.grad.numpy() for name, parameter in model.named_parameters()
-                 if parameter.grad is not None}
-    linear = {f"{name}.weight" for name, layer in model.named_sublayers() if isinstance(layer, nn.Linear)}
+    gradients = _as_reference(model, {name: parameter.grad for name, parameter in model.named_parameters()
+                                      if parameter.grad is not None})
     errors = [abs(np.linalg.norm(gradients[name]) / norm - 1) for name, norm in train["grad_norms"].items()]
     errors.append(abs(np.sqrt(sum((g**2).sum() for g in gradients.values())) / train["grad_norm_all"] - 1))
-    for name in train["full_gradients"]:
-        gradient = gradients[name].T if name in linear else gradients[name]
-        errors.append(_relative(gradient, arrays[f"grad:{name}"]))
-    after = {reference_name(name): tensor.numpy() for name, tensor in model.state_dict().items()}
-    before = {reference_name(name): array for name, array in before.items()}
+    errors += [_relative(gradients[name], arrays[f"grad:{name}"]) for name in train["full_gradients"]]
+    after = _as_reference(model, model.state_dict())
     stats = [_relative(_as_pytorch(name, before[name], after[name], train), arrays[f"stat:{name}"])
              for name in train.get("running_stats", ())]
     return {"train_logits": _relative(logits.numpy(), arrays["train_logits_float64"]),
@@ -152,11 +139,16 @@ def _training_errors(model: nn.Layer, train: dict[str, Any], arrays: dict[str, n
             "running_stats": max(stats, default=None)}
 
 
-def _smoothed(train: dict[str, Any], classes: int) -> paddle.Tensor:
-    smoothing = train["label_smoothing"]
-    target = np.full((len(train["labels"]), classes), smoothing / classes)
-    target[np.arange(len(target)), train["labels"]] += 1 - smoothing
-    return paddle.to_tensor(target)
+def _linear_weights(model: nn.Layer) -> set[str]:
+    """Return the names of the weights that PyTorch stores transposed."""
+    return {f"{name}.weight" for name, layer in model.named_sublayers() if isinstance(layer, nn.Linear)}
+
+
+def _as_reference(model: nn.Layer, tensors: dict[str, paddle.Tensor]) -> dict[str, np.ndarray]:
+    """Return tensors of ``model`` with the reference's names and layouts."""
+    turned = _linear_weights(model)
+    return {reference_name(name): tensor.numpy().T if name in turned else tensor.numpy()
+            for name, tensor in tensors.items()}
 
 
 def _as_pytorch(name: str, old: np.ndarray, new: np.ndarray, train: dict[str, Any]) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from yacs.config import CfgNode
 
 from analysis.confusion import draw_confusion
 from analysis.curves import draw_curves
@@ -57,14 +58,16 @@ def write_report(run: Path, split: str = "test", out: Path | None = None, advanc
                 "confusion": [], "spectrum": _existing([home / "spectrum.png"]),
                 "explanations": _existing(sorted((home / "explain").glob("*.png")))[:MOST_EXPLANATIONS]}
     if len(found.names) <= MOST_CONFUSION_CLASSES:
-        pictures["confusion"] = [draw_confusion(found.confusion().tolist(), found.names, folder / "confusion.png",
-                                                title)]
+        pictures["confusion"] = [draw_confusion(found.confusion, found.names, folder / "confusion.png", title)]
     summary = {"name": config.NAME, "model": config.MODEL.NAME, "dataset": found.dataset.name, "split": split,
-               "images": len(found.labels), "top1": measured["accuracy"], "top5": found.evaluation.top5,
+               "images": len(found.labels), "top1": measured["accuracy"], "top5": found.top5,
                "results": _json(run / "results.json"), "calibration": measured, "classes": class_table(found)}
     write_errors(found, folder / "mistakes.csv")
     write_json(folder / "report.json", summary)
-    page = _environment().get_template(TEMPLATE).render(
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined,
+                              autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": _percent, "flat": _flat}
+    page = environment.get_template(TEMPLATE).render(
         summary=summary, environment=_json(run / "environment.json") or {}, changed=_changed(config),
         config=dump_config(config), epochs=read_table(run / "history.csv"), timing=read_table(run / "timing.csv"),
         pictures={name: [_embedded(path) for path in paths] for name, paths in pictures.items()})
@@ -73,15 +76,8 @@ def write_report(run: Path, split: str = "test", out: Path | None = None, advanc
     return path
 
 
-def _environment() -> Environment:
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined,
-                              autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": _percent, "flat": _flat}
-    return environment
-
-
-def _percent(share: float | None, digits: int = 2) -> str:
-    return "–" if share is None else f"{100 * share:.{digits}f} %"
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.2f} %"
 
 
 def _flat(value: Any) -> Any:
@@ -103,8 +99,7 @@ def _json(path: Path) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
-def _changed(config: Any) -> list[tuple[str, Any, Any]]:
+def _changed(config: CfgNode) -> list[tuple[str, Any, Any]]:
     """Return (key, value, default) of every key that differs from its default."""
     standard = dict(flatten(default_config()))
-    return [(key, to_plain(value), to_plain(standard.get(key))) for key, value in flatten(config)
-            if to_plain(value) != to_plain(standard.get(key))]
+    return [(key, to_plain(value), to_plain(standard[key])) for key, value in flatten(config) if value != standard[key]]

@@ -45,7 +45,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory, runs: list[Path]) -> Path:
     """Release the first run, with the seeds of both; return the checkpoint's folder."""
     from analysis.results.release import release
 
-    return release(runs[0], tmp_path_factory.mktemp("clone") / "checkpoints", name="toy", seeds=runs[1:]).folder
+    return release(runs[0], tmp_path_factory.mktemp("clone") / "checkpoints", name="toy", seeds=runs[1:])
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from configs.load import load_config
 from processes import ROOT, TINY
 
 SIDE = 32
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def image_model(network: nn.Layer, *overrides: str) -> ImageModel:
@@ -24,6 +25,19 @@ def picture(seed: int = 0) -> np.ndarray:
 
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     return cv2.resize(coarse, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+
+
+class FromImageNet(nn.Layer):
+    """A network behind InterpretDL's normalisation: images by ImageNet's mean and std to the logits of another's."""
+
+    def __init__(self, network: nn.Layer, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.network = network
+        as_map = [paddle.to_tensor(np.float32(v).reshape(3, 1, 1)) for v in (IMAGENET_MEAN, IMAGENET_STD, mean, std)]
+        self.own_mean, self.own_std, self.mean, self.std = as_map
+
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
+        return self.network((images.astype("float32") * self.own_std + self.own_mean - self.mean) / self.std)
 
 
 class Linear(nn.Layer):
@@ -47,19 +61,15 @@ class OnePatch(nn.Layer):
         return paddle.stack([4 * seen, 2 * paddle.ones_like(seen)], axis=1)
 
 
-class Turn(nn.Layer):
-    """Channels first to channels last, or back."""
-
-    def __init__(self, order: list[int]) -> None:
-        super().__init__()
-        self.order = order
+class ChannelsLast(nn.Layer):
+    """Channels first to channels last."""
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return x.transpose(self.order)
+        return x.transpose([0, 2, 3, 1])
 
 
 class Convolutions(nn.Layer):
-    """Two convolutions, global average pooling and a linear head; ``maps`` outputs ``[B, 6, 16, 16]``, or that turned.
+    """Two convolutions, global average pooling, a linear head; ``maps`` outputs ``[B, 6, 16, 16]`` or channels last.
 
     ``seen`` counts images.
     """
@@ -68,16 +78,14 @@ class Convolutions(nn.Layer):
         super().__init__()
         paddle.seed(1)
         self.first = nn.Sequential(nn.Conv2D(3, 8, 3, padding=1), nn.ReLU())
+        self.map_layout = "NHWC" if channels_last else "NCHW"
         self.maps = nn.Sequential(nn.Conv2D(8, 6, 3, stride=2, padding=1), nn.Tanh(),
-                                  *([Turn([0, 2, 3, 1])] if channels_last else []))
+                                  *([ChannelsLast()] if channels_last else []))
         self.head = nn.Linear(6, classes)
         self.scale, self.seen = scale, 0
-        self.map_layout = "NHWC" if channels_last else "NCHW"
         self.eval()
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         self.seen += len(images)
         maps = self.maps(self.first(images))
         return self.scale * self.head(maps.mean([1, 2] if self.map_layout == "NHWC" else [2, 3]))
-
-

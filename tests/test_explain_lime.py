@@ -5,15 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import types
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from explaining import Convolutions, image_model, picture
+from explaining import Convolutions, FromImageNet, image_model, picture
 
-from analysis.explain.image_model import Regions
-from analysis.explain.interpretdl import FromImageNet, lime_interpreter, load_interpretdl
-from analysis.explain.lime import mean_colours, superpixels
+from analysis.explain.lime import load_interpretdl, superpixels
 from analysis.explain.methods import explain
 from datasets.digits import read as read_digits
 from errors import UserError
@@ -21,12 +20,6 @@ from processes import ROOT
 
 if find_spec("interpretdl") is None:
     pytest.skip("requirements-explain.txt is not installed", allow_module_level=True)
-
-
-def _weighted_least_squares(samples: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Solve the normal equations; the last coefficient is the intercept."""
-    columns = np.concatenate([samples, np.ones((len(samples), 1))], axis=1)
-    return np.linalg.solve(columns.T @ (weights[:, None] * columns), columns.T @ (weights * values))
 
 
 def test_weights_are_those_of_an_independent_computation() -> None:
@@ -43,50 +36,50 @@ def test_weights_are_those_of_an_independent_computation() -> None:
     hidden = image.copy()
     for number in range(count):
         hidden[segments == number] = image[segments == number].mean(0)
-    probabilities = []
-    for mask in masks:
-        perturbed = np.where(mask[segments][..., None] == 1, image, hidden)
-        probabilities.append(model.probabilities_of(perturbed))
+    probabilities = [model.probabilities_of(np.where(mask[segments][..., None] == 1, image, hidden)) for mask in masks]
     distances = 1 - np.sqrt(masks.sum(1) / count)  # the cosine distance of a mask to the mask of ones
     kernel = np.sqrt(np.exp(-(distances**2) / 0.25**2))
+    columns = np.concatenate([masks, np.ones((samples, 1))], axis=1)  # the last coefficient is the intercept
     for row, index in enumerate(found.classes):
-        expected = _weighted_least_squares(masks, np.array(probabilities, np.float64)[:, index], kernel)
-        error = np.abs(found.arrays["weights"][row] - expected[:-1]).max() / np.abs(expected[:-1]).max()
-        error_intercept = abs(found.arrays["intercept"][row] - expected[-1]) / abs(expected[-1])
-        print(f"class {index}: weights {error:.1e}, intercept {error_intercept:.1e}, "
-              f"R² {found.arrays['score'][row]:.3f}")
-        assert error < 1e-5 and error_intercept < 1e-5
+        values = np.array(probabilities, np.float64)[:, index]
+        expected = np.linalg.solve(columns.T @ (kernel[:, None] * columns), columns.T @ (kernel * values))
+        largest = np.abs(expected[:-1]).max()
+        np.testing.assert_allclose(found.arrays["weights"][row], expected[:-1], rtol=0, atol=1e-5 * largest)
+        np.testing.assert_allclose(found.arrays["intercept"][row], expected[-1], rtol=1e-5)
         assert found.arrays["score"][row] > 0.5
     assert found.classes == (int(found.probabilities.argmax()), label)
 
 
 def test_weights_are_those_of_the_loop_of_interpretdl() -> None:
     """The batches, the deduplication and the direct normalisation change nothing but the time."""
+    from sklearn.linear_model import LinearRegression
+
     network, image, samples = Convolutions(), picture(1), 200
     model = image_model(network, "AUGMENT.MEAN=[0.4, 0.5, 0.6]", "AUGMENT.STD=[0.2, 0.3, 0.25]")
     segments = superpixels(image, 8)
     found = explain(model, image, "lime", num_samples=samples, segments=segments, seed=3)
-    interpreter = lime_interpreter(FromImageNet(network, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)), segments, None, seed=3)
+    interpreter = load_interpretdl().LIMECVInterpreter(FromImageNet(network, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)),
+                                                       device="cpu", random_seed=3)
+    lime = interpreter.lime_base
+    lime.segments = segments
+    lime.interpret_instance = partial(lime.interpret_instance, model_regressor=LinearRegression())
     theirs = interpreter.interpret(image, num_samples=samples, batch_size=50, visual=False)
     expected = np.array([weight for _, weight in sorted(theirs[found.classes[0]])])
-    error = np.abs(found.arrays["weights"][0] - expected).max() / np.abs(expected).max()
-    print(f"largest difference {error:.1e} of the largest weight")
     assert list(theirs) == list(found.classes)
-    assert error < 1e-4
+    np.testing.assert_allclose(found.arrays["weights"][0], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 def test_equal_masks_are_computed_once() -> None:
-    network, image = Convolutions(), picture()
+    network, image, hidden = Convolutions(), picture(), picture(1)
     model = image_model(network)
     segments = np.zeros((32, 32), np.int64)
     segments[:, 10:20], segments[16:, 20:] = 1, 2
-    regions = Regions(model.normalise(image), model.normalise(mean_colours(image, segments)), segments)
     masks = np.random.default_rng(0).integers(0, 2, (500, 3))
     model.batch_size = 3
-    found = regions.probabilities(model, masks)
+    found = model.region_probabilities(image, hidden, segments, masks)
     assert network.seen == 8
-    direct = model.probabilities(lambda start, stop: regions.compose(masks[start:stop]), len(masks))
-    np.testing.assert_allclose(found, direct, atol=1e-6)
+    images = np.where(masks[:20, segments][..., None], image, hidden)
+    np.testing.assert_allclose(found[:20], [model.probabilities_of(one) for one in images], atol=1e-6)
 
 
 def test_superpixels_are_those_of_the_source_at_224_and_enough_at_32() -> None:
@@ -98,20 +91,10 @@ def test_superpixels_are_those_of_the_source_at_224_and_enough_at_32() -> None:
     for digit in read_digits("test").images[:3]:
         small = cv2.resize(digit, (32, 32), interpolation=cv2.INTER_LINEAR)
         found = superpixels(small)
-        print(f"{quickshift(small, sigma=1).max() + 1} superpixels at 32 pixels, {found.max() + 1} by way of 224")
         assert found.shape == (32, 32)
         assert np.unique(found).tolist() == list(range(found.max() + 1))
         assert found.max() + 1 >= 15 > 2 * (quickshift(small, sigma=1).max() + 1)
     assert 8 <= superpixels(picture(2), 12).max() + 1 <= 20
-
-
-def test_hidden_superpixels_have_their_mean_colour() -> None:
-    image = picture(3)
-    segments = superpixels(image, 9)
-    expected = image.copy()
-    for number in np.unique(segments):
-        expected[segments == number] = np.mean(image[segments == number], axis=0)
-    np.testing.assert_array_equal(mean_colours(image, segments), expected)
 
 
 def test_fewer_samples_than_superpixels_are_refused() -> None:
@@ -125,7 +108,7 @@ def test_display_is_lent_for_the_import_alone(monkeypatch: pytest.MonkeyPatch) -
     old_module = types.ModuleType("IPython.core.display")
     monkeypatch.setattr("IPython.core.display", old_module)
     seen = []
-    monkeypatch.setattr("analysis.explain.interpretdl.importlib.import_module",
+    monkeypatch.setattr("analysis.explain.lime.importlib.import_module",
                         lambda name: seen.append(callable(old_module.display)))
     load_interpretdl()
     assert seen == [True] and not hasattr(old_module, "display")
@@ -134,7 +117,7 @@ def test_display_is_lent_for_the_import_alone(monkeypatch: pytest.MonkeyPatch) -
 def test_nothing_needs_interpretdl_until_it_is_used() -> None:
     program = ("import sys\nfor name in ('interpretdl', 'skimage', 'IPython'): sys.modules[name] = None\n"
                "import analysis.explain.methods, analysis.explain.gallery\n"
-               "from analysis.explain.interpretdl import load_interpretdl\n"
+               "from analysis.explain.lime import load_interpretdl\n"
                "from errors import UserError\n"
                "try: load_interpretdl()\nexcept UserError as error: print(error)\n")
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,11 +11,12 @@ import cv2
 import numpy as np
 import pytest
 
+from analysis.explain.methods import Explanation, explain
 from configs.load import load_config
 from engine.model import build_model
 from engine.weights.state_dict import save_weights
 from errors import UserError
-from processes import ROOT, TINY, overrides, start_tool
+from processes import ROOT, TINY, call, overrides
 
 if find_spec("interpretdl") is None:
     pytest.skip("requirements-explain.txt is not installed", allow_module_level=True)
@@ -62,11 +62,14 @@ def test_invalid_arguments_are_refused(arguments: list[str], command: Callable[.
             command("explain", *arguments, *words)
 
 
-@pytest.mark.slow
-def test_ctrl_c_ends_it_with_130(arguments: list[str], tmp_path: Path) -> None:
-    process = start_tool("explain", *arguments, "--index", "0", "1", "--samples", "300000", "--out", tmp_path)
-    assert process.stdout.readline() == f"2 images, LIME, into {tmp_path}\n"
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert said.endswith("interrupted\n") and not list(tmp_path.iterdir())
+def test_ctrl_c_ends_it_with_130_and_leaves_what_was_done(arguments: list[str], tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    def explain_one(*positional: object, **options: object) -> Explanation:
+        if list(tmp_path.iterdir()):
+            raise KeyboardInterrupt
+        return explain(*positional, **options)
+
+    monkeypatch.setattr("analysis.explain.gallery.explain", explain_one)
+    ended = call("explain", *arguments, "--method", "gradcam", "--index", "0", "1", "--out", str(tmp_path))
+    assert ended.returncode == 130 and ended.stderr == "interrupted\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["test_image_0_gradcam.npz"]

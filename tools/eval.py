@@ -26,7 +26,7 @@ def main(arguments: argparse.Namespace) -> None:
     runtime.prepare(config.RUNTIME.THREADS)
 
     from analysis.confusion import confusion_table, draw_confusion
-    from analysis.error_analysis import Predictions, metrics_of
+    from analysis.error_analysis import metrics_of
     from engine.data import build_eval_loader, check_classes
     from engine.evaluate import LabelSmoothingCrossEntropy, evaluate
     from engine.evaluation_report import EvaluationReport
@@ -45,10 +45,10 @@ def main(arguments: argparse.Namespace) -> None:
                           lambda images: bar.update(), table.add)
     names = loader.dataset.class_names
     outputs = [*names, *(f"class {index}" for index in range(len(names), len(result.per_class)))]
-    confusion, metrics = result.confusion.tolist(), metrics_of(config, Predictions(result, loader.dataset))
+    confusion, metrics = result.confusion.tolist(), metrics_of(config, result, loader.dataset)
     figures = {"model": config.MODEL.NAME, "weights": str(report.path), "dataset": loader.dataset.name,
-               "split": arguments.split, **metrics, "per_class": dict(zip(names, result.per_class, strict=False)),
-               "confusion": confusion, "images_per_second": result.images_per_second, "device": device}
+               "split": arguments.split, **metrics, "confusion": confusion,
+               "images_per_second": result.images_per_second, "device": device}
 
     print(f"{config.MODEL.NAME} on {metrics['data']}, {arguments.split}: {result.images:,} images, "
           f"{result.images_per_second:.1f} images/s on {device}")

@@ -23,7 +23,7 @@ def main(arguments: argparse.Namespace) -> None:
     from analysis.explain.faithfulness import curves_text
     from analysis.explain.gallery import Picture, Settings, explain_pictures
     from analysis.explain.image_model import ImageModel
-    from analysis.explain.interpretdl import load_interpretdl
+    from analysis.explain.lime import load_interpretdl
     from analysis.explain.methods import method_names
     from datasets import build_dataset
     from datasets.files import read_image

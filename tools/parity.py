@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -53,8 +52,10 @@ def main(arguments: argparse.Namespace) -> int:
         start = time.monotonic()
         parity = compare(name, arguments.fixtures)
         seconds = time.monotonic() - start
-        records.append({**asdict(parity), "missed": parity.missed, "seconds": round(seconds, 1)})
-        errors = ("–" if value is None else f"{value:.1e}" for value in parity.errors())
+        records.append({"fixture": name, "parameters": parity.parameters,
+                        "reference_parameters": parity.reference_parameters, **parity.errors, "missed": parity.missed,
+                        "seconds": round(seconds, 1)})
+        errors = ("–" if value is None else f"{value:.1e}" for value in parity.errors.values())
         print(f"{name:{width}}" + "".join(f"{error:>11}" for error in errors)
               + f" {parity.parameters:>12,} {seconds:>8.1f}", flush=True)
         for phrase in parity.missed:

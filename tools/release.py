@@ -26,22 +26,26 @@ def main(arguments: argparse.Namespace) -> None:
     runtime.prepare(config.RUNTIME.THREADS)
 
     from analysis.results.release import LARGEST_TOGETHER, release
+    from utils.fileio import read_json
 
     runtime.start(config)
+    into = Path(arguments.into)
     with batches("test images", 0, "image") as bar:
-        made = release(run, Path(arguments.into), name=arguments.name, data=arguments.data,
-                       seeds=[Path(each) for each in arguments.seeds], float16=arguments.float16,
-                       unfinished=arguments.unfinished, overwrite=arguments.overwrite, advance=bar.update)
-    weights, (test,) = made.results["weights"], made.results["test"]
-    print(f"wrote {made.folder}: {weights['bytes']:,} bytes of weights, {weights['precision']}, epoch "
-          f"{weights['epoch']}")
+        folder = release(run, into, name=arguments.name, data=arguments.data,
+                         seeds=[Path(each) for each in arguments.seeds], float16=arguments.float16,
+                         unfinished=arguments.unfinished, overwrite=arguments.overwrite, advance=bar.update)
+    results = read_json(folder / released.RESULTS)
+    weights, (test,) = results["weights"], results["test"]
+    print(f"wrote {folder}: {weights['bytes']:,} bytes of weights, {weights['precision']}, epoch {weights['epoch']}")
     ece = f", ECE {test['ece']:.2%}" if "ece" in test else ""
     print(f"{test['data']}: top-1 {test['top1']:.4%} of {test['images']:,} images, loss {test['loss']:.6f}{ece}")
-    if own := made.results.get(weights["kind"]):
+    if own := results.get(weights["kind"]):
         print(f"the run's {weights['kind']} weights (float32): top-1 {own['test']['top1']:.4%}")
-    if made.together > LARGEST_TOGETHER:
-        print(f"{arguments.into} has {made.together:,} bytes now, more than the {LARGEST_TOGETHER:,} of the repository")
-    print(f"for the head of the config:\n{made.header()}")
+    together = sum(path.stat().st_size for path in into.rglob("*") if path.is_file())
+    if together > LARGEST_TOGETHER:
+        print(f"{into} has {together:,} bytes now, more than the {LARGEST_TOGETHER:,} of the repository")
+    print("for the head of the config:\n"
+          f"# Result: {100 * test['top1']:.2f} % top-1 on {test['data']} (checkpoints/{folder.name}).")
     print("next: python tools/results.py --write RESULTS.md")
 
 

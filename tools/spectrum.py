@@ -29,9 +29,10 @@ def main(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out) if arguments.out else _default_out(runs)
     runtime.prepare(runs[0][1].RUNTIME.THREADS)
 
-    from analysis.spectrum import analyse, draw_spectra, save_spectra
+    from analysis.spectrum import analyse, draw_spectra
     from datasets import build_dataset
     from engine.model import load_model
+    from utils.fileio import write_json
 
     spectra = []
     for weights, config in runs:
@@ -48,7 +49,8 @@ def main(arguments: argparse.Namespace) -> None:
             value = f"{row['relative_log_amplitude'][-1]:7.3f}" if len(row["frequencies"]) > 1 else "  one pixel"
             print(f"  stage {row['stage']}  {row['block']:<24} {row['map'][0]:>3}×{row['map'][1]:<3} {value}")
     print(f"wrote {draw_spectra(spectra, out)}")
-    print(f"wrote {save_spectra(spectra, out.with_suffix('.json'))}")
+    write_json(out.with_suffix(".json"), {model.title: model.rows() for model in spectra})
+    print(f"wrote {out.with_suffix('.json')}")
 
 
 def _default_out(runs: list[tuple[str, CfgNode]]) -> Path:

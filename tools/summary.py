@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from errors import UserError
 from tools import cli
-from utils.paths import ROOT
+from utils.progress import batches
 
 EPILOG = """Counted are convolutions, fully connected layers and matrix products, one MAC a multiply-accumulate;
 "=" means that our figure rounds to the paper's."""
@@ -36,6 +36,7 @@ def main(arguments: argparse.Namespace) -> None:
 
     prepare()
     image_size = cli.image_size(arguments.image_size)
+    from analysis.formatting import text_table
     from analysis.results import zoo
     from utils.fileio import write_json
 
@@ -45,12 +46,12 @@ def main(arguments: argparse.Namespace) -> None:
                             "--num-classes with it")
         _write_page(arguments.write)
         return
-    names = zoo.select(arguments.names)
-    print(zoo.heading(names))
-    rows = []
-    for name in names:
-        rows.append(zoo.measure(name, arguments.num_classes, image_size))
-        print(zoo.line(rows[-1], names), flush=True)
+    names, rows = zoo.select(arguments.names), []
+    with batches("counting", len(names), "network") as bar:
+        for name in names:
+            rows.append(zoo.measure(name, arguments.num_classes, image_size))
+            bar.update()
+    print(text_table(zoo.TEXT_HEADINGS, map(zoo.text_cells, rows)))
     for note, about in zoo.notes(row.info for row in rows).items():
         print(f"  {', '.join(about)}: {note}")
     if arguments.json:
@@ -59,18 +60,17 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _write_page(path: Path) -> None:
-    from analysis.parity import compare, fixture_names
+    from analysis.parity import REFERENCE, compare, fixture_names
     from analysis.results import zoo
     from utils.fileio import write_text
 
-    references = ROOT / "references"
-    names, fixtures = zoo.select([]), fixture_names(references)
+    names, fixtures = zoo.select([]), fixture_names(REFERENCE)
     rows, parities = {}, {}
     for name in names:
         rows[name] = zoo.measure(name)
         print(f"counted {len(rows)} of {len(names)}: {name}", flush=True)
     for name in fixtures:
-        parities[name] = compare(name, references)
+        parities[name] = compare(name, REFERENCE)
         print(f"compared {len(parities)} of {len(fixtures)}: {name}", flush=True)
     write_text(path, zoo.page(rows, parities, fixtures))
     print(f"wrote {path}")

@@ -5,6 +5,7 @@ InterpretDL 0.8.0 has a version of each; docs/EXPLAIN.md lists the differences. 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import cv2
@@ -13,7 +14,7 @@ import paddle
 import paddle.nn.functional as F
 
 from analysis.explain.image_model import ImageModel
-from analysis.features import find_blocks, watching
+from analysis.features import describe_blocks, watching
 from errors import UserError, nearest
 
 SMALLEST_MAP = 4  # positions a side of the map that a CAM uses, if any map has them
@@ -28,11 +29,11 @@ def input_gradients(model: ImageModel, images: np.ndarray, index: int) -> np.nda
     size, parts = max(1, model.batch_size // GRADIENT_COST), []
     for start in range(0, len(images), size):
         batch = paddle.to_tensor(images[start : start + size], stop_gradient=False)
-        parts.append(_gradient(model, F.softmax(model.logits(batch), axis=-1)[:, index].sum(), batch).numpy())
+        parts += [each.numpy() for each in paddle.grad(F.softmax(model.logits(batch), axis=-1)[:, index].sum(), batch)]
     return np.concatenate(parts)
 
 
-def integrated_gradients(model: ImageModel, image: np.ndarray, classes: Sequence[int], layer: str = "") -> np.ndarray:
+def integrated_gradients(model: ImageModel, image: np.ndarray, classes: Sequence[int]) -> np.ndarray:
     """Integrated gradients (Sundararajan et al. 2017, equation 1) of the probability, by the midpoint rule.
 
     A pixel's value is summed over channels; the sum over pixels is the probability minus that of the baseline.
@@ -42,7 +43,7 @@ def integrated_gradients(model: ImageModel, image: np.ndarray, classes: Sequence
     return np.stack([(input_gradients(model, points, index).mean(0) * x).sum(0) for index in classes])
 
 
-def smooth_grad(model: ImageModel, image: np.ndarray, classes: Sequence[int], layer: str = "") -> np.ndarray:
+def smooth_grad(model: ImageModel, image: np.ndarray, classes: Sequence[int]) -> np.ndarray:
     """SmoothGrad (Smilkov et al. 2017): the mean gradient of the probability over noisy copies, its magnitude."""
     x = model.normalise(image)
     deviation = np.float32(NOISE) * (x.max() - x.min())
@@ -50,7 +51,7 @@ def smooth_grad(model: ImageModel, image: np.ndarray, classes: Sequence[int], la
     return np.stack([np.abs(input_gradients(model, x + deviation * noise, index).mean(0)).sum(0) for index in classes])
 
 
-def occlusion(model: ImageModel, image: np.ndarray, classes: Sequence[int], layer: str = "") -> np.ndarray:
+def occlusion(model: ImageModel, image: np.ndarray, classes: Sequence[int]) -> np.ndarray:
     """Occlusion (Zeiler and Fergus 2014): the drop of the probability when a window is covered by the baseline.
 
     The window is a seventh of each side (32 of 224 pixels), moved by half of itself; a pixel's value is the mean over
@@ -58,98 +59,64 @@ def occlusion(model: ImageModel, image: np.ndarray, classes: Sequence[int], laye
     """
     x = model.normalise(image)
     height, width = x.shape[1:]
-    window = max(1, height // 7), max(1, width // 7)
-    tops, lefts = (sorted({*range(0, side - size, max(1, size // 2)), side - size})
-                   for side, size in zip((height, width), window, strict=True))
-    boxes = [np.s_[..., top : top + window[0], left : left + window[1]] for top in tops for left in lefts]
-
-    def covered(start: int, stop: int) -> np.ndarray:
-        images = np.repeat(x[None], stop - start, axis=0)
-        for one, box in zip(images, boxes[start:stop], strict=True):
-            one[box] = 0
-        return images
-
-    drops, times = np.zeros((len(classes), height, width)), np.zeros((height, width))
-    before = model.probabilities_of(image)
-    for box, after in zip(boxes, model.probabilities(covered, len(boxes)), strict=True):
-        drops[box] += (before - after)[list(classes)][:, None, None]
-        times[box] += 1
-    return drops / times
+    rows, columns = (
+        [slice(first, first + size) for first in sorted({*range(0, side - size, max(1, size // 2)), side - size})]
+        for side, size in ((side, max(1, side // 7)) for side in (height, width)))
+    windows = np.zeros((len(rows) * len(columns), height, width), bool)
+    for window, (row, column) in zip(windows, itertools.product(rows, columns), strict=True):
+        window[row, column] = True
+    after = model.probabilities(lambda start, stop: np.where(windows[start:stop, None], 0, x), len(windows))
+    drops = (model.probabilities_of(image) - after)[:, list(classes)]
+    return np.einsum("nc,nhw->chw", drops, windows) / windows.sum(0)
 
 
-def grad_cam(model: ImageModel, image: np.ndarray, classes: Sequence[int], layer: str = "") -> np.ndarray:
-    """Grad-CAM (Selvaraju et al. 2017, equations 1 and 2) on the maps of ``layer``, by default ``default_layer``."""
-    layer, found = layer or default_layer(model, image), []
+def grad_cam(model: ImageModel, image: np.ndarray, classes: Sequence[int], layer: str) -> np.ndarray:
+    """Grad-CAM (Selvaraju et al. 2017, equations 1 and 2) on the maps of ``layer``."""
+    found, (logits, maps, output) = [], _map_of(model, layer, image)
     for index in classes:
-        x = paddle.to_tensor(model.normalise(image)[None], stop_gradient=False)
-        logits, maps, output = _map_of(model, layer, x)
-        gradient = _gradient(model, logits[0, index], output)
+        (gradient,) = paddle.grad(logits[0, index], output, retain_graph=True, allow_unused=True)
         if gradient is None:
             raise UserError(f"--layer {layer}: its maps do not lead to the logits")
         gradient = gradient if output is maps else gradient.transpose([0, 3, 1, 2])
-        found.append(_scaled(F.relu((gradient.mean([2, 3], keepdim=True) * maps).sum(1))[0].numpy(), image.shape))
+        heat = F.relu((gradient.mean([2, 3], keepdim=True) * maps).sum(1))[0].numpy()
+        found.append(cv2.resize(heat, image.shape[1::-1]))
     return np.stack(found)
 
 
-def score_cam(model: ImageModel, image: np.ndarray, classes: Sequence[int], layer: str = "") -> np.ndarray:
-    """Score-CAM (Wang et al. 2020) on the maps of ``layer``, by default ``default_layer``.
+def score_cam(model: ImageModel, image: np.ndarray, classes: Sequence[int], layer: str) -> np.ndarray:
+    """Score-CAM (Wang et al. 2020) on the maps of ``layer``.
 
     ReLU of the sum of the scaled maps, each weighted by the class's probability for the image times that map (scaled
     to 0 to 1), as in the authors' code.
     """
-    x = model.normalise(image)
     with paddle.no_grad():
-        _, found, _ = _map_of(model, layer or default_layer(model, image), paddle.to_tensor(x[None]))
-    maps = np.stack([_scaled(channel, image.shape) for channel in found[0].numpy()])
+        _, found, _ = _map_of(model, layer, image)
+    maps = np.stack([cv2.resize(channel, image.shape[1::-1]) for channel in found[0].numpy()])
     low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
     masks = np.divide(maps - low, high - low, out=maps.copy(), where=high > low)
-    weights = model.probabilities(lambda start, stop: masks[start:stop, None] * x, len(masks))
+    weights = model.probabilities(lambda start, stop: masks[start:stop, None] * model.normalise(image), len(masks))
     return np.maximum(np.einsum("kc,khw->chw", weights[:, list(classes)], maps), 0)
 
 
-def default_layer(model: ImageModel, image: np.ndarray) -> str:
+def default_layer(model: ImageModel) -> str:
     """Return the last block whose map has ``SMALLEST_MAP`` positions a side, or the block of the largest map.
 
     At 224 pixels that is the last block (7×7); at 32 pixels the last stages of most networks have one or two positions.
     """
-    sizes: dict[str, int] = {}
-
-    def see(name: str, maps: paddle.Tensor, output: paddle.Tensor) -> None:
-        sizes[name] = min(maps.shape[2:])
-
-    with paddle.no_grad(), watching(model.network, find_blocks(model.network), see):
-        model.logits(paddle.to_tensor(model.normalise(image)[None]))
+    sizes = {row["block"]: min(row["height"], row["width"]) for row in describe_blocks(model.network, model.size)}
     if not sizes:
         raise UserError(f"{model.config.MODEL.NAME} has no blocks that output maps: name a layer with --layer")
     fine = [name for name, side in sizes.items() if side >= SMALLEST_MAP]
     return fine[-1] if fine else max(sizes, key=sizes.get)
 
 
-def _gradient(model: ImageModel, value: paddle.Tensor, of: paddle.Tensor) -> paddle.Tensor | None:
-    """Return the gradient of a number with respect to a tensor, None where it does not depend on it.
-
-    ``paddle.grad`` fails at a PyLayer (a compiled operator) whose parameters need no gradient, so all are computed.
-    """
-    of.retain_grads()
-    try:
-        value.backward()
-        return None if of.grad is None else of.grad.clone()
-    finally:
-        of.clear_gradient(set_to_zero=False)
-        model.network.clear_gradients(set_to_zero=False)
-
-
-def _map_of(model: ImageModel, layer: str, x: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
-    """Return the logits of one image, the layer's map with channels first, and the layer's own output."""
+def _map_of(model: ImageModel, layer: str, image: np.ndarray) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+    """Return the logits of an image, the layer's map with channels first, and the layer's own output."""
     layers, seen = dict(model.network.named_sublayers()), []
     if layer not in layers:
         raise UserError(f"--layer {layer!r} is not the name of a layer{nearest(layer, layers)}")
     with watching(model.network, [layer], lambda name, *found: seen.append(found)):
-        logits = model.logits(x)
+        logits = model.logits(paddle.to_tensor(model.normalise(image)[None], stop_gradient=False))
     if len(seen) != 1:
         raise UserError(f"--layer {layer} outputs {len(seen)} maps [B, C, H, W] in a forward pass, expected 1")
     return logits, *seen[0]
-
-
-def _scaled(heat: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    return cv2.resize(heat, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)

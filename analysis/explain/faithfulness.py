@@ -8,7 +8,6 @@ small area under the deletion curve and a large one under the insertion curve. A
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,18 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis.explain.image_model import ImageModel, Regions
+from analysis.explain.image_model import ImageModel
 from analysis.explain.lime import mean_colours, region_means
 from analysis.explain.methods import METHODS, Explanation
 from analysis.figures import save_figure
 
 GRID = np.linspace(0, 1, 101)
+Curves = dict[str, dict[str, np.ndarray]]
+"""Probabilities of one image at ``GRID``: by ``deletion`` or ``insertion``, then by method ``[1, len(GRID)]`` or
+``random`` ``[rankings, len(GRID)]``."""
 COVERS: dict[str, Callable[[np.ndarray, np.ndarray, Sequence[float]], np.ndarray]] = {
     "blur": lambda image, segments, mean: cv2.GaussianBlur(image, (0, 0), min(image.shape[:2]) / 8),
-    "colour": lambda image, segments, mean: np.broadcast_to(np.round(255 * np.array(mean)).astype(np.uint8),
-                                                            image.shape),
+    "colour": lambda image, segments, mean: np.full_like(image, np.round(255 * np.array(mean))),
     "superpixels": lambda image, segments, mean: mean_colours(image, segments),
 }
 """The covered image, from an image (uint8 ``[H, W, 3]``), its segments and AUGMENT.MEAN.
@@ -35,35 +36,29 @@ their mean colours that of LIME.
 """
 
 
-@dataclass(frozen=True)
-class Curves:
-    """Probabilities ``[rankings, len(GRID)]`` of one image, by method (one ranking) or ``random``."""
-
-    deletion: dict[str, np.ndarray]
-    insertion: dict[str, np.ndarray]
-
-
 def measure_curves(model: ImageModel, found: Sequence[Explanation], segments: np.ndarray, randoms: int = 10,
                    seed: int = 0, cover: str = "blur") -> Curves:
     """Return the curves of one image's explanations, for its predicted class and regions ``segments`` ``[H, W]``."""
-    image = found[0].image
-    hidden = np.ascontiguousarray(COVERS[cover](image, segments, model.config.AUGMENT.MEAN))
-    regions = Regions(model.normalise(image), model.normalise(hidden), segments)
-    rng = np.random.default_rng(seed)
-    rankings = {one.method: np.argsort(-region_means(one.maps[0], segments), kind="stable")[None] for one in found}
-    rankings["random"] = np.stack([rng.permutation(regions.count) for _ in range(randoms)])
-    orders = np.concatenate(list(rankings.values()))
+    image, sizes, rng = found[0].image, np.bincount(segments.ravel()), np.random.default_rng(seed)
+    orders = np.stack([*(rng.permutation(len(sizes)) for _ in range(randoms)),
+                       *(np.argsort(-region_means(one.maps[0], segments), kind="stable") for one in found)])
     ranks = np.argsort(orders, axis=1)  # of each region in each ranking
-    first = ranks[:, None] < np.arange(regions.count + 1)[None, :, None]  # [rankings, steps, regions]
-    masks = np.concatenate([~first, first]).reshape(-1, regions.count)
-    probabilities = regions.probabilities(model, masks)[:, found[0].classes[0]]
-    sizes = np.bincount(segments.ravel())[orders].cumsum(1) / segments.size
-    shares = np.concatenate([np.zeros((len(orders), 1)), sizes], axis=1)
-    both = probabilities.reshape(2, len(orders), -1)
-    curves = [np.stack([np.interp(GRID, *pair) for pair in zip(shares, half, strict=True)]) for half in both]
-    ends = np.cumsum([len(ranking) for ranking in rankings.values()])[:-1]
-    deletion, insertion = (dict(zip(rankings, np.split(half, ends), strict=True)) for half in curves)
-    return Curves(deletion, insertion)
+    first = ranks[:, None] < np.arange(len(sizes) + 1)[None, :, None]  # [rankings, steps, regions]
+    masks = np.concatenate([~first, first]).reshape(-1, len(sizes))
+    covered = COVERS[cover](image, segments, model.config.AUGMENT.MEAN)
+    probabilities = model.region_probabilities(image, covered, segments, masks)[:, found[0].classes[0]]
+    shares = np.pad(sizes[orders].cumsum(1) / segments.size, ((0, 0), (1, 0)))
+    curves: Curves = {}
+    for kind, half in zip(("deletion", "insertion"), probabilities.reshape(2, len(orders), -1), strict=True):
+        values = np.stack([np.interp(GRID, *pair) for pair in zip(shares, half, strict=True)])
+        curves[kind] = {"random": values[:randoms]}
+        curves[kind] |= {one.method: row[None] for one, row in zip(found, values[randoms:], strict=True)}
+    return curves
+
+
+def area(curves: np.ndarray) -> np.ndarray:
+    """Return the areas under curves ``[..., len(GRID)]``, by the trapezoidal rule."""
+    return (curves[..., 1:] + curves[..., :-1]).mean(-1) / 2
 
 
 def summarise(curves: Sequence[Curves]) -> dict[str, Any]:
@@ -72,17 +67,16 @@ def summarise(curves: Sequence[Curves]) -> dict[str, Any]:
     ``random_mean`` and ``random_std`` are over random rankings, each of all images; ``better_than_random`` is the share
     of images where a method beats the mean of the random rankings.
     """
-    result: dict[str, Any] = {"images": len(curves), "random_rankings": len(curves[0].deletion["random"])}
+    result: dict[str, Any] = {"images": len(curves), "random_rankings": len(curves[0]["deletion"]["random"])}
     for kind, sign in (("deletion", -1), ("insertion", 1)):
-        areas = {name: np.stack([np.trapezoid(getattr(one, kind)[name], GRID, axis=1) for one in curves])
-                 for name in curves[0].deletion}  # [images, rankings]
-        random = areas.pop("random")
+        areas = {name: area(np.stack([one[kind][name] for one in curves])) for name in curves[0][kind]}
+        random = areas.pop("random")  # [images, rankings]
         result[kind] = {
             "random_mean": float(random.mean()),
             "random_std": float(random.mean(0).std(ddof=1)) if random.shape[1] > 1 else None,
-            **{name: {"auc": float(area.mean()),
-                      "better_than_random": float((sign * (area[:, 0] - random.mean(1)) > 0).mean())}
-               for name, area in areas.items()},
+            **{name: {"auc": float(own.mean()),
+                      "better_than_random": float((sign * (own[:, 0] - random.mean(1)) > 0).mean())}
+               for name, own in areas.items()},
         }
     return result
 
@@ -90,10 +84,10 @@ def summarise(curves: Sequence[Curves]) -> dict[str, Any]:
 def curves_text(summary: dict[str, Any]) -> str:
     """Return the summary as text."""
     lines = []
-    for kind, wanted in (("deletion", "smaller is better"), ("insertion", "larger is better")):
+    for kind, good in (("deletion", "smaller"), ("insertion", "larger")):
         part = summary[kind]
         spread = "" if part["random_std"] is None else f" ± {part['random_std']:.3f}"
-        lines.append(f"{kind}, area under the curve ({wanted}): random {part['random_mean']:.3f}{spread}")
+        lines.append(f"{kind}, area under the curve ({good} is better): random {part['random_mean']:.3f}{spread}")
         lines += [f"  {METHODS[name].title:<20} {value['auc']:.3f}, better than random for "
                   f"{value['better_than_random']:.0%} of the images"
                   for name, value in part.items() if name in METHODS]
@@ -104,21 +98,20 @@ def draw_curves(curves: Sequence[Curves], path: Path, title: str = "") -> Path:
     """Write both curves, means over images, with one standard deviation of the random rankings in grey."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     figure.suptitle(title)
-    labels = {"deletion": "covered", "insertion": "shown"}
-    highest = 0.0
-    for axes, (kind, done) in zip(figure.subplots(1, 2, sharey=True), labels.items(), strict=True):
-        means = {name: np.mean([getattr(one, kind)[name] for one in curves], axis=0) for name in curves[0].deletion}
-        random = means.pop("random")
-        mean, deviation = random.mean(0), random.std(0, ddof=1) if len(random) > 1 else 0.0
-        axes.fill_between(100 * GRID, 100 * (mean - deviation), 100 * (mean + deviation), color="0.8", linewidth=0)
-        axes.plot(100 * GRID, 100 * mean, color="0.3", linestyle="--",
-                  label=f"{len(random)} random rankings ({np.trapezoid(mean, GRID):.3f})")
-        for name, values in means.items():
-            axes.plot(100 * GRID, 100 * values[0], label=f"{METHODS[name].title} ({np.trapezoid(values[0], GRID):.3f})")
-        highest = max(highest, (mean + deviation).max(), *(values.max() for values in means.values()))
+    sides = (("deletion", "covered", "small", "upper right"), ("insertion", "shown", "large", "lower right"))
+    for axes, (kind, done, good, corner) in zip(figure.subplots(1, 2, sharey=True), sides, strict=True):
+        for name in curves[0][kind]:
+            found = 100 * np.mean([one[kind][name] for one in curves], axis=0)  # [rankings, len(GRID)]
+            mean, random = found.mean(0), name == "random"
+            label = f"{len(found)} random rankings" if random else METHODS[name].title
+            axes.plot(100 * GRID, mean, label=f"{label} ({area(mean) / 100:.3f})",
+                      **({"color": "0.3", "linestyle": "--"} if random else {}))
+            if len(found) > 1:
+                deviation = found.std(0, ddof=1)
+                axes.fill_between(100 * GRID, mean - deviation, mean + deviation, color="0.8", linewidth=0)
         axes.set(xlabel=f"pixels {done}, most important first, in %", xlim=(0, 100),
-                 title=f"{kind} (area under the curve: {'small' if kind == 'deletion' else 'large'} is good)")
+                 title=f"{kind} (area under the curve: {good} is good)")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, loc="upper right" if kind == "deletion" else "lower right")
-    figure.axes[0].set(ylabel="probability of the predicted class in %", ylim=(0, min(100, 105 * highest)))
+        axes.legend(fontsize=8, loc=corner)
+    figure.axes[0].set(ylabel="probability of the predicted class in %", ylim=(0, min(100, axes.get_ylim()[1])))
     return save_figure(figure, path, dpi=100)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from analysis.explain.faithfulness import draw_curves, measure_curves, summarise
 from analysis.explain.image_model import ImageModel
@@ -19,6 +17,7 @@ from analysis.explain.lime import SAMPLES, superpixels
 from analysis.explain.methods import METHODS, Explanation, explain
 from analysis.explain.sheet import draw_explanations
 from utils.fileio import write_json
+from utils.progress import batches
 
 
 @dataclass(frozen=True)
@@ -49,32 +48,28 @@ def explain_pictures(model: ImageModel, pictures: Sequence[Picture], settings: S
 
     Returns the content of the JSON file. An interruption leaves the arrays of what was done.
     """
-    found: list[list[Explanation]] = []
-    records, curves = [], []
-    titles = ", ".join(METHODS[method].title for method in settings.methods)
+    found, records, curves = [], [], []
+    config, titles = model.config, ", ".join(METHODS[method].title for method in settings.methods)
     print(f"{len(pictures)} images, {titles}, into {folder}", flush=True)
     for number, (picture, stem) in enumerate(zip(pictures, _stems(pictures), strict=True), start=1):
         image = model.prepare(picture.image)
-        needed = "lime" in settings.methods or settings.curves
-        segments = superpixels(image, settings.superpixels) if needed else None
-        explanations, seconds = [], {}
+        segments = superpixels(image, settings.superpixels) if settings.curves or "lime" in settings.methods else None
+        found.append([])
+        seconds = {}
         for method in settings.methods:
             started = time.perf_counter()
-            with tqdm(desc=f"{METHODS[method].title} {number}/{len(pictures)}, {picture.name}", unit="image",
-                      total=settings.num_samples if method == "lime" else None, leave=False,
-                      disable=not sys.stderr.isatty()) as bar:
+            with batches(f"{METHODS[method].title} {number}/{len(pictures)}, {picture.name}",
+                         settings.num_samples if method == "lime" else 0, "image") as bar:
                 model.advance = bar.update
-                explanations.append(explain(model, image, method, picture.label, num_samples=settings.num_samples,
-                                            segments=segments, layer=settings.layer, seed=settings.seed))
+                one = explain(model, image, method, picture.label, num_samples=settings.num_samples,
+                              segments=segments, layer=settings.layer, seed=settings.seed)
             seconds[method] = round(time.perf_counter() - started, 3)
-            explanations[-1].save(folder / f"{stem}_{method}.npz")
+            one.save(folder / f"{stem}_{method}.npz")
+            found[-1].append(one)
         model.advance = lambda images: None
-        found.append(explanations)
-        records.append(_record(model, picture, stem, explanations) | {"seconds": seconds})
-        print(_line(records[-1]), flush=True)
+        records.append(_report(model, picture.name, stem, found[-1]) | {"seconds": seconds})
         if settings.curves:
-            curves.append(measure_curves(model, explanations, segments, settings.curves, settings.seed, settings.cover))
-    config = model.config
+            curves.append(measure_curves(model, found[-1], segments, settings.curves, settings.seed, settings.cover))
     summary = {"config": config.NAME, "model": config.MODEL.NAME, "methods": list(settings.methods),
                "samples": settings.num_samples, "superpixels": settings.superpixels, "seed": settings.seed,
                "images": records}
@@ -83,8 +78,8 @@ def explain_pictures(model: ImageModel, pictures: Sequence[Picture], settings: S
         draw_curves(curves, folder / f"{name}_curves.png",
                     f"{config.NAME}: mean of {len(curves)} images, covered by {settings.cover}")
     write_json(folder / f"{name}.json", summary)
-    title = f"{config.NAME}: {METHODS[settings.methods[0]].title}" if len(settings.methods) == 1 else config.NAME
-    draw_explanations(model, found, [picture.name for picture in pictures], folder / f"{name}.png", title)
+    draw_explanations(model, found, [picture.name for picture in pictures], folder / f"{name}.png",
+                      f"{config.NAME}: {titles}" if len(settings.methods) == 1 else config.NAME)
     return summary
 
 
@@ -98,23 +93,21 @@ def _stems(pictures: Sequence[Picture]) -> list[str]:
     return stems
 
 
-def _record(model: ImageModel, picture: Picture, stem: str, explanations: Sequence[Explanation]) -> dict[str, Any]:
+def _report(model: ImageModel, name: str, stem: str, explanations: Sequence[Explanation]) -> dict[str, Any]:
+    """Return the JSON record of an image and print its line."""
     one = explanations[0]
-    record = {"name": picture.name, "files": stem, "predicted": model.class_name(one.classes[0]),
+    record = {"name": name, "files": stem, "predicted": model.class_name(one.classes[0]),
               "probability": float(one.probabilities[one.classes[0]]),
-              "true": None if picture.label is None else model.class_name(picture.label)}
-    for arrays in (explanation.arrays for explanation in explanations):
-        if "layer" in arrays:
-            record["layer"] = str(arrays["layer"])
-        if "segments" in arrays:
-            record["lime"] = {"superpixels": int(arrays["segments"].max()) + 1, "score": arrays["score"].tolist(),
-                              "intercept": arrays["intercept"].tolist()}
-    return record
-
-
-def _line(record: dict[str, Any]) -> str:
-    line = f"{record['name']}: {record['predicted']} {record['probability']:.1%}"
+              "true": None if one.label is None else model.class_name(one.label)}
+    line = f"{name}: {record['predicted']} {record['probability']:.1%}"
     line += f" (true: {record['true']})" if record["true"] else ""
-    if "lime" in record:
-        line += f"; LIME: {record['lime']['superpixels']} superpixels, R² {record['lime']['score'][0]:.2f}"
-    return line + (f"; CAM of {record['layer']}" if "layer" in record else "")
+    arrays = {name: array for each in explanations for name, array in each.arrays.items()}
+    if "segments" in arrays:
+        count, scores = int(arrays["segments"].max()) + 1, arrays["score"].tolist()
+        record["lime"] = {"superpixels": count, "score": scores, "intercept": arrays["intercept"].tolist()}
+        line += f"; LIME: {count} superpixels, R² {scores[0]:.2f}"
+    if "layer" in arrays:
+        record["layer"] = str(arrays["layer"])
+        line += f"; CAM of {record['layer']}"
+    print(line, flush=True)
+    return record

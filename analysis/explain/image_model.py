@@ -83,25 +83,18 @@ class ImageModel:
         """Return the class probabilities ``[num_classes]`` of one prepared image."""
         return self.probabilities(lambda start, stop: self.normalise(image)[None], 1)[0]
 
+    def region_probabilities(self, image: np.ndarray, hidden: np.ndarray, segments: np.ndarray,
+                             masks: np.ndarray) -> np.ndarray:
+        """Return class probabilities ``[N, num_classes]`` of a prepared image with regions from ``hidden``.
 
-class Regions:
-    """An image with regions that can be hidden, for LIME and for deletion and insertion.
+        ``segments`` ``[H, W]`` numbers the regions from 0, ``masks`` ``[N, regions]`` is 1 for the regions that are
+        shown. Equal masks are computed once.
+        """
+        shown, hidden = self.normalise(image), self.normalise(hidden)
+        packed, inverse = np.unique(np.packbits(masks.astype(bool), axis=1), axis=0, return_inverse=True)
+        distinct = np.unpackbits(packed, axis=1, count=masks.shape[1]).astype(bool)
 
-    ``segments`` ``[H, W]`` numbers the regions from 0; ``shown`` and ``hidden`` are normalised images ``[3, H, W]``.
-    """
+        def compose(start: int, stop: int) -> np.ndarray:
+            return np.where(distinct[start:stop, segments][:, None], shown, hidden)
 
-    def __init__(self, shown: np.ndarray, hidden: np.ndarray, segments: np.ndarray) -> None:
-        self.shown, self.hidden, self.segments = shown, hidden, segments
-        self.count = int(segments.max()) + 1
-
-    def compose(self, masks: np.ndarray) -> np.ndarray:
-        """Return images ``[N, 3, H, W]`` that show the regions with 1 in ``masks`` ``[N, count]``."""
-        return np.where(masks.astype(bool)[:, self.segments][:, None], self.shown, self.hidden)
-
-    def probabilities(self, model: ImageModel, masks: np.ndarray) -> np.ndarray:
-        """Return class probabilities ``[N, num_classes]`` for masks ``[N, count]``; equal masks are computed once."""
-        packed = np.packbits(masks.astype(bool), axis=1)
-        keys = np.ascontiguousarray(packed).view(np.dtype((np.void, packed.shape[1]))).ravel()
-        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-        distinct = masks[first]
-        return model.probabilities(lambda start, stop: self.compose(distinct[start:stop]), len(distinct))[inverse]
+        return self.probabilities(compose, len(distinct))[inverse.ravel()]

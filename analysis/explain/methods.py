@@ -1,15 +1,8 @@
-"""The table of explanation methods, and one call for all of them.
-
-In a notebook::
-
-    model = ImageModel(config, load_model(config, run)[0])
-    image = model.prepare(dataset.images[3])
-    found = explain(model, image, "lime", label=dataset.labels[3])
-    draw_explanations(model, [[found]], ["test image 3"], Path("lime.png"))
-"""
+"""The table of explanation methods, and one call for all of them."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,21 +53,13 @@ class Explanation:
     label: int | None = None
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def map_of(self, index: int) -> np.ndarray:
-        """Return the map ``[H, W]`` of one of ``classes``."""
-        return self.maps[self.classes.index(index)]
-
     def save(self, path: Path) -> Path:
         """Write all of it as ``.npz``, atomically: the fields' names, and those of ``arrays``; label -1 for none."""
-        arrays = {"image": self.image, "classes": np.array(self.classes), "maps": self.maps.astype(np.float32),
-                  "probabilities": self.probabilities, "label": np.array(-1 if self.label is None else self.label),
-                  **self.arrays}
-
-        def write(temporary: Path) -> None:
-            with temporary.open("wb") as file:
-                np.savez_compressed(file, **arrays)
-
-        write_atomically(path, write)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, image=self.image, classes=self.classes, maps=self.maps.astype(np.float32),
+                            probabilities=self.probabilities, label=-1 if self.label is None else self.label,
+                            **self.arrays)
+        write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
         return path
 
 
@@ -99,12 +84,13 @@ def explain(model: ImageModel, image: np.ndarray, method: str = "lime", label: i
     chosen, probabilities = METHODS[name], model.probabilities_of(image)
     predicted = int(probabilities.argmax())
     classes = (predicted,) if label is None or label == predicted else (predicted, int(label))
-    if chosen.function is None:
-        arrays = explain_lime(model, image, classes, num_samples, superpixels(image) if segments is None else segments,
-                              seed)
-        return Explanation(name, image, classes, arrays["weights"][:, arrays["segments"]], probabilities, label, arrays)
-    if chosen.uses_layer and not layer:
-        layer = attributions.default_layer(model, image)
-    maps = chosen.function(model, image, classes, layer)
-    arrays = {"layer": np.array(layer)} if chosen.uses_layer else {}
+    if name == "lime":
+        segments = superpixels(image) if segments is None else segments
+        arrays = explain_lime(model, image, classes, num_samples, segments, seed)
+        maps = arrays["weights"][:, arrays["segments"]]
+    elif chosen.uses_layer:
+        arrays = {"layer": np.array(layer or attributions.default_layer(model))}
+        maps = chosen.function(model, image, classes, str(arrays["layer"]))
+    else:
+        arrays, maps = {}, chosen.function(model, image, classes)
     return Explanation(name, image, classes, maps, probabilities, label, arrays)

@@ -24,7 +24,7 @@ UNSIGNED = LinearSegmentedColormap.from_list("none_much", [(1.0, 0.9, 0.3, 0.0),
                                                            (0.8, 0.05, 0.05, 0.9)])
 TILE = 1.75  # inches
 COLUMNS = 10
-Tile = tuple[Explanation, int | None, str]  # the class whose map is drawn (None: the image), and its caption
+Tile = tuple[Explanation, int | None, str]  # which of the maps is drawn (None: the image), and the caption
 
 
 def draw_explanations(model: ImageModel, found: Sequence[Sequence[Explanation]], names: Sequence[str], path: Path,
@@ -34,45 +34,42 @@ def draw_explanations(model: ImageModel, found: Sequence[Sequence[Explanation]],
     Each image is followed by its maps for the predicted class and, where different, the true one. With one method
     several images share a row; with more each row is one class of one image.
     """
-    def class_of(one: Explanation, index: int) -> str:
-        return f"{model.class_name(index)[:14]} {one.probabilities[index]:.0%}"
-
-    rows: list[list[Tile]] = [[]]
+    rows: list[list[Tile]] = []
     for explanations, name in zip(found, names, strict=True):
         one = explanations[0]
         image = (one, None, f"{name[:22]}\n" + ("" if one.label is None else f"true: {model.class_name(one.label)}"))
+        classes = [f"{model.class_name(index)[:14]} {one.probabilities[index]:.0%}" for index in one.classes]
         if len(explanations) == 1:
-            group = [image, *((one, index, f"for {class_of(one, index)}\n") for index in one.classes)]
-            if len(rows[-1]) + len(group) > COLUMNS:
+            group = [image, *((one, row, f"for {text}\n") for row, text in enumerate(classes))]
+            if not rows or len(rows[-1]) + len(group) > COLUMNS:
                 rows.append([])
             rows[-1] += group
         else:
-            rows += [[image, *((each, index, f"{METHODS[each.method].title}\n{class_of(each, index)}: ")
-                               for each in explanations)] for index in one.classes]
-    rows = [row for row in rows if row]
+            rows += [[image, *((each, row, f"{METHODS[each.method].title}\n{text}: ") for each in explanations)]
+                     for row, text in enumerate(classes)]
     columns = max(map(len, rows))
     figure = Figure(figsize=(TILE * columns + 0.4, (TILE + 0.55) * len(rows) + 1.1), layout="constrained")
     figure.suptitle(title)
     grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
     for line, row in zip(grid, rows, strict=True):
-        for axes in line:
-            axes.set_axis_off()
         for axes, tile in zip(line, row, strict=False):
             _draw_tile(axes, *tile)
     _add_scales(figure, grid, [METHODS[one.method] for one in found[0]])
     return save_figure(figure, path, dpi=100)
 
 
-def _draw_tile(axes: Axes, one: Explanation, index: int | None, text: str) -> None:
-    if index is None:
+def _draw_tile(axes: Axes, one: Explanation, row: int | None, text: str) -> None:
+    if row is None:
         colour = UNKNOWN if one.label is None else RIGHT if one.label == one.classes[0] else WRONG
         axes.imshow(one.image)
         axes.set_title(text, fontsize=9, color=colour)
         return
-    heat, signed = one.map_of(index), METHODS[one.method].signed
+    heat, signed = one.maps[row], METHODS[one.method].signed
     # Full colour: the 99.5th percentile of the magnitudes, so that a single pixel does not fade all others.
     largest = float(np.percentile(np.abs(heat), 99.5)) or float(np.abs(heat).max()) or 1.0
-    axes.imshow(one.image.astype(np.float64) @ (0.299, 0.587, 0.114), cmap="gray", vmin=0, vmax=255)
+    axes.imshow(one.image @ (0.299, 0.587, 0.114), cmap="gray", vmin=0, vmax=255)
     axes.imshow(heat, cmap=SIGNED if signed else UNSIGNED, vmin=-largest if signed else 0, vmax=largest,
                 interpolation="nearest")
     if "segments" in one.arrays:
@@ -90,14 +87,11 @@ def _outline(axes: Axes, segments: np.ndarray) -> None:
 
 
 def _add_scales(figure: Figure, grid: np.ndarray, methods: Sequence[Method]) -> None:
-    signed = [method for method in methods if method.signed]
-    unsigned = [method for method in methods if not method.signed]
-    for chosen, colours, labels in ((signed, SIGNED, ("speaks against", "0", "speaks for")),
-                                    (unsigned, UNSIGNED, ("0", "", "matters"))):
-        if not chosen:
-            continue
-        bar = figure.colorbar(ScalarMappable(Normalize(0, 1), colours), ax=list(grid.flat), orientation="horizontal",
-                              shrink=0.45, aspect=40, pad=0.02)
-        bar.set_ticks([0, 0.5, 1], labels=labels, fontsize=8)
-        units = "; ".join(f"{method.title}: {method.unit}" for method in chosen)
-        bar.set_label(f"full colour: the number over each map ({units})", fontsize=8)
+    for signed, colours, labels in ((True, SIGNED, ("speaks against", "0", "speaks for")),
+                                    (False, UNSIGNED, ("0", "", "matters"))):
+        units = "; ".join(f"{method.title}: {method.unit}" for method in methods if method.signed == signed)
+        if units:
+            bar = figure.colorbar(ScalarMappable(Normalize(0, 1), colours), ax=list(grid.flat), shrink=0.45, aspect=40,
+                                  orientation="horizontal", pad=0.02)
+            bar.set_ticks([0, 0.5, 1], labels=labels, fontsize=8)
+            bar.set_label(f"full colour: the number over each map ({units})", fontsize=8)

@@ -69,18 +69,14 @@ def _label(figure: Figure, axes: Axes, shown: Sequence[Point]) -> None:
     canvas.draw()
     figure.set_layout_engine("none")  # positions measured now stay
     renderer, frame, radius = canvas.get_renderer(), axes.get_window_extent(), 6 * figure.dpi / 72
-    taken = [axes.get_legend().get_window_extent(renderer)]
-    dots = []
-    for point in shown:
-        x, y = axes.transData.transform((point.macs, point.accuracy))
-        dots.append(Bbox.from_extents(x - radius, y - radius, x + radius, y + radius))
-    for point, dot in sorted(zip(shown, dots, strict=True), key=lambda each: (not each[0].ours, -each[0].macs)):
+    centers = axes.transData.transform([(point.macs, point.accuracy) for point in shown])
+    taken = [axes.get_legend().get_window_extent(renderer), *(Bbox([xy - radius, xy + radius]) for xy in centers)]
+    for point in sorted(shown, key=lambda point: (not point.ours, -point.macs)):
         for side, height in _OFFSETS:
             text = _write(axes, point, side, height)
             text.update_positions(renderer)
             box = Text.get_window_extent(text, renderer)  # of the words, without the line to the point
-            others = [*taken, *(other for other in dots if other is not dot)]
-            if frame.x0 <= box.x0 and box.x1 <= frame.x1 and not any(map(box.overlaps, others)):
+            if frame.x0 <= box.x0 and box.x1 <= frame.x1 and not box.count_overlaps(taken):
                 taken.append(box)
                 break
             text.remove()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,10 @@ import numpy as np
 from yacs.config import CfgNode
 
 from analysis.complexity import count
-from analysis.error_analysis import Advance, metrics_of, predict_loader, write_errors
-from analysis.results.run_record import Scrubber, read_environment, read_results, seed_rows, training_record
+from analysis.error_analysis import Advance, metrics_of, predict_split, write_errors
+from analysis.results.run_record import read_environment, read_results, scrubber, seed_rows, training_record
 from configs.load import dump_config, load_config
-from engine.data import build_eval_loader, check_classes
-from engine.model import build_model, load_model
+from engine.model import build_model
 from engine.run import read_table
 from engine.weights.released import CONFIG, RESULTS, SUMS, WEIGHTS, file_sha256
 from engine.weights.state_dict import convert_state, read_weights, save_weights
@@ -37,24 +35,10 @@ _SELECTED = "best_model.pdparams"
 _RECORD = ("history.csv", "timing.csv", "train.log", "dataset.json")
 
 
-@dataclass(frozen=True)
-class Release:
-    """A released checkpoint's folder, its ``results.json``, and the bytes of all checkpoints beside it."""
-
-    folder: Path
-    results: dict[str, Any]
-    together: int
-
-    def header(self) -> str:
-        """Return the line with the result for the head of the run's config."""
-        (test,) = self.results["test"]
-        return f"# Result: {100 * test['top1']:.2f} % top-1 on {test['data']} (checkpoints/{self.folder.name})."
-
-
 def release(run: Path, into: Path, *, name: str = "", data: str = "", seeds: Sequence[Path] = (),
             float16: bool = False, unfinished: bool = False, overwrite: bool = False,
-            advance: Advance = lambda images: None) -> Release:
-    """Make the folder ``into/NAME`` from a run, atomically.
+            advance: Advance = lambda images: None) -> Path:
+    """Make the folder ``into/NAME`` from a run, atomically, and return it.
 
     ``data`` is where the data set is now (default: the run's DATA.ROOT), ``seeds`` are runs of the same recipe with
     other seeds, ``float16`` stores filters and matrices in float16 even where float32 is small enough. Raises
@@ -77,31 +61,16 @@ def release(run: Path, into: Path, *, name: str = "", data: str = "", seeds: Seq
             write_text(folder / "seeds.csv", csv_text(list(rows[0]), rows))
         config = load_config(run / CONFIG, [*([f"DATA.ROOT={data}"] if data else []), "RUNTIME.DEVICE=auto"])
         cost, info = count(build_model(config), config.DATA.IMAGE_SIZE), model_info(config.MODEL.NAME)
-        results = {
+        found = predict_split(config, folder / WEIGHTS, advance=advance)
+        write_errors(found, folder / "mistakes.csv")
+        write_json(folder / RESULTS, {
             **(read_results(run) or {}), "name": config.NAME, "model": config.MODEL.NAME, "family": info.family,
             "paper": info.paper_url, "parameters": cost.parameters, "macs": cost.macs,
             "image_size": config.DATA.IMAGE_SIZE,
             "weights": {**chosen, "file": WEIGHTS, "bytes": (folder / WEIGHTS).stat().st_size, "precision": precision},
-            "training": training_record(run, config, cost.macs), "test": [measure(config, folder, advance)]}
-        write_json(folder / RESULTS, results)
-        write_sums(folder)
-    return Release(target, results, sum(path.stat().st_size for path in into.rglob("*") if path.is_file()))
-
-
-def measure(config: CfgNode, folder: Path, advance: Advance = lambda images: None) -> dict[str, Any]:
-    """Evaluate the weights in a checkpoint's folder on the test images, write ``mistakes.csv``, return the metrics."""
-    loader = build_eval_loader(config, "test")
-    check_classes(folder / WEIGHTS, loader.dataset)
-    found = predict_loader(config, load_model(config, folder / WEIGHTS)[0], loader, advance)
-    write_errors(found, folder / "mistakes.csv")
-    per_class = dict(zip(loader.dataset.class_names, found.evaluation.per_class, strict=False))
-    return {**metrics_of(config, found), "per_class": per_class}
-
-
-def write_sums(folder: Path) -> None:
-    """Write ``SHA256SUMS`` of all other files in a checkpoint's folder."""
-    names = sorted(path.name for path in folder.iterdir() if path.name != SUMS)
-    write_text(folder / SUMS, "".join(f"{file_sha256(folder / name)}  {name}\n" for name in names))
+            "training": training_record(run, config, cost.macs), "test": [metrics_of(config, found, found.dataset)]})
+        write_text(folder / SUMS, "".join(f"{file_sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir())))
+    return target
 
 
 def compact(arrays: dict[str, np.ndarray], largest: int, *, float16: bool = False) -> tuple[dict[str, np.ndarray], str]:
@@ -139,21 +108,22 @@ def _selected(run: Path, unfinished: bool) -> tuple[CfgNode, dict[str, Any], Pat
         raise UserError(f"{run} has not ended: epoch {reached} of {config.TRAIN.EPOCHS}"
                         f"{'' if results else ', no results.json'}; continue it with --resume, or release it with "
                         "--unfinished")
-    kind = "final" if config.DATA.HOLDOUT == 0 and results else "selected"
-    best = max(history, key=lambda row: float(row["val_accuracy"] or -1), default={"epoch": 0})
-    epoch = results[kind]["epoch"] if results else int(best["epoch"])
-    return config, {"kind": kind, "epoch": epoch}, run / {"selected": _SELECTED, "final": "final_model.pdparams"}[kind]
+    if not results:
+        best = max(history, key=lambda row: float(row["val_accuracy"] or -1), default={"epoch": 0})
+        return config, {"kind": "selected", "epoch": int(best["epoch"])}, run / _SELECTED
+    kind, file = ("selected", _SELECTED) if config.DATA.HOLDOUT else ("final", "final_model.pdparams")
+    return config, {"kind": kind, "epoch": results[kind]["epoch"]}, run / file
 
 
 def _copy_record(run: Path, config: CfgNode, folder: Path, data: str) -> None:
     """Copy the record of a run, without the names of this machine's folders."""
-    scrub = Scrubber([run.absolute(), config.OUTPUT, *filter(os.path.isabs, [config.DATA.ROOT, data])])
+    clean = scrubber([run.absolute(), config.OUTPUT, *filter(os.path.isabs, [config.DATA.ROOT, data])])
     shown = config.clone()
     shown.defrost()
     shown.OUTPUT, shown.DATA.ROOT, shown.DATA.DOWNLOAD, shown.RUNTIME.DEVICE = "output", "data", True, "auto"
     write_text(folder / CONFIG, dump_config(shown))
     for name in _RECORD:
         if (run / name).is_file():
-            write_text(folder / name, scrub.text((run / name).read_text(encoding="utf-8")))
+            write_text(folder / name, clean((run / name).read_text(encoding="utf-8")))
     read_environment(run)  # raises UserError unless it is the record of a run
-    write_json(folder / "environment.json", scrub.value(read_json(run / "environment.json")))
+    write_json(folder / "environment.json", clean(read_json(run / "environment.json")))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import shlex
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode
 
 from configs.load import flatten, load_config, to_plain
@@ -28,35 +28,31 @@ _SEED_KEYS = {*PATHS, "NAME", "RUNTIME.SEED", "RUNTIME.THREADS", "RUNTIME.KERNEL
 _PATH = re.compile(r"(?:(?<![\w.:/<>])|(?<=\s-[IL]))(?:~|\.\.)?/[^\s'\",;:()\[\]{}<>|]+")
 
 
-class Scrubber:
-    """Removes the names of a machine from texts: absolute paths (``<path>``) and the host (``<host>``).
+def scrubber(folders: Iterable[str | Path] = ()) -> Callable[[Any], Any]:
+    """Return a function that removes the names of this machine from a text or a JSON value.
 
-    Paths of the suite's own files become relative.
+    Absolute paths, and all in ``folders``, become ``<path>``, the host ``<host>``; paths of the suite's own files
+    become relative.
     """
+    known = {os.path.abspath(os.path.expanduser(folder)) for folder in (*folders, Path.home())} - {"/"}
+    host = socket.gethostname()
 
-    def __init__(self, folders: Iterable[str | Path] = ()) -> None:
-        known = {os.path.abspath(os.path.expanduser(folder)) for folder in (*folders, Path.home())}
-        self.known = sorted((name for name in known if name.count("/") > 0 and len(name) > 1), key=len, reverse=True)
-        host = socket.gethostname()
-        self.host = re.compile(rf"\b{re.escape(host)}\b") if len(host) > 3 and host != "localhost" else None
-
-    def text(self, text: str) -> str:
-        """Return a cleaned text."""
-        text = text.replace(f"{ROOT}/", "")
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [clean(item) for item in value]
+        if not isinstance(value, str):
+            return value
+        text = value.replace(f"{ROOT}/", "")
         text = re.sub(r"(?<![\w.])/[^\s'\"]*?/(configs/(?:_base_/)?[\w.-]+\.yaml)", r"\1", text)
         text = _PATH.sub("<path>", text)
-        for name in self.known:
+        for name in sorted(known, key=len, reverse=True):
             text = re.sub(rf"{re.escape(name)}(?![\w.-])[^\s'\",;:()\[\]{{}}<>|]*", "<path>", text)
         text = re.sub(r"^(Linux-[\d.]+)-\S*?(?=-(?:x86_64|aarch64)\b)", r"\1", text)  # a kernel's private suffix
-        return self.host.sub("<host>", text) if self.host else text
+        return re.sub(rf"\b{re.escape(host)}\b", "<host>", text) if len(host) > 3 and host != "localhost" else text
 
-    def value(self, value: Any) -> Any:
-        """Return a cleaned JSON value."""
-        if isinstance(value, dict):
-            return {key: self.value(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self.value(item) for item in value]
-        return self.text(value) if isinstance(value, str) else value
+    return clean
 
 
 def read_environment(run: Path) -> list[dict[str, Any]]:
@@ -75,9 +71,8 @@ def read_results(run: Path) -> dict[str, Any] | None:
         return None
     found = read_json(path)
     try:
-        for kind in ("selected", "final"):
-            int(found[kind]["epoch"]), float(found[kind]["test"]["top1"]), float(found[kind]["test"]["loss"])
-            found[kind]["test"]["top5"]
+        for own in (found["selected"], found["final"]):
+            int(own["epoch"]), float(own["test"]["top1"]), float(own["test"]["loss"]), own["test"]["top5"]
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{path}: not the results of a run: expected epoch and test metrics of selected and final "
                         "weights") from None
@@ -88,13 +83,12 @@ def machines(environments: Sequence[dict[str, Any]]) -> list[str]:
     """Return the machines of a run, each once: GPU, or processor and cores (used, of those available)."""
     found = []
     for each in environments:
-        cores = str(each.get("cores") or "?")
+        cores, processes = str(each.get("cores") or "?"), each.get("processes") or 1
         used = str(each.get("threads") or cores)
         shown = f"{cores} core{'s' * (cores != '1')}" if used == cores else f"{used} of {cores} cores"
         name = re.sub(r"^(?:AuthenticAMD|GenuineIntel)\s+", "", str(each.get("processor") or "processor unknown"))
-        machine = f"{each['gpu']}" if each.get("gpu") else f"{name}, {shown}"
-        processes = each.get("processes") or 1
-        found.append(machine if processes == 1 else f"{processes} processes, each on {machine}")
+        found.append((f"{processes} processes, each on " if processes > 1 else "")
+                     + str(each.get("gpu") or f"{name}, {shown}"))
     return list(dict.fromkeys(found))
 
 
@@ -106,16 +100,16 @@ def training_command(config: CfgNode, environments: Sequence[dict[str, Any]], fo
     flags = [pair for each in environments for pair in itertools.pairwise(map(str, each.get("command") or ()))]
     names = [Path(word).name for flag, word in flags if flag in ("-c", "--config")] + [f"{config.NAME}.yaml"]
     base = next((folder / name for name in names if (folder / name).is_file()), None)
-    processes = max([int(each.get("processes") or 1) for each in environments] or [1])
+    processes = max([int(each.get("processes") or 1) for each in environments], default=1)
     launcher = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes)] if processes > 1 else []
     words = ["python", *launcher, "tools/train.py", *(["-c", f"configs/{base.name}"] if base else [])]
-    before = {key: to_plain(value) for key, value in flatten(load_config(base))} if base else {}
+    before = dict(flatten(load_config(base))) if base else {}
     for key, value in flatten(config):
-        plain = to_plain(value)
-        if key not in PATHS and (key not in before or before[key] != plain):
-            words += ["-o", f"{key}={_flow(plain)}"]
-    start = next((Path(word).name for flag, word in flags if flag == "--weights"), "")
-    return shlex.join([*words, *(["--weights", start] if start else [])])
+        if key not in PATHS and (key not in before or before[key] != value):
+            text = value if isinstance(value, str) else json.dumps(to_plain(value), ensure_ascii=False)
+            words += ["-o", f"{key}={text}"]
+    start = [Path(word).name for flag, word in flags if flag == "--weights"][:1]
+    return shlex.join([*words, *(["--weights", *start] if start else [])])
 
 
 def training_cost(run: Path, config: CfgNode) -> dict[str, Any]:
@@ -126,11 +120,10 @@ def training_cost(run: Path, config: CfgNode) -> dict[str, Any]:
     history, timing = read_table(run / "history.csv"), read_table(run / "timing.csv")
     if not history or not timing:
         raise UserError(f"{run}: history.csv or timing.csv has no epoch: nothing was trained here")
-    iterations = int(history[-1]["iteration"])
-    images = iterations * config.DATA.BATCH_SIZE
-    seconds = sum(float(row["train_seconds"]) for row in timing)
-    return {"epochs": int(history[-1]["epoch"]), "iterations": iterations, "images": images,
-            "seconds": round(seconds, 1), "images_per_second": round(images / seconds, 2) if seconds else None}
+    epochs, iterations = (int(history[-1][column]) for column in ("epoch", "iteration"))
+    images, seconds = iterations * config.DATA.BATCH_SIZE, sum(float(row["train_seconds"]) for row in timing)
+    return {"epochs": epochs, "iterations": iterations, "images": images, "seconds": round(seconds, 1),
+            "images_per_second": round(images / seconds, 2) if seconds else None}
 
 
 def training_record(run: Path, config: CfgNode, macs: int) -> dict[str, Any]:
@@ -148,29 +141,21 @@ def seed_rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
     Raises UserError where one has not ended, or they differ in more than their seeds.
     """
     rows: dict[int, dict[str, Any]] = {}
-    first: CfgNode | None = None
+    first = dict(flatten(load_config(runs[0] / "config.yaml")))
     for run in runs:
         config, results = load_config(run / "config.yaml"), read_results(run)
         if results is None:
             raise UserError(f"{run} has not ended: it has no results.json")
-        first = first or config
-        own, others = dict(flatten(config)), dict(flatten(first))
-        differing = [key for key in own if key not in _SEED_KEYS and own[key] != others.get(key)]
-        if differing:
-            raise UserError(f"{run}: not another seed of {runs[0]}: {differing[0]} is "
-                            f"{to_plain(own[differing[0]])!r}, not {to_plain(others[differing[0]])!r}")
+        for key, value in flatten(config):
+            if key not in _SEED_KEYS and value != first.get(key):
+                raise UserError(f"{run}: not another seed of {runs[0]}: {key} is {to_plain(value)!r}, not "
+                                f"{to_plain(first.get(key))!r}")
         seed = config.RUNTIME.SEED
         if seed in rows:
             raise UserError(f"{run}: RUNTIME.SEED is {seed}, as in another of the runs")
         selected, final = results["selected"], results["final"]
-        rows[seed] = {"seed": seed, "selected_epoch": selected["epoch"], "selected_top1": selected["test"]["top1"],
-                      "selected_top5": selected["test"]["top5"], "selected_loss": selected["test"]["loss"],
-                      "final_top1": final["test"]["top1"], "final_loss": final["test"]["loss"],
+        rows[seed] = {"seed": seed, "selected_epoch": selected["epoch"],
+                      **{f"selected_{key}": selected["test"][key] for key in ("top1", "top5", "loss")},
+                      **{f"final_{key}": final["test"][key] for key in ("top1", "loss")},
                       "train_seconds": training_cost(run, config)["seconds"]}
     return [rows[seed] for seed in sorted(rows)]
-
-
-def _flow(value: Any) -> str:
-    """Return a value as YAML in one line, as ``-o`` takes it."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=100_000, allow_unicode=True).strip()
-    return text.removesuffix("...").strip()

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
 from analysis.complexity import Complexity, count
-from analysis.formatting import quantity, table
+from analysis.formatting import UNITS, quantity, table
 from analysis.parity import Parity, model_for
 from errors import UserError
 from models import ModelInfo, create_model, list_models, model_info
 
-TOLERANCE = 0.01  # larger deviations from a printed figure need a note
 INTRODUCTION = """\
 # Model zoo
 
@@ -35,9 +34,7 @@ MODEL_HEADINGS = ("Model", "Acc@1", "Acc@5", "#Params", "#Params (paper)", "FLOP
                   "Crop_pct", "Interpolation", "Link")
 PARITY_HEADINGS = ("Parity with the reference", "#Params", "Logits, float32", "Logits, float64", "Training logits",
                    "Loss", "Gradients", "Statistics")
-_UNITS = {"K": 1e3, "M": 1e6, "G": 1e9}
-_HEADINGS = ("image", "parameters", "paper", "", "MACs", "paper", "", "activations")
-_WIDTHS = (9, 13, 9, 9, 10, 9, 9, 13)
+TEXT_HEADINGS = ("model", "image", "parameters", "paper", "", "MACs", "paper", "", "activations")
 _DASH = "–"
 
 
@@ -56,24 +53,20 @@ class Row:
         return self.num_classes == 1000 and self.image_size == (self.info.variant.image_size,) * 2
 
     @property
-    def parameters_deviation(self) -> float | None:
-        """Return ours over the paper's trainable parameters less 1; None where there is nothing to compare."""
-        return deviation(self.complexity.parameters, self.info.variant.paper_parameters) if self.as_published else None
-
-    @property
-    def macs_deviation(self) -> float | None:
-        """Return ours over the paper's multiply-accumulates less 1; None where there is nothing to compare."""
-        return deviation(self.complexity.macs, self.info.variant.paper_macs) if self.as_published else None
+    def deviations(self) -> tuple[float | None, float | None]:
+        """Return ours over the paper's parameters and multiply-accumulates, less 1; None for nothing to compare."""
+        variant = self.info.variant
+        pairs = (self.complexity.parameters, variant.paper_parameters), (self.complexity.macs, variant.paper_macs)
+        return tuple(deviation(*pair) if self.as_published else None for pair in pairs)
 
     def record(self) -> dict[str, Any]:
         """Return the row for a JSON file; deviations are shares (0.01 is one percent)."""
         variant = self.info.variant
         return {
             "model": self.info.name, "family": self.info.family, "num_classes": self.num_classes,
-            "image_size": list(self.image_size), "parameters": self.complexity.parameters,
-            "macs": self.complexity.macs, "activations": self.complexity.activations,
-            "paper_parameters": variant.paper_parameters or None, "parameters_deviation": self.parameters_deviation,
-            "paper_macs": variant.paper_macs or None, "macs_deviation": self.macs_deviation,
+            "image_size": list(self.image_size), **asdict(self.complexity),
+            "paper_parameters": variant.paper_parameters or None, "parameters_deviation": self.deviations[0],
+            "paper_macs": variant.paper_macs or None, "macs_deviation": self.deviations[1],
             "top1": variant.top1, "top5": variant.top5, "note": variant.note or None,
         }
 
@@ -93,8 +86,7 @@ def measure(name: str, num_classes: int = 1000, image_size: tuple[int, int] | No
     """Build and count one network, by default at the image size of its variant."""
     info = model_info(name)
     size = image_size or (info.variant.image_size,) * 2
-    model = create_model(name, num_classes=num_classes, image_size=size[0] if size[0] == size[1] else size)
-    return Row(info, num_classes, size, count(model, size))
+    return Row(info, num_classes, size, count(create_model(name, num_classes, size), size))
 
 
 def deviation(value: int, figure: str) -> float | None:
@@ -102,14 +94,9 @@ def deviation(value: int, figure: str) -> float | None:
     match = re.fullmatch(r"(\d+)(?:\.(\d+))?([KMG])", figure)
     if not match:
         return None
-    unit = _UNITS[match[3]]
+    unit = UNITS[match[3]]
     number, half = float(figure[:-1]) * unit, 0.5 * unit / 10 ** len(match[2] or "")
     return 0.0 if abs(value - number) <= half else value / number - 1
-
-
-def explained(info: ModelInfo, deviations: Iterable[float | None]) -> bool:
-    """Return True where every deviation is small or the variant has a note."""
-    return bool(info.variant.note) or all(abs(value or 0) <= TOLERANCE for value in deviations)
 
 
 def notes(infos: Iterable[ModelInfo]) -> dict[str, list[str]]:
@@ -121,20 +108,13 @@ def notes(infos: Iterable[ModelInfo]) -> dict[str, list[str]]:
     return about
 
 
-def heading(names: Sequence[str]) -> str:
-    """Return the first line of the text table for these models."""
-    return _line("model", _HEADINGS, names)
-
-
-def line(row: Row, names: Sequence[str]) -> str:
+def text_cells(row: Row) -> list[str]:
     """Return a row of the text table."""
     variant, complexity = row.info.variant, row.complexity
-    height, width = row.image_size
     papers = (variant.paper_parameters, variant.paper_macs) if row.as_published else ("", "")
-    return _line(row.info.name, (
-        str(height) if height == width else f"{height}x{width}",
-        f"{complexity.parameters:,}", papers[0], _percent(row.parameters_deviation),
-        quantity(complexity.macs), papers[1], _percent(row.macs_deviation), quantity(complexity.activations)), names)
+    return [row.info.name, "x".join(map(str, dict.fromkeys(row.image_size))),
+            f"{complexity.parameters:,}", papers[0], _percent(row.deviations[0]), quantity(complexity.macs), papers[1],
+            _percent(row.deviations[1]), quantity(complexity.activations)]
 
 
 def page(rows: Mapping[str, Row], parities: Mapping[str, Parity], fixtures: Iterable[str]) -> str:
@@ -172,8 +152,8 @@ def _section(family: list[ModelInfo], rows: Mapping[str, Row], parities: Mapping
 def _model_cells(info: ModelInfo, row: Row | None) -> list[str]:
     variant, parameters, macs = info.variant, _DASH, _DASH
     if row:
-        parameters = f"{row.complexity.parameters:,}" + _bracketed(row.parameters_deviation)
-        macs = quantity(row.complexity.macs) + _bracketed(row.macs_deviation)
+        shares = ["" if share is None else f" ({_percent(share)})" for share in row.deviations]
+        parameters, macs = f"{row.complexity.parameters:,}{shares[0]}", f"{quantity(row.complexity.macs)}{shares[1]}"
     return [f"`{info.name}`", *(_DASH if value is None else str(value) for value in (variant.top1, variant.top5)),
             parameters, variant.paper_parameters or _DASH, macs, variant.paper_macs or _DASH, str(variant.image_size),
             str(variant.crop_pct or _DASH), variant.interpolation or _DASH,
@@ -184,17 +164,8 @@ def _parity_cells(name: str, parity: Parity | None) -> list[str]:
     if parity is None:
         return [f"`{name}`"] + [_DASH] * (len(PARITY_HEADINGS) - 1)
     parameters = "equal" if parity.parameters == parity.reference_parameters else "**not equal**"
-    return [f"`{name}`", parameters, *(_DASH if error is None else f"{error:.0e}" for error in parity.errors())]
+    return [f"`{name}`", parameters, *(_DASH if error is None else f"{error:.0e}" for error in parity.errors.values())]
 
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:+.1f} %" if share else "="
-
-
-def _bracketed(share: float | None) -> str:
-    return "" if share is None else f" ({_percent(share)})"
-
-
-def _line(name: str, cells: Sequence[str], names: Sequence[str]) -> str:
-    width = max(map(len, names), default=0)
-    return f"{name:{width}}" + "".join(f"{cell:>{size}}" for cell, size in zip(cells, _WIDTHS, strict=True))
