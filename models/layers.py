@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import reduce
+from typing import Any
 
 import paddle
 import paddle.nn.functional as F
@@ -12,7 +13,7 @@ from paddle import nn
 
 import kernels
 from errors import UserError, nearest
-from utils.sizes import Size, pair
+from kernels.batchnorm import AFTER
 
 trunc_normal_ = nn.initializer.TruncatedNormal(std=0.02)
 zeros_ = nn.initializer.Constant(0.0)
@@ -68,13 +69,15 @@ class GELU(nn.Layer):
 class NormAct(nn.BatchNorm2D):
     """Batch norm of a map ``[B, C, H, W]`` with an activation ``before`` or ``after`` it, in one pass on the CPU.
 
-    An activation is "gelu", "relu", "relu6", "hardswish" or None. ``forward`` also closes a residual connection:
-    ``keep_scale · after(norm(before(x))) + residual``, with ``residual`` like ``x`` and ``keep_scale`` of
-    ``DropPath``. As timm's ``BatchNormAct2d``, so that no activation has a name among the weights.
+    An activation is "gelu", "relu", "relu6", "hardswish" or None; UserError for another. ``forward`` also closes a
+    residual connection: ``keep_scale · after(norm(before(x))) + residual``, with ``residual`` like ``x`` and
+    ``keep_scale`` of ``DropPath``. As timm's ``BatchNormAct2d``, so that no activation has a name among the weights.
     """
 
     def __init__(self, num_features: int, before: str | None = None, after: str | None = None) -> None:
         super().__init__(num_features)
+        for act in (before, after):
+            check_choice("an activation", act, AFTER)
         self.before, self.after = before, after
 
     def forward(self, x: paddle.Tensor, residual: paddle.Tensor | None = None,
@@ -165,10 +168,12 @@ class Classifier(nn.Layer):
 
     A network sets ``num_features`` before ``reset_classifier`` and defines ``forward_features``. It overrides
     ``init_head`` or ``build_head`` where its head differs, and ``head_name`` where the reference names it otherwise
-    (``classifier.fc`` is the layer ``fc`` of ``classifier``). ``block_pattern`` is a regular expression of the names
-    of its blocks, ``map_layout`` (NCHW or NHWC) the layout of the maps between them.
+    (``classifier.fc`` is the layer ``fc`` of ``classifier``). ``smallest_image`` is the smallest side in pixels,
+    ``block_pattern`` a regular expression of the names of its blocks, ``map_layout`` (NCHW or NHWC) the layout of the
+    maps between them.
     """
 
+    smallest_image = 1
     head_name = "head"
     block_pattern = ""
     map_layout = "NCHW"
@@ -198,17 +203,18 @@ class Classifier(nn.Layer):
 # Arguments
 
 
-def check_image_size(family: str, image_size: Size, smallest: int = 1) -> None:
-    """Raise UserError if a side of ``image_size`` is below ``smallest``."""
-    if min(pair(image_size)) < smallest:
-        raise UserError(f"image_size is {image_size}, expected {smallest} or more a side for {family}")
+def check_choice(what: str, value: Any, choices: Collection[Any]) -> None:
+    """Raise UserError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        known = [str(choice) for choice in choices]
+        raise UserError(f"{what} is {value!r}, expected {' or '.join(known)}{nearest(str(value), known)}")
 
 
-def check_strides(family: str, strides: Sequence[int], choices: Sequence[Sequence[int]]) -> None:
-    """Raise UserError unless ``strides`` has one of the ``choices`` for each stage."""
-    if len(strides) != len(choices) or any(s not in known for s, known in zip(strides, choices, strict=True)):
-        expected = ", ".join(" or ".join(map(str, known)) for known in choices)
-        raise UserError(f"strides of {family} is {list(strides)}, expected [{expected}]")
+def divide(what: str, value: int, divisor_name: str, divisor: int) -> int:
+    """Return ``value`` / ``divisor``; raises UserError for a remainder, with which no forward pass would succeed."""
+    if value % divisor:
+        raise UserError(f"{what} is {value}, expected a multiple of {divisor_name}, {divisor}")
+    return value // divisor
 
 
 def drop_path_rates(drop_path_rate: float, depths: Sequence[int]) -> list[list[float]]:
@@ -216,16 +222,6 @@ def drop_path_rates(drop_path_rate: float, depths: Sequence[int]) -> list[list[f
     last = max(sum(depths) - 1, 1)
     return [[drop_path_rate * (sum(depths[:stage]) + block) / last for block in range(depth)]
             for stage, depth in enumerate(depths)]
-
-
-ACTIVATIONS: Mapping[str, type[nn.Layer]] = {"gelu": GELU, "relu": nn.ReLU}
-
-
-def activation(name: str, choices: Mapping[str, type[nn.Layer]] = ACTIVATIONS) -> type[nn.Layer]:
-    """Return the activation layer of a name; raises UserError for an unknown one."""
-    if name not in choices:
-        raise UserError(f"unknown activation {name!r}{nearest(name, choices)}; known: {', '.join(choices)}")
-    return choices[name]
 
 
 # Maps

@@ -13,6 +13,7 @@ import paddle
 from paddle import nn
 
 from errors import UserError, nearest
+from utils.sizes import Size, pair
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def model_info(name: str) -> ModelInfo:
     return _MODELS[name]
 
 
-def create_model(name: str, num_classes: int = 1000, image_size: int | tuple[int, int] | None = None,
+def create_model(name: str, num_classes: int = 1000, image_size: Size | None = None,
                  in_chans: int = 3, drop_path_rate: float = 0.0, **architecture: Any) -> nn.Layer:
     """Build a network: float32 images ``[B, in_chans, H, W]`` to logits ``[B, num_classes]``.
 
@@ -101,6 +102,9 @@ def create_model(name: str, num_classes: int = 1000, image_size: int | tuple[int
     size = info.variant.image_size if image_size is None else image_size
     network = info.build(num_classes=num_classes, image_size=size, in_chans=in_chans, drop_path_rate=drop_path_rate,
                          **{**info.variant.arguments, **architecture})
+    smallest = getattr(network, "smallest_image", 1)
+    if min(pair(size)) < smallest:
+        raise UserError(f"image_size is {size}, expected {smallest} or more a side for {name}")
     for key, parameter in network.named_parameters():
         if 0 in parameter.shape:
             raise UserError(f"{name} with {architecture} has {key} of shape {list(parameter.shape)}, expected no 0")
