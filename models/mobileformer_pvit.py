@@ -36,20 +36,8 @@ import paddle.nn.functional as F
 from paddle import nn
 
 import kernels
-from models.layers import (
-    Classifier,
-    Conv2D,
-    DepthwiseConv2D,
-    DropPath,
-    LayerNorm,
-    Linear,
-    Mlp,
-    NormAct,
-    activation,
-    check_image_size,
-    init_trunc_normal,
-)
-from models.mobileformer import TABLE, BlockRow, block_rows, check_multiple
+from models import layers, mobileformer
+from models.mobileformer import TABLE, BlockRow, block_rows
 from models.registry import Variant, register_family
 from utils.sizes import Size
 
@@ -75,9 +63,9 @@ class HeadProjections(nn.LayerList):
 
     def __init__(self, channels: int, settings: TokenSettings) -> None:
         heads = settings.num_heads
-        check_multiple("a width", channels, "num_heads", heads)
-        super().__init__([Linear(settings.token_dim // heads, channels // heads,
-                                 bias_attr=None if settings.qkv_bias else False) for _ in range(heads)])
+        in_dim, out_dim = settings.token_dim // heads, layers.divide("a width of Mobile-Former", channels, "num_heads", heads)
+        bias = None if settings.qkv_bias else False
+        super().__init__([layers.Linear(in_dim, out_dim, bias_attr=bias) for _ in range(heads)])
 
     def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
         return paddle.concat([self[i](part) for i, part in enumerate(tokens.split(len(self), axis=2))], axis=2)
@@ -88,16 +76,16 @@ class MobileToFormer(nn.Layer):
 
     def __init__(self, channels: int, settings: TokenSettings) -> None:
         super().__init__()
-        self.input_norm = LayerNorm(settings.token_dim)
+        self.input_norm = layers.LayerNorm(settings.token_dim)
         self.heads_q_proj = HeadProjections(channels, settings)
-        self.output = Linear(channels, settings.token_dim)
+        self.output = layers.Linear(channels, settings.token_dim)
         self.dropout = nn.Dropout(settings.drop_rate)
-        self.attn_dropout = nn.Dropout(settings.attn_drop_rate)
-        self.droppath = DropPath(settings.drop_path)
+        self.attn_drop_rate = settings.attn_drop_rate
+        self.droppath = layers.DropPath(settings.drop_path)
 
     def forward(self, x: paddle.Tensor, tokens: paddle.Tensor) -> paddle.Tensor:
         query = self.heads_q_proj(self.input_norm(tokens))  # [B, T, C]
-        gathered = kernels.attend_map(query, x, len(self.heads_q_proj), active_rate(self.attn_dropout))
+        gathered = kernels.attend_map(query, x, len(self.heads_q_proj), self.attn_drop_rate if self.training else 0.0)
         return tokens + self.droppath(self.dropout(self.output(gathered)))
 
 
@@ -106,17 +94,17 @@ class FormerToMobile(nn.Layer):
 
     def __init__(self, channels: int, settings: TokenSettings) -> None:
         super().__init__()
-        self.input_token_norm = LayerNorm(settings.token_dim)
+        self.input_token_norm = layers.LayerNorm(settings.token_dim)
         self.heads_k_proj = HeadProjections(channels, settings)
         self.heads_v_proj = HeadProjections(channels, settings)
         self.dropout = nn.Dropout(settings.drop_rate)
-        self.attn_dropout = nn.Dropout(settings.attn_drop_rate)
-        self.droppath = DropPath(settings.drop_path)
+        self.attn_drop_rate = settings.attn_drop_rate
+        self.droppath = layers.DropPath(settings.drop_path)
 
     def forward(self, x: paddle.Tensor, tokens: paddle.Tensor) -> paddle.Tensor:
         tokens = self.input_token_norm(tokens)
         key, value = self.heads_k_proj(tokens), self.heads_v_proj(tokens)  # each [B, T, C]
-        spread = kernels.attend_tokens(x, key, value, len(self.heads_k_proj), active_rate(self.attn_dropout))
+        spread = kernels.attend_tokens(x, key, value, len(self.heads_k_proj), self.attn_drop_rate if self.training else 0.0)
         return x + self.droppath(self.dropout(spread))
 
 
@@ -127,14 +115,14 @@ class Attention(nn.Layer):
         super().__init__()
         dim = settings.token_dim
         self.num_heads, self.head_dim = settings.num_heads, dim // settings.num_heads
-        self.qkv_proj = Linear(dim, 3 * dim, bias_attr=None if settings.qkv_bias else False)
-        self.output = Linear(dim, dim)
+        self.qkv_proj = layers.Linear(dim, 3 * dim, bias_attr=None if settings.qkv_bias else False)
+        self.output = layers.Linear(dim, dim)
         self.dropout = nn.Dropout(settings.drop_rate)
-        self.attn_dropout = nn.Dropout(settings.attn_drop_rate)
+        self.attn_drop_rate = settings.attn_drop_rate
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         qkv = self.qkv_proj(x).reshape([0, 0, 3, self.num_heads, self.head_dim])
-        x = kernels.self_attention(qkv, dropout=active_rate(self.attn_dropout)).flatten(2)  # [B, T, D]
+        x = kernels.self_attention(qkv, dropout=self.attn_drop_rate if self.training else 0.0).flatten(2)  # [B, T, D]
         return self.dropout(self.output(x))
 
 
@@ -144,12 +132,12 @@ class Former(nn.Layer):
     def __init__(self, settings: TokenSettings) -> None:
         super().__init__()
         dim = settings.token_dim
-        self.attn_ln = LayerNorm(dim)
+        self.attn_ln = layers.LayerNorm(dim)
         self.attn = Attention(settings)
-        self.attn_droppath = DropPath(settings.drop_path)
-        self.mlp_ln = LayerNorm(dim)
-        self.mlp = Mlp(dim, int(settings.mlp_ratio * dim), drop_rate=settings.mlp_drop_rate)
-        self.mlp_droppath = DropPath(settings.drop_path)
+        self.attn_droppath = layers.DropPath(settings.drop_path)
+        self.mlp_ln = layers.LayerNorm(dim)
+        self.mlp = layers.Mlp(dim, int(settings.mlp_ratio * dim), drop_rate=settings.mlp_drop_rate)
+        self.mlp_droppath = layers.DropPath(settings.drop_path)
 
     def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
         tokens = tokens + self.attn_droppath(self.attn(self.attn_ln(tokens)))
@@ -172,8 +160,8 @@ class DynamicReLU(nn.Layer):
         super().__init__()
         self.k, self.channels = k, channels
         outputs = 2 * k * channels
-        self.project = nn.Sequential(Mlp(token_dim, int(token_dim / reduction), out_features=outputs),
-                                     LayerNorm(outputs))
+        self.project = nn.Sequential(layers.Mlp(token_dim, int(token_dim / reduction), out_features=outputs),
+                                     layers.LayerNorm(outputs))
         (slope, offset), (first, other) = coefs, consts
         self.coefs = [slope] * k + [offset] * k
         self.consts = [first] + [other] * (2 * k - 1)
@@ -194,11 +182,11 @@ class Bottleneck(nn.Layer):
         super().__init__()
         after = None if dynamic else "relu"
         self.in_pw = pointwise(row.in_channels, row.exp_size, groups)
-        self.in_pw_bn = NormAct(row.exp_size, after=after)
-        self.dw = inner_conv(DepthwiseConv2D(row.exp_size, row.kernel_size, padding=row.kernel_size // 2))
-        self.dw_bn = NormAct(row.exp_size, after=after)
+        self.in_pw_bn = layers.NormAct(row.exp_size, after=after)
+        self.dw = inner_conv(layers.DepthwiseConv2D(row.exp_size, row.kernel_size, padding=row.kernel_size // 2))
+        self.dw_bn = layers.NormAct(row.exp_size, after=after)
         self.out_pw = pointwise(row.exp_size, row.channels, groups)
-        self.out_pw_bn = NormAct(row.channels)
+        self.out_pw_bn = layers.NormAct(row.channels)
         self.act = dynamic(row.exp_size) if dynamic else None
 
     def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
@@ -216,8 +204,8 @@ class Mobile(nn.Layer):
         self.bneck = Bottleneck(row, groups, dynamic)
         self.downsample_dw = nn.Identity()
         if row.stride == 2:
-            strided = DepthwiseConv2D(row.in_channels, row.kernel_size, row.stride, padding=row.kernel_size // 2)
-            self.downsample_dw = nn.Sequential(inner_conv(strided), NormAct(row.in_channels, after="relu"))
+            strided = layers.DepthwiseConv2D(row.in_channels, row.kernel_size, row.stride, padding=row.kernel_size // 2)
+            self.downsample_dw = nn.Sequential(inner_conv(strided), layers.NormAct(row.in_channels, after="relu"))
 
     def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
         return self.bneck(self.downsample_dw(x), token)
@@ -248,23 +236,18 @@ class LiteBottleneck(nn.Layer):
         super().__init__()
         hidden, stride, side, pad = row.exp_size, row.stride, row.kernel_size, row.kernel_size // 2
         self.in_pw = pointwise(row.in_channels, hidden, groups)
-        self.in_pw_bn = NormAct(hidden, after=act)
+        self.in_pw_bn = layers.NormAct(hidden, after=act)
         self.dw = inner_conv(nn.Sequential(
-            DepthwiseConv2D(hidden, [side, 1], stride=[stride, 1], padding=[pad, 0]), NormAct(hidden),
-            DepthwiseConv2D(hidden, [1, side], stride=[1, stride], padding=[0, pad])))
-        self.dw_bn = NormAct(hidden, after=act)
+            layers.DepthwiseConv2D(hidden, [side, 1], stride=[stride, 1], padding=[pad, 0]), layers.NormAct(hidden),
+            layers.DepthwiseConv2D(hidden, [1, side], stride=[1, stride], padding=[0, pad])))
+        self.dw_bn = layers.NormAct(hidden, after=act)
         self.out_pw = pointwise(hidden, row.channels, groups)
-        self.out_pw_bn = NormAct(row.channels)
+        self.out_pw_bn = layers.NormAct(row.channels)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         x = self.in_pw_bn(self.in_pw(x))
         x = self.dw_bn(self.dw(x))
         return self.out_pw_bn(self.out_pw(x))
-
-
-def active_rate(dropout: nn.Dropout) -> float:
-    """Return the rate of a dropout in its current mode: 0 in evaluation."""
-    return dropout.p if dropout.training else 0.0
 
 
 def inner_conv(conv: nn.Layer) -> nn.Sequential:
@@ -274,12 +257,10 @@ def inner_conv(conv: nn.Layer) -> nn.Sequential:
 
 def pointwise(in_channels: int, channels: int, groups: int) -> nn.Sequential:
     """Return a 1×1 convolution below the name ``conv``."""
-    check_multiple("a width", in_channels, "groups", groups)
-    check_multiple("a width", channels, "groups", groups)
-    return inner_conv(Conv2D(in_channels, channels, 1, groups=groups))
+    return inner_conv(mobileformer.pointwise(in_channels, channels, groups, bias_attr=None))
 
 
-class MobileFormerPViT(Classifier):
+class MobileFormerPViT(layers.Classifier):
     """Mobile-Former in PaddleViT's form (figure 1): a stem, a lite bottleneck, blocks with tokens beside them, a head.
 
     ``blocks`` are the rows ``[exp_size, channels, stride]``, with the side of the depthwise kernel as fourth number
@@ -304,10 +285,7 @@ class MobileFormerPViT(Classifier):
                  dyrelu_consts: Sequence[float] = (1.0, 0.0), drop_rate: float = 0.0, attn_drop_rate: float = 0.0,
                  mlp_drop_rate: float = 0.0) -> None:
         super().__init__()
-        check_image_size("Mobile-Former", image_size)
-        check_multiple("token_dim", token_dim, "num_heads", num_heads)
-        if lite_act is not None:
-            activation(lite_act)  # refuses unknown names
+        layers.divide("token_dim of Mobile-Former", token_dim, "num_heads", num_heads)
         lite, *rows = block_rows(stem_channels, stem_stride, [lite_exp_size, lite_channels, lite_stride], blocks)
         settings = TokenSettings(token_dim, num_heads, mlp_ratio, qkv_bias, drop_rate, attn_drop_rate, mlp_drop_rate,
                                  drop_path_rate)
@@ -315,17 +293,17 @@ class MobileFormerPViT(Classifier):
                           coefs=dyrelu_coefs, consts=dyrelu_consts) if use_dyrelu else None
         self.num_features = num_features
         self.tokens = self.create_parameter([1, token_num, token_dim])
-        self.stem = nn.Sequential(("conv", Conv2D(in_chans, stem_channels, 3, stride=stem_stride, padding=1)),
-                                  ("bn", NormAct(stem_channels, after="hardswish")))
+        self.stem = nn.Sequential(("conv", layers.Conv2D(in_chans, stem_channels, 3, stride=stem_stride, padding=1)),
+                                  ("bn", layers.NormAct(stem_channels, after="hardswish")))
         self.bneck_lite = LiteBottleneck(lite, groups, lite_act)
         self.blocks = nn.LayerList([Block(row, groups, settings, dynamic) for row in rows])
         channels = rows[-1].channels
         self.end_toformer_bridge = MobileToFormer(channels, settings)
         self.channel_conv = nn.Sequential(pointwise(channels, head_channels, groups),
-                                          NormAct(head_channels, after="relu"))
-        self.head = nn.Sequential(("fc1", Linear(head_channels + token_dim, num_features)), ("act", nn.Hardswish()),
+                                          layers.NormAct(head_channels, after="relu"))
+        self.head = nn.Sequential(("fc1", layers.Linear(head_channels + token_dim, num_features)), ("act", nn.Hardswish()),
                                   ("dropout", nn.Dropout(drop_rate)))
-        self.apply(init_trunc_normal)  # as the source; tokens are Xavier uniform
+        self.apply(layers.init_trunc_normal)  # as the source; tokens are Xavier uniform
         self.reset_classifier(num_classes)
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
