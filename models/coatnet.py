@@ -100,13 +100,6 @@ class Attention(nn.Layer):
         return self.proj(x.reshape([-1, height, width, self.num_heads * self.head_dim]))
 
 
-class LayerNorm2D(layers.LayerNorm):
-    """Layer norm over the channels of a map, ``[B, C, H, W]`` to the same."""
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return layers.channels_first(super().forward(layers.channels_last(x)))
-
-
 class Downsample(nn.Layer):
     """Average pooling 2×2 for stride 2, then a 1×1 convolution where the width changes: ``[B, C', ⌈H/2⌉, ⌈W/2⌉]``."""
 
@@ -126,12 +119,9 @@ class TransformerBlock(nn.Layer):
                  size: tuple[int, int]) -> None:
         super().__init__()
         self.reshapes = stride == 2 or dim != out_dim
-        if self.reshapes:
-            self.shortcut = Downsample(dim, out_dim, stride)
-            self.norm1 = nn.Sequential(("norm", LayerNorm2D(dim, epsilon=1e-6)),
-                                       ("down", Downsample(dim, dim, stride)))
-        else:
-            self.norm1 = layers.LayerNorm(dim, epsilon=1e-6)
+        self.shortcut = Downsample(dim, out_dim, stride)
+        norm = layers.LayerNorm(dim, epsilon=1e-6)
+        self.norm1 = nn.Sequential(("norm", norm), ("down", Downsample(dim, dim, stride))) if self.reshapes else norm
         self.attn = Attention(dim, out_dim, head_dim, size)
         self.norm2 = layers.LayerNorm(out_dim, epsilon=1e-6)
         self.mlp = layers.Mlp(out_dim, int(out_dim * expand_ratio), layer=layers.PointwiseConv2D)
@@ -139,11 +129,13 @@ class TransformerBlock(nn.Layer):
         self.apply(init_transformer)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        branch = layers.channels_last(x)
         if self.reshapes:  # equation 4
-            x, branch = layers.channels_last(self.shortcut(x)), layers.channels_last(self.norm1(x))
+            norm, down = self.norm1
+            branch = layers.channels_last(down(layers.channels_first(norm(branch))))
         else:
-            x = layers.channels_last(x)
-            branch = self.norm1(x)
+            branch = self.norm1(branch)
+        x = layers.channels_last(self.shortcut(x))
         x = self.drop_path.add(x, self.attn(branch))  # [B, H', W', C']
         x = self.drop_path.add(x, self.mlp(self.norm2(x)))
         return layers.channels_first(x)
@@ -168,7 +160,7 @@ class MBConvBlock(nn.Layer):
                  se_ratio: float) -> None:
         super().__init__()
         hidden_dim = int(out_dim * expand_ratio)
-        self.shortcut = Downsample(dim, out_dim, stride) if stride == 2 or dim != out_dim else nn.Identity()
+        self.shortcut = Downsample(dim, out_dim, stride)
         self.pre_norm = layers.NormAct(dim)
         self.conv1_1x1 = layers.Conv2D(dim, hidden_dim, 1, bias_attr=False)
         self.norm1 = layers.NormAct(hidden_dim, after="gelu")
@@ -183,20 +175,6 @@ class MBConvBlock(nn.Layer):
         branch = self.norm1(self.conv1_1x1(self.pre_norm(x)))  # [B, hidden, H, W]
         branch = self.norm2(self.conv2_kxk(branch))  # [B, hidden, H', W']
         return self.drop_path.add(self.shortcut(x), self.conv3_1x1(self.se(branch)))
-
-
-class Stem(nn.Layer):
-    """Two 3×3 convolutions (S0 of the paper): ``[B, in_chans, H, W]`` to ``[B, C, ⌈H/2⌉, ⌈W/2⌉]`` for stride 2."""
-
-    def __init__(self, in_chans: int, dim: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = layers.Conv2D(in_chans, dim, 3, stride, padding=1, bias_attr=False)
-        self.norm1 = layers.NormAct(dim, after="gelu")
-        self.conv2 = layers.Conv2D(dim, dim, 3, padding=1, bias_attr=False)
-        self.apply(init_conv)
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.conv2(self.norm1(self.conv1(x)))
 
 
 def init_conv(layer: nn.Layer) -> None:
@@ -254,16 +232,13 @@ class CoAtNetBase(layers.Classifier):
     def resize_weights(self, name: str, array: np.ndarray, expected_shape: Sequence[int]) -> np.ndarray | None:
         """Resample a table of offsets of a square image to ours; None for other tensors.
 
-        A table does not tell its H and W: they are taken to be equal. Raises UserError where that cannot be.
+        A table does not tell its H and W: they are taken to be equal. None where they cannot be.
         """
         layer_name, _, leaf = name.rpartition(".")
-        if not leaf.endswith("bias_table"):
+        side = (math.isqrt(len(array)) + 1) // 2
+        if not leaf.endswith("bias_table") or table_rows((side, side)) != len(array):
             return None
-        side = math.isqrt(len(array))
-        if side * side != len(array) or side % 2 == 0:
-            raise UserError(f"{name} has {len(array)} rows, expected {expected_shape[0]}, and cannot be resized: it is "
-                            "no table of a square image")
-        side, size = (side + 1) // 2, dict(self.named_sublayers())[layer_name].size
+        size = dict(self.named_sublayers())[layer_name].size
         return resize_table(paddle.to_tensor(array), (side, side), size).numpy()
 
 
@@ -286,7 +261,10 @@ class CoAtNet(CoAtNetBase):
         super().__init__()
         for stride in strides:
             layers.check_choice("a stride of CoAtNet", stride, (2, 1))
-        self.stem = Stem(in_chans, stem_dim, strides[0])
+        self.stem = nn.Sequential(  # S0
+            ("conv1", layers.Conv2D(in_chans, stem_dim, 3, strides[0], padding=1, bias_attr=False)),
+            ("norm1", layers.NormAct(stem_dim, after="gelu")),
+            ("conv2", layers.Conv2D(stem_dim, stem_dim, 3, padding=1, bias_attr=False))).apply(init_conv)
         self.stages = nn.Sequential()
         block = {"C": lambda *common, size: MBConvBlock(*common, expand_ratio, se_ratio),
                  "T": lambda *common, size: TransformerBlock(*common, expand_ratio, head_dim, size)}

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import paddle
@@ -238,27 +239,28 @@ _SMALL_P2 = {**_SMALL, "patch_kernel_size": 2, "pos_embed_stages": [1], "layer_s
 # depths that this has not.
 _CIFAR = {"depths": [1, 2, 2, 1], "embed_dims": [64, 128, 192, 256], "num_heads": [4, 4, 6, 8],
           "attention_heads": [1] + [2] * 2 + [4] * 2 + [7], "strides": [2, 2, 1, 2], "layer_scale_init_value": None}
-_WEIGHTS = "https://huggingface.co/sail/dl2/resolve/main/iformer/{}.pth"
-_AT_224 = {"crop_pct": 0.9, "interpolation": "bicubic"}
-_AT_384 = {"image_size": 384, "crop_pct": 1.0, "interpolation": "bicubic",
+_AT_384 = {"image_size": 384, "crop_pct": 1.0,
            "note": "the paper prints the parameters of the network for 224 pixels, whose position tables are smaller"}
+
+
+def _released(name: str, arguments: dict, *numbers: Any) -> Variant:
+    settings = _AT_384 if name.endswith("384") else {"crop_pct": 0.9}
+    url = f"https://huggingface.co/sail/dl2/resolve/main/iformer/{name}.pth"
+    return Variant(arguments, *numbers, interpolation="bicubic", weights_url=url, **settings)
+
 
 register_family(
     "iFormer",
     InceptionTransformer,
     {
-        "iformer_small": Variant(_SMALL, 19_866_344, 4_825_828_736, "19.866M", "4.849G", 83.382,
-                                 weights_url=_WEIGHTS.format("iformer_small"), **_AT_224),
-        "iformer_base": Variant(_BASE, 47_866_216, 9_341_953_536, "47.866M", "9.379G", 84.598,
-                                weights_url=_WEIGHTS.format("iformer_base"), **_AT_224),
-        "iformer_large": Variant(_LARGE, 86_637_096, 14_004_159_488, "86.637M", "14.048G", 84.752,
-                                 weights_url=_WEIGHTS.format("iformer_large"), **_AT_224),
-        "iformer_small_384": Variant(_SMALL, 20_899_944, 16_031_256_576, "20M", "16.1G", 84.6,
-                                     weights_url=_WEIGHTS.format("iformer_small_384"), **_AT_384),
-        "iformer_base_384": Variant(_BASE, 48_936_296, 30_445_438_976, "48M", "30.5G", 85.7,
-                                    weights_url=_WEIGHTS.format("iformer_base_384"), **_AT_384),
-        "iformer_large_384": Variant(_LARGE, 87_743_656, 45_209_248_768, "87M", "45.3G", 85.8,
-                                     weights_url=_WEIGHTS.format("iformer_large_384"), **_AT_384),
+        **{row[0]: _released(*row) for row in [
+            ("iformer_small", _SMALL, 19_866_344, 4_825_828_736, "19.866M", "4.849G", 83.382),
+            ("iformer_base", _BASE, 47_866_216, 9_341_953_536, "47.866M", "9.379G", 84.598),
+            ("iformer_large", _LARGE, 86_637_096, 14_004_159_488, "86.637M", "14.048G", 84.752),
+            ("iformer_small_384", _SMALL, 20_899_944, 16_031_256_576, "20M", "16.1G", 84.6),
+            ("iformer_base_384", _BASE, 48_936_296, 30_445_438_976, "48M", "30.5G", 85.7),
+            ("iformer_large_384", _LARGE, 87_743_656, 45_209_248_768, "87M", "45.3G", 85.8),
+        ]},
         "iformer_small_p2": Variant(_SMALL_P2, 18_612_456, 4_663_258_496, "18.61M", "", 81.928, 95.700,
                                     note="an independent re-implementation with 2×2 patch embeddings"),
         "iformer_cifar": Variant(_CIFAR, 3_014_824, 129_850_368, image_size=32,

@@ -62,10 +62,9 @@ class HeadProjections(nn.LayerList):
     ``[B, T, channels]``."""
 
     def __init__(self, channels: int, settings: TokenSettings) -> None:
-        heads = settings.num_heads
-        in_dim, out_dim = settings.token_dim // heads, layers.divide("a width of Mobile-Former", channels, "num_heads", heads)
-        bias = None if settings.qkv_bias else False
-        super().__init__([layers.Linear(in_dim, out_dim, bias_attr=bias) for _ in range(heads)])
+        heads, bias = settings.num_heads, None if settings.qkv_bias else False
+        width = layers.divide("a width of Mobile-Former", channels, "num_heads", heads)
+        super().__init__([layers.Linear(settings.token_dim // heads, width, bias_attr=bias) for _ in range(heads)])
 
     def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
         return paddle.concat([self[i](part) for i, part in enumerate(tokens.split(len(self), axis=2))], axis=2)
@@ -85,7 +84,8 @@ class MobileToFormer(nn.Layer):
 
     def forward(self, x: paddle.Tensor, tokens: paddle.Tensor) -> paddle.Tensor:
         query = self.heads_q_proj(self.input_norm(tokens))  # [B, T, C]
-        gathered = kernels.attend_map(query, x, len(self.heads_q_proj), self.attn_drop_rate if self.training else 0.0)
+        dropout = self.attn_drop_rate if self.training else 0.0
+        gathered = kernels.attend_map(query, x, len(self.heads_q_proj), dropout)
         return tokens + self.droppath(self.dropout(self.output(gathered)))
 
 
@@ -104,7 +104,8 @@ class FormerToMobile(nn.Layer):
     def forward(self, x: paddle.Tensor, tokens: paddle.Tensor) -> paddle.Tensor:
         tokens = self.input_token_norm(tokens)
         key, value = self.heads_k_proj(tokens), self.heads_v_proj(tokens)  # each [B, T, C]
-        spread = kernels.attend_tokens(x, key, value, len(self.heads_k_proj), self.attn_drop_rate if self.training else 0.0)
+        dropout = self.attn_drop_rate if self.training else 0.0
+        spread = kernels.attend_tokens(x, key, value, len(self.heads_k_proj), dropout)
         return x + self.droppath(self.dropout(spread))
 
 
@@ -175,25 +176,41 @@ class DynamicReLU(nn.Layer):
 class Bottleneck(nn.Layer):
     """Pointwise, depthwise, pointwise, ``[B, C, H, W]`` and ``[B, D]`` to ``[B, C', H, W]``, without a skip.
 
-    One dynamic ReLU, steered by the first token, serves both places; where ``dynamic`` is None, they have ReLU.
+    One dynamic ReLU, steered by the first token, serves both places; without ``dynamic``, ``act`` is there.
     """
 
-    def __init__(self, row: BlockRow, groups: int, dynamic: Dynamic | None) -> None:
+    def __init__(self, row: BlockRow, groups: int, act: str | None, dynamic: Dynamic | None = None) -> None:
         super().__init__()
-        after = None if dynamic else "relu"
         self.in_pw = pointwise(row.in_channels, row.exp_size, groups)
-        self.in_pw_bn = layers.NormAct(row.exp_size, after=after)
-        self.dw = inner_conv(layers.DepthwiseConv2D(row.exp_size, row.kernel_size, padding=row.kernel_size // 2))
-        self.dw_bn = layers.NormAct(row.exp_size, after=after)
+        self.in_pw_bn = layers.NormAct(row.exp_size, after=None if dynamic else act)
+        self.dw = inner_conv(self.depthwise(row))
+        self.dw_bn = layers.NormAct(row.exp_size, after=None if dynamic else act)
         self.out_pw = pointwise(row.exp_size, row.channels, groups)
         self.out_pw_bn = layers.NormAct(row.channels)
         self.act = dynamic(row.exp_size) if dynamic else None
 
-    def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
+    def depthwise(self, row: BlockRow) -> nn.Layer:
+        """Return the convolution of each channel."""
+        return layers.DepthwiseConv2D(row.exp_size, row.kernel_size, padding=row.kernel_size // 2)
+
+    def forward(self, x: paddle.Tensor, token: paddle.Tensor | None = None) -> paddle.Tensor:
         for conv, norm in ((self.in_pw, self.in_pw_bn), (self.dw, self.dw_bn)):
             x = norm(conv(x))
             x = self.act(x, token) if self.act else x
         return self.out_pw_bn(self.out_pw(x))
+
+
+class LiteBottleneck(Bottleneck):
+    """The first block, without tokens: the depthwise convolution is a column's, then a row's, with the stride.
+
+    ``[B, C, H, W]`` to ``[B, C', H', W']``; the source has no ``act`` here.
+    """
+
+    def depthwise(self, row: BlockRow) -> nn.Layer:
+        hidden, stride, side, pad = row.exp_size, row.stride, row.kernel_size, row.kernel_size // 2
+        return nn.Sequential(
+            layers.DepthwiseConv2D(hidden, [side, 1], stride=[stride, 1], padding=[pad, 0]), layers.NormAct(hidden),
+            layers.DepthwiseConv2D(hidden, [1, side], stride=[1, stride], padding=[0, pad]))
 
 
 class Mobile(nn.Layer):
@@ -201,7 +218,7 @@ class Mobile(nn.Layer):
 
     def __init__(self, row: BlockRow, groups: int, dynamic: Dynamic | None) -> None:
         super().__init__()
-        self.bneck = Bottleneck(row, groups, dynamic)
+        self.bneck = Bottleneck(row, groups, "relu", dynamic)
         self.downsample_dw = nn.Identity()
         if row.stride == 2:
             strided = layers.DepthwiseConv2D(row.in_channels, row.kernel_size, row.stride, padding=row.kernel_size // 2)
@@ -224,30 +241,6 @@ class Block(nn.Layer):
     def forward(self, x: paddle.Tensor, tokens: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         tokens = self.former(self.toformer_bridge(x, tokens))
         return self.tomobile_bridge(self.mobile(x, tokens[:, 0]), tokens), tokens
-
-
-class LiteBottleneck(nn.Layer):
-    """The first block, without tokens: pointwise, a column's and a row's depthwise convolution, pointwise.
-
-    ``[B, C, H, W]`` to ``[B, C', H', W']``; ``act`` follows the first two batch norms, where the source has nothing.
-    """
-
-    def __init__(self, row: BlockRow, groups: int, act: str | None) -> None:
-        super().__init__()
-        hidden, stride, side, pad = row.exp_size, row.stride, row.kernel_size, row.kernel_size // 2
-        self.in_pw = pointwise(row.in_channels, hidden, groups)
-        self.in_pw_bn = layers.NormAct(hidden, after=act)
-        self.dw = inner_conv(nn.Sequential(
-            layers.DepthwiseConv2D(hidden, [side, 1], stride=[stride, 1], padding=[pad, 0]), layers.NormAct(hidden),
-            layers.DepthwiseConv2D(hidden, [1, side], stride=[1, stride], padding=[0, pad])))
-        self.dw_bn = layers.NormAct(hidden, after=act)
-        self.out_pw = pointwise(hidden, row.channels, groups)
-        self.out_pw_bn = layers.NormAct(row.channels)
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        x = self.in_pw_bn(self.in_pw(x))
-        x = self.dw_bn(self.dw(x))
-        return self.out_pw_bn(self.out_pw(x))
 
 
 def inner_conv(conv: nn.Layer) -> nn.Sequential:
@@ -301,8 +294,8 @@ class MobileFormerPViT(layers.Classifier):
         self.end_toformer_bridge = MobileToFormer(channels, settings)
         self.channel_conv = nn.Sequential(pointwise(channels, head_channels, groups),
                                           layers.NormAct(head_channels, after="relu"))
-        self.head = nn.Sequential(("fc1", layers.Linear(head_channels + token_dim, num_features)), ("act", nn.Hardswish()),
-                                  ("dropout", nn.Dropout(drop_rate)))
+        self.head = nn.Sequential(("fc1", layers.Linear(head_channels + token_dim, num_features)),
+                                  ("act", nn.Hardswish()), ("dropout", nn.Dropout(drop_rate)))
         self.apply(layers.init_trunc_normal)  # as the source; tokens are Xavier uniform
         self.reset_classifier(num_classes)
 
