@@ -66,19 +66,6 @@ def _relative_index(height: int, width: int) -> np.ndarray:
     return (dy * (2 * width - 1) + dx).reshape(-1)
 
 
-class RelativePositionBias(nn.Layer):
-    """A table for maps of ``size``; gives the bias of a map of any size, ``[num_heads, H·W, H·W]``."""
-
-    def __init__(self, size: tuple[int, int], num_heads: int) -> None:
-        super().__init__()
-        self.size = size
-        self.relative_position_bias_table = self.create_parameter([table_rows(size), num_heads],
-                                                                  default_initializer=layers.trunc_normal_)
-
-    def forward(self, height: int, width: int) -> paddle.Tensor:
-        return relative_bias(self.relative_position_bias_table, self.size, height, width)
-
-
 # Blocks
 
 
@@ -89,14 +76,18 @@ class Attention(nn.Layer):
         super().__init__()
         self.num_heads, self.head_dim = layers.divide("a width of CoAtNet", out_dim, "head_dim", head_dim), head_dim
         self.qkv = layers.PointwiseConv2D(dim, 3 * out_dim)
-        self.rel_pos = RelativePositionBias(size, self.num_heads)
+        self.rel_pos = nn.Layer()
+        self.rel_pos.size = size
+        self.rel_pos.relative_position_bias_table = self.create_parameter([table_rows(size), self.num_heads],
+                                                                          default_initializer=layers.trunc_normal_)
         self.proj = layers.PointwiseConv2D(out_dim, out_dim)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         height, width = x.shape[1:3]
         qkv = self.qkv(x).reshape([-1, height * width, self.num_heads, 3 * self.head_dim])
         q, k, v = qkv.split([self.head_dim] * 3, axis=-1)  # each [B, N, heads, head_dim]
-        x = kernels.attention(q, k, v, self.rel_pos(height, width))
+        bias = relative_bias(self.rel_pos.relative_position_bias_table, self.rel_pos.size, height, width)
+        x = kernels.attention(q, k, v, bias)
         return self.proj(x.reshape([-1, height, width, self.num_heads * self.head_dim]))
 
 

@@ -169,9 +169,7 @@ class CoAtNetSimple(CoAtNetBase):
         self.reset_classifier(num_classes)
 
     def build_head(self, num_classes: int) -> nn.Layer:
-        head = layers.Linear(self.num_features, num_classes, bias_attr=False)
-        self.init_head(head)
-        return head
+        return layers.Linear(self.num_features, num_classes, bias_attr=False)
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
         for stage in (self.s0, self.s1, self.s2, self.s3, self.s4):

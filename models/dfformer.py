@@ -117,25 +117,20 @@ class SepConv(nn.Layer):
         return self.pwconv2(layers.channels_last(self.dwconv(x)))
 
 
-class Scale(nn.Layer):
-    """Holds a learned factor ``[dim]`` of a skip connection; None counts as 1."""
-
-    def __init__(self, dim: int | None) -> None:
-        super().__init__()
-        self.scale = None if dim is None else self.create_parameter([dim], default_initializer=layers.ones_)
-
-
 class Block(nn.Layer):
-    """MetaFormer block, ``[B, H, W, C]`` to the same."""
+    """MetaFormer block, ``[B, H, W, C]`` to the same; with ``res_scale``, learned factors ``[C]`` of its shortcuts."""
 
     def __init__(self, dim: int, token_mixer: nn.Layer, mlp: nn.Layer, drop_path: float, res_scale: bool) -> None:
         super().__init__()
+        scale = 1.0 if res_scale else None
         self.norm1 = BlockNorm(dim)
         self.token_mixer = token_mixer
-        self.res_scale1 = Scale(dim if res_scale else None)
+        self.res_scale1 = nn.Layer()
+        self.res_scale1.scale = layers.layer_scale(self, dim, scale)
         self.norm2 = BlockNorm(dim)
         self.mlp = mlp
-        self.res_scale2 = Scale(dim if res_scale else None)
+        self.res_scale2 = nn.Layer()
+        self.res_scale2.scale = layers.layer_scale(self, dim, scale)
         self.drop_path = layers.DropPath(drop_path)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -231,9 +226,7 @@ class DFFormer(layers.Classifier):
         self.reset_classifier(num_classes)
 
     def build_head(self, num_classes: int) -> nn.Layer:
-        head = MlpHead(self.num_features, num_classes, self.head_drop_rate)
-        head.apply(layers.init_trunc_normal)
-        return head
+        return MlpHead(self.num_features, num_classes, self.head_drop_rate)
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
         for stage, downsample in enumerate(self.downsample_layers):

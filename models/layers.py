@@ -167,7 +167,7 @@ class Classifier(nn.Layer):
     """Base of all networks: features ``[B, num_features]``, then a head to ``[B, num_classes]``.
 
     A network sets ``num_features`` before ``reset_classifier`` and defines ``forward_features``. It overrides
-    ``init_head`` or ``build_head`` where its head differs, and ``head_name`` where the reference names it otherwise
+    ``build_head`` or ``init_head`` where its head differs, and ``head_name`` where the reference names it otherwise
     (``classifier.fc`` is the layer ``fc`` of ``classifier``). ``smallest_image`` is the smallest side in pixels,
     ``block_pattern`` a regular expression of the names of its blocks, ``map_layout`` (NCHW or NHWC) the layout of the
     maps between them.
@@ -185,16 +185,15 @@ class Classifier(nn.Layer):
         raise NotImplementedError
 
     def build_head(self, num_classes: int) -> nn.Layer:
-        """Return a fresh head for ``num_classes`` > 0."""
-        head = Linear(self.num_features, num_classes)
-        self.init_head(head)
-        return head
+        """Return a head for ``num_classes`` > 0."""
+        return Linear(self.num_features, num_classes)
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the head by a fresh one for ``num_classes``; 0 removes it."""
         self.num_classes = num_classes
         *owners, name = self.head_name.split(".")
-        setattr(reduce(getattr, owners, self), name, self.build_head(num_classes) if num_classes else nn.Identity())
+        head = self.build_head(num_classes).apply(self.init_head) if num_classes else nn.Identity()
+        setattr(reduce(getattr, owners, self), name, head)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return reduce(getattr, self.head_name.split("."), self)(self.forward_features(x))

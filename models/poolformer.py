@@ -29,27 +29,17 @@ class GroupNorm(nn.GroupNorm):
         return kernels.group_norm(x, self.weight, self.bias, self._epsilon)
 
 
-class Pooling(nn.Layer):
-    """The token mixer (equation 4): the mean of a position's neighbourhood minus the position, ``[B, H, W, C]``.
-
-    Padding does not count in the mean. The subtraction makes up for the residual connection around the mixer.
-    """
-
-    def __init__(self, pool_size: int) -> None:
-        super().__init__()
-        self.pool_size = pool_size
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return kernels.pool_difference(x, self.pool_size)
-
-
 class Block(nn.Layer):
-    """PoolFormer block (figure 2, equations 2 and 3), ``[B, H, W, C]`` to the same."""
+    """PoolFormer block (figure 2, equations 2 and 3), ``[B, H, W, C]`` to the same.
+
+    The token mixer (equation 4) is the mean of a position's neighbourhood, padding left out, minus the position: the
+    subtraction makes up for the residual connection around the mixer.
+    """
 
     def __init__(self, dim: int, pool_size: int, mlp: nn.Layer, drop_path: float, scale: float | None) -> None:
         super().__init__()
         self.norm1 = GroupNorm(dim)
-        self.token_mixer = Pooling(pool_size)
+        self.pool_size = pool_size
         self.norm2 = GroupNorm(dim)
         self.mlp = mlp.apply(layers.init_trunc_normal)
         self.drop_path = layers.DropPath(drop_path)
@@ -57,7 +47,7 @@ class Block(nn.Layer):
         self.layer_scale_2 = layers.layer_scale(self, dim, scale)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        x = self.drop_path.add(x, self.token_mixer(self.norm1(x)), scale=self.layer_scale_1)
+        x = self.drop_path.add(x, kernels.pool_difference(self.norm1(x), self.pool_size), scale=self.layer_scale_1)
         return self.drop_path.add(x, self.mlp(self.norm2(x)), scale=self.layer_scale_2)
 
 
