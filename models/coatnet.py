@@ -209,13 +209,14 @@ class CoAtNetBase(layers.Classifier):
         if min(depths) < 1:
             raise UserError(f"depths of CoAtNet is {depths}, expected 1 or more for each stage")
         self.num_features = embed_dims[-1]
-        rates = layers.drop_path_rates(drop_path_rate, depths)
+        stages = layers.each_stage(depths, embed_dims=embed_dims, block_types=block_types, stage_strides=strides[1:],
+                                   rates=layers.drop_path_rates(drop_path_rate, depths))
         size = tuple(-(-side // strides[0]) for side in pair(image_size))
-        for out_dim, kind, stride, stage_rates in zip(embed_dims, block_types, strides[1:], rates, strict=True):
+        for out_dim, kind, stride, rates in stages:
             layers.check_choice("a block type of CoAtNet", kind, ("C", "T"))
             size = tuple(-(-side // stride) for side in size)
             blocks = nn.Sequential()
-            for rate in stage_rates:
+            for rate in rates:
                 blocks.append(block[kind](dim, out_dim, stride, rate, size=size))
                 dim, stride = out_dim, 1
             yield blocks

@@ -209,8 +209,9 @@ class DFFormer(layers.Classifier):
         self.head_drop_rate = head_drop_rate
         self.downsample_layers, self.stages = nn.LayerList(), nn.LayerList()
         size = [side - 2 if strides[0] == 4 else side for side in pair(image_size)]  # the stem's padding is 2, of 3
-        stages = zip(embed_dims, token_mixers, layers.drop_path_rates(drop_path_rate, depths), strides, strict=True)
-        for stage, (dim, mixer, rates, stride) in enumerate(stages):
+        stages = layers.each_stage(depths, embed_dims=embed_dims, token_mixers=token_mixers, strides=strides,
+                                   rates=layers.drop_path_rates(drop_path_rate, depths))
+        for stage, (dim, mixer, stride, rates) in enumerate(stages):
             layers.check_choice("a token mixer of DFFormer", mixer, mixers)
             size = [(side - 1) // stride + 1 for side in size]
             in_dim = embed_dims[stage - 1] if stage else in_chans

@@ -3,9 +3,6 @@
 Names and numbers follow the authors' code, sail-sg/iFormer at 725d8e7f455b (``models/inception_transformer.py``).
 Maps are channels-last between blocks.
 
-Where the reference is not the paper's equations, we follow the reference, whose numbers and weights were published: in
-the high-frequency mixer both paths double their width and end in GELU.
-
 Two generalisations, without effect where the reference runs: maps of any height and width (the reference assumes
 square maps of even width), and position tables resampled whenever the map differs from the table (the reference
 compares the number of positions only).
@@ -36,7 +33,8 @@ class HighMixer(nn.Layer):
     """High-frequency mixer (equations 2 and 3): ``[B, H, W, C]`` to ``[B, 2C, H, W]``.
 
     The first half of the channels goes through a 1×1, then a depthwise convolution, the second through a max-pool,
-    then a 1×1 convolution; each path doubles its width.
+    then a 1×1 convolution. As the released weights require, and unlike the equations, each path doubles its width and
+    ends in GELU, and the convolutions come before the max-pool, both before attention.
     """
 
     def __init__(self, dim: int) -> None:
@@ -95,10 +93,11 @@ def upsample(x: paddle.Tensor, factor: int) -> paddle.Tensor:
 class Mixer(nn.Layer):
     """Inception token mixer (figure 3), ``[B, H, W, C]``: first channels high, last ``attention_heads`` heads low."""
 
-    def __init__(self, dim: int, head_dim: int, attention_heads: int, pool_size: int, qkv_bias: bool,
+    def __init__(self, dim: int, num_heads: int, attention_heads: int, pool_size: int, qkv_bias: bool,
                  attn_drop_rate: float, drop_rate: float) -> None:
         super().__init__()
-        low_dim = attention_heads * head_dim
+        layers.check_choice("an entry of attention_heads", attention_heads, range(1, num_heads))
+        low_dim = attention_heads * (dim // num_heads)
         high_dim = dim - low_dim
         layers.divide("the width of iFormer's high-frequency mixer", high_dim, "two paths", 2)
         self.split_sizes = [high_dim, low_dim]
@@ -191,7 +190,8 @@ class InceptionTransformer(layers.Classifier):
         self.smallest_image = math.prod(strides) if patch_kernel_size == 2 else 1  # 2×2 embeddings halve 8 pixels
         self.pos_embed_stages = tuple(pos_embed_stages)
         sides, ramp = pair(image_size), iter(attention_heads)
-        stages = zip(embed_dims, strides, num_heads, layers.drop_path_rates(drop_path_rate, depths), strict=True)
+        stages = layers.each_stage(depths, embed_dims=embed_dims, strides=strides, num_heads=num_heads,
+                                   rates=layers.drop_path_rates(drop_path_rate, depths))
         for stage, (dim, stride, heads, rates) in enumerate(stages, start=1):
             if stage == 1:
                 self.patch_embed = Stem(in_chans, dim, stride)
@@ -205,7 +205,7 @@ class InceptionTransformer(layers.Classifier):
             blocks = nn.Sequential()
             for rate in rates:
                 pool_size = 2 if stage <= 2 else 1
-                mixer = Mixer(dim, dim // heads, next(ramp), pool_size, qkv_bias, attn_drop_rate, drop_rate)
+                mixer = Mixer(dim, heads, next(ramp), pool_size, qkv_bias, attn_drop_rate, drop_rate)
                 mlp = layers.Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate)
                 blocks.append(Block(dim, mixer, mlp, rate, layer_scale_init_value if stage >= 3 else None))
             self.add_sublayer(f"blocks{stage}", blocks)

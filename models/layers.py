@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import reduce
 from typing import Any
 
@@ -206,7 +206,15 @@ def check_choice(what: str, value: Any, choices: Collection[Any]) -> None:
     """Raise UserError unless ``value`` is one of ``choices``."""
     if value not in choices:
         known = [str(choice) for choice in choices]
-        raise UserError(f"{what} is {value!r}, expected {' or '.join(known)}{nearest(str(value), known)}")
+        raise UserError(f"{what} is {value!r}, expected one of {', '.join(known)}{nearest(str(value), known)}")
+
+
+def each_stage(depths: Sequence[int], **lists: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    """Zip lists that have an entry for each stage; raises UserError unless they are as long as ``depths``."""
+    for name, values in lists.items():
+        if len(values) != len(depths):
+            raise UserError(f"{name} is {list(values)}, expected {len(depths)} entries, as depths is {list(depths)}")
+    return zip(*lists.values(), strict=True)
 
 
 def divide(what: str, value: int, divisor_name: str, divisor: int) -> int:

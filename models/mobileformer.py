@@ -58,7 +58,8 @@ def hard_sigmoid(x: paddle.Tensor) -> paddle.Tensor:
 class MobileToFormer(nn.Layer):
     """The bridge from the map to the tokens: ``[B, C, H, W]`` and ``[B, T, D]`` to ``[B, T, D]``.
 
-    Queries are projected tokens, keys and values the raw map; another projection of the tokens gates the result.
+    Queries are projected tokens, keys and values the raw map (equation 1). Another projection of the tokens gates the
+    result, which equation 1 does not have: the released weights do.
     """
 
     def __init__(self, channels: int, token_dim: int, num_heads: int, drop_path: float) -> None:

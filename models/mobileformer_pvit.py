@@ -3,7 +3,8 @@
 Names and numbers follow BR-IDL/PaddleViT at 5ac7d89d4fd0 (``image_classification/MobileFormer``), a port written
 before the authors published their code (``models/mobileformer.py``). Against that: norms come before attention; each
 head of a bridge projects its own slice of the tokens; dynamic ReLUs have offsets and one serves both places of a block;
-a stride is a depthwise convolution before the block, which has no skip; convolutions have biases; no channel shuffles.
+a stride is a depthwise convolution before the block, which has no skip; convolutions have biases; nothing gates the
+bridge to the tokens; no channel shuffles.
 Maps are ``[B, C, H, W]``, tokens ``[B, T, D]``.
 
 Where the source errs, and what is done here:

@@ -82,7 +82,7 @@ class PoolFormer(layers.Classifier):
         self.num_features = embed_dims[-1]
         self.patch_embed = PatchEmbed(in_chans, embed_dims[0], kernel_size=7, stride=4, padding=2)
         self.network = nn.LayerList()
-        stages = zip(embed_dims, layers.drop_path_rates(drop_path_rate, depths), strict=True)
+        stages = layers.each_stage(depths, embed_dims=embed_dims, rates=layers.drop_path_rates(drop_path_rate, depths))
         for stage, (dim, rates) in enumerate(stages):
             if stage > 0:
                 self.network.append(PatchEmbed(embed_dims[stage - 1], dim, kernel_size=3, stride=2, padding=1))
