@@ -235,7 +235,8 @@ MISTAKES = [
     (DFFORMER, {"reweight_expansion_ratio": 0.001}, "token_mixer.reweight.fc1.weight of shape [4, 0], expected no 0"),
     (DFFORMER, {"token_mixers": ["sep_conv", "dynamic_filters"]},
      "a token mixer of DFFormer is 'dynamic_filters', expected one of dynamic_filter, global_filter"),
-    (DFFORMER, {"act_layer": "starrelu"}, "act_layer of DFFormer is 'starrelu', expected one of star_relu, gelu, relu"),
+    (DFFORMER, {"act_layer": "starrelu"},
+     "act_layer of DFFormer is 'starrelu', expected one of star_relu, gelu, relu (nearest: star_relu"),
     (DFFORMER, {"strides": [4, 3]}, "a stride of DFFormer is 3, expected one of 2, 1"),
     *[(name, *rest) for name in ("coatnet_0", "coatnet_0_simple") for rest in (
         ({"depths": [0, 1, 1, 1]}, "depths of CoAtNet is [0, 1, 1, 1], expected 1 or more for each stage"),
