@@ -10,8 +10,6 @@ import pytest
 
 from models import create_model
 
-SMALL = {"dim": 8, "depth": 2, "kernel_size": 4, "patch_size": 3}
-
 
 def depthwise_same(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """Correlate each channel with its kernel; of an odd number of padding rows, the last is at the bottom."""
@@ -30,7 +28,7 @@ def depthwise_same(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.nd
 def test_block_computes_its_equations(kernel_size: int) -> None:
     """Even kernels as well: z' = BN(σ(depthwise(z))) + z, then BN(σ(pointwise(z'))), σ the exact GELU."""
     paddle.seed(0)
-    model = create_model("convmixer_256_8", 3, 20, **{**SMALL, "kernel_size": kernel_size})
+    model = create_model("convmixer_256_8", 3, 20, dim=8, depth=2, kernel_size=kernel_size, patch_size=3)
     model.to(dtype="float64")
     model.eval()
     block = getattr(model, "3")
@@ -49,8 +47,3 @@ def test_block_computes_its_equations(kernel_size: int) -> None:
     model.train()
     model(paddle.randn([4, 3, 20, 20], dtype="float64")).square().mean().backward()
     assert all(float(p.grad.abs().max()) > 0 for p in model.parameters() if p.trainable)
-
-
-def test_drop_path_rises_over_the_blocks_and_spares_the_pointwise_part() -> None:
-    model = create_model("convmixer_256_8", 3, 32, drop_path_rate=0.7)
-    assert [getattr(model, str(3 + i)).drop_path.rate for i in range(8)] == pytest.approx(np.linspace(0, 0.7, 8))

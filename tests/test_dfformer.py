@@ -67,9 +67,6 @@ def test_filters_have_the_size_of_the_maps(size: tuple[int, int]) -> None:
 
 
 def test_drop_path_falls_on_both_branches() -> None:
-    model = create_model("dfformer_s18", 3, 32, drop_path_rate=0.2, embed_dims=[4] * 4)
-    rates = [block.drop_path.rate for stage in model.stages for block in stage]
-    assert rates == pytest.approx(np.linspace(0, 0.2, 18))
     block = create_model("dfformer_s18", 3, 32, drop_path_rate=0.5, **SMALL).stages[1][0]
     block.train()
     x = paddle.randn([400, 4, 4, 8])
