@@ -169,19 +169,16 @@ class MBConvBlock(nn.Layer):
 
 
 def init_conv(layer: nn.Layer) -> None:
-    """Initialise as EfficientNet does: normal with variance 2 / fan_out, no bias."""
+    """Initialise as EfficientNet does: normal with variance 2 / fan_out; biases stay 0."""
     if isinstance(layer, nn.Conv2D):
         fan_out = layer.weight.shape[0] * math.prod(layer.weight.shape[2:]) // layer._groups
         nn.initializer.Normal(std=math.sqrt(2 / fan_out))(layer.weight)
-        if layer.bias is not None:
-            layers.zeros_(layer.bias)
 
 
 def init_transformer(layer: nn.Layer) -> None:
     """Initialise as the vision transformer does: Xavier uniform, biases 0 or, in feed-forward layers, close to 0."""
     if isinstance(layer, nn.Conv2D):
         nn.initializer.XavierUniform()(layer.weight)
-        layers.zeros_(layer.bias)
     elif isinstance(layer, layers.Mlp):
         for linear in (layer.fc1, layer.fc2):
             nn.initializer.Normal(std=1e-6)(linear.bias)

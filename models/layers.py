@@ -21,11 +21,9 @@ ones_ = nn.initializer.Constant(1.0)
 
 
 def init_trunc_normal(layer: nn.Layer) -> None:
-    """Initialise a linear layer or convolution: weights truncated normal of 0.02 (cut at 2 deviations), biases 0."""
+    """Initialise a linear layer or convolution: weights normal of 0.02, cut at ±2 as in the references."""
     if isinstance(layer, (nn.Linear, nn.Conv2D)):
         trunc_normal_(layer.weight)
-        if layer.bias is not None:
-            zeros_(layer.bias)
 
 
 def init_pytorch(layer: nn.Layer) -> None:
