@@ -96,8 +96,8 @@ class Mixer(nn.Layer):
     def __init__(self, dim: int, num_heads: int, attention_heads: int, pool_size: int, qkv_bias: bool,
                  attn_drop_rate: float, drop_rate: float) -> None:
         super().__init__()
-        layers.check_choice("an entry of attention_heads", attention_heads, range(1, num_heads))
         low_dim = attention_heads * (dim // num_heads)
+        layers.check_choice("an entry of attention_heads", attention_heads, range(1, num_heads))
         high_dim = dim - low_dim
         layers.divide("the width of iFormer's high-frequency mixer", high_dim, "two paths", 2)
         self.split_sizes = [high_dim, low_dim]
