@@ -1,7 +1,11 @@
-"""The networks of the suite; importing a paper's module enters its variants into the registry."""
+"""The networks of the suite. Importing a module of this folder registers its paper's variants."""
 
-from models import coatnet, coatnet_simple, convmixer, dfformer, iformer, mobileformer, mobileformer_pvit, poolformer
+import importlib
+import pkgutil
+
 from models.registry import ModelInfo, Variant, create_model, list_models, model_info
 
-__all__ = ["ModelInfo", "Variant", "coatnet", "coatnet_simple", "convmixer", "create_model", "dfformer", "iformer",
-           "list_models", "mobileformer", "mobileformer_pvit", "model_info", "poolformer"]
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"models.{_module.name}")
+
+__all__ = ["ModelInfo", "Variant", "create_model", "list_models", "model_info"]

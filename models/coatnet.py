@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import paddle
@@ -28,26 +26,7 @@ from paddle import nn
 
 import kernels
 from errors import UserError
-from models.layers import (
-    Classifier,
-    Conv2D,
-    DepthwiseConv2D,
-    DropPath,
-    LayerNorm,
-    Linear,
-    Mlp,
-    NormAct,
-    PointwiseConv2D,
-    channels_first,
-    channels_last,
-    check_image_size,
-    check_strides,
-    drop_path_rates,
-    init_pytorch,
-    resize_position_embedding,
-    trunc_normal_,
-    zeros_,
-)
+from models import layers
 from models.registry import Variant, register_family
 from utils.sizes import Size, pair
 
@@ -72,7 +51,7 @@ def relative_bias(table: paddle.Tensor, size: tuple[int, int], height: int, widt
 def resize_table(table: paddle.Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> paddle.Tensor:
     """Resample a table for maps of ``size`` to one for maps of ``new_size``."""
     grid = table.reshape([1, 2 * size[0] - 1, 2 * size[1] - 1, -1])
-    return resize_position_embedding(grid, 2 * new_size[0] - 1, 2 * new_size[1] - 1).flatten(0, 2)
+    return layers.resize_position_embedding(grid, 2 * new_size[0] - 1, 2 * new_size[1] - 1).flatten(0, 2)
 
 
 @functools.lru_cache(maxsize=32)
@@ -87,19 +66,6 @@ def _relative_index(height: int, width: int) -> np.ndarray:
     return (dy * (2 * width - 1) + dx).reshape(-1)
 
 
-class RelativePositionBias(nn.Layer):
-    """A table for maps of ``size``; gives the bias of a map of any size, ``[num_heads, H·W, H·W]``."""
-
-    def __init__(self, size: tuple[int, int], num_heads: int) -> None:
-        super().__init__()
-        self.size = size
-        self.relative_position_bias_table = self.create_parameter([table_rows(size), num_heads],
-                                                                  default_initializer=trunc_normal_)
-
-    def forward(self, height: int, width: int) -> paddle.Tensor:
-        return relative_bias(self.relative_position_bias_table, self.size, height, width)
-
-
 # Blocks
 
 
@@ -108,24 +74,21 @@ class Attention(nn.Layer):
 
     def __init__(self, dim: int, out_dim: int, head_dim: int, size: tuple[int, int]) -> None:
         super().__init__()
-        self.num_heads, self.head_dim = out_dim // head_dim, head_dim
-        self.qkv = PointwiseConv2D(dim, 3 * out_dim)
-        self.rel_pos = RelativePositionBias(size, self.num_heads)
-        self.proj = PointwiseConv2D(out_dim, out_dim)
+        self.num_heads, self.head_dim = layers.divide("a width of CoAtNet", out_dim, "head_dim", head_dim), head_dim
+        self.qkv = layers.PointwiseConv2D(dim, 3 * out_dim)
+        self.rel_pos = nn.Layer()
+        self.rel_pos.size = size
+        self.rel_pos.relative_position_bias_table = self.create_parameter([table_rows(size), self.num_heads],
+                                                                          default_initializer=layers.trunc_normal_)
+        self.proj = layers.PointwiseConv2D(out_dim, out_dim)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         height, width = x.shape[1:3]
         qkv = self.qkv(x).reshape([-1, height * width, self.num_heads, 3 * self.head_dim])
         q, k, v = qkv.split([self.head_dim] * 3, axis=-1)  # each [B, N, heads, head_dim]
-        x = kernels.attention(q, k, v, self.rel_pos(height, width))
+        bias = relative_bias(self.rel_pos.relative_position_bias_table, self.rel_pos.size, height, width)
+        x = kernels.attention(q, k, v, bias)
         return self.proj(x.reshape([-1, height, width, self.num_heads * self.head_dim]))
-
-
-class LayerNorm2D(LayerNorm):
-    """Layer norm over the channels of a map, ``[B, C, H, W]`` to the same."""
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return channels_first(super().forward(channels_last(x)))
 
 
 class Downsample(nn.Layer):
@@ -134,7 +97,7 @@ class Downsample(nn.Layer):
     def __init__(self, dim: int, out_dim: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.expand = Conv2D(dim, out_dim, 1) if dim != out_dim else nn.Identity()
+        self.expand = layers.Conv2D(dim, out_dim, 1) if dim != out_dim else nn.Identity()
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return self.expand(F.avg_pool2d(x, 2, ceil_mode=True) if self.stride == 2 else x)
@@ -147,27 +110,26 @@ class TransformerBlock(nn.Layer):
                  size: tuple[int, int]) -> None:
         super().__init__()
         self.reshapes = stride == 2 or dim != out_dim
-        if self.reshapes:
-            self.shortcut = Downsample(dim, out_dim, stride)
-            self.norm1 = nn.Sequential(("norm", LayerNorm2D(dim, epsilon=1e-6)),
-                                       ("down", Downsample(dim, dim, stride)))
-        else:
-            self.norm1 = LayerNorm(dim, epsilon=1e-6)
+        self.shortcut = Downsample(dim, out_dim, stride)
+        norm = layers.LayerNorm(dim, epsilon=1e-6)
+        self.norm1 = nn.Sequential(("norm", norm), ("down", Downsample(dim, dim, stride))) if self.reshapes else norm
         self.attn = Attention(dim, out_dim, head_dim, size)
-        self.norm2 = LayerNorm(out_dim, epsilon=1e-6)
-        self.mlp = Mlp(out_dim, int(out_dim * expand_ratio), layer=PointwiseConv2D)
-        self.drop_path = DropPath(drop_path)
+        self.norm2 = layers.LayerNorm(out_dim, epsilon=1e-6)
+        self.mlp = layers.Mlp(out_dim, int(out_dim * expand_ratio), layer=layers.PointwiseConv2D)
+        self.drop_path = layers.DropPath(drop_path)
         self.apply(init_transformer)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        branch = layers.channels_last(x)
         if self.reshapes:  # equation 4
-            x, branch = channels_last(self.shortcut(x)), channels_last(self.norm1(x))
+            norm, down = self.norm1
+            branch = layers.channels_last(down(layers.channels_first(norm(branch))))
         else:
-            x = channels_last(x)
-            branch = self.norm1(x)
+            branch = self.norm1(branch)
+        x = layers.channels_last(self.shortcut(x))
         x = self.drop_path.add(x, self.attn(branch))  # [B, H', W', C']
         x = self.drop_path.add(x, self.mlp(self.norm2(x)))
-        return channels_first(x)
+        return layers.channels_first(x)
 
 
 class SqueezeExcite(nn.Layer):
@@ -175,8 +137,8 @@ class SqueezeExcite(nn.Layer):
 
     def __init__(self, dim: int, squeeze_dim: int) -> None:
         super().__init__()
-        self.fc1 = PointwiseConv2D(dim, squeeze_dim)
-        self.fc2 = PointwiseConv2D(squeeze_dim, dim)
+        self.fc1 = layers.PointwiseConv2D(dim, squeeze_dim)
+        self.fc2 = layers.PointwiseConv2D(squeeze_dim, dim)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return x * F.sigmoid(self.fc2(F.silu(self.fc1(x.flatten(2).mean(-1))))).unsqueeze([2, 3])
@@ -189,15 +151,15 @@ class MBConvBlock(nn.Layer):
                  se_ratio: float) -> None:
         super().__init__()
         hidden_dim = int(out_dim * expand_ratio)
-        self.shortcut = Downsample(dim, out_dim, stride) if stride == 2 or dim != out_dim else nn.Identity()
-        self.pre_norm = NormAct(dim)
-        self.conv1_1x1 = Conv2D(dim, hidden_dim, 1, bias_attr=False)
-        self.norm1 = NormAct(hidden_dim, after="gelu")
-        self.conv2_kxk = DepthwiseConv2D(hidden_dim, 3, stride=stride, padding=1, bias_attr=False)
-        self.norm2 = NormAct(hidden_dim, after="gelu")
+        self.shortcut = Downsample(dim, out_dim, stride)
+        self.pre_norm = layers.NormAct(dim)
+        self.conv1_1x1 = layers.Conv2D(dim, hidden_dim, 1, bias_attr=False)
+        self.norm1 = layers.NormAct(hidden_dim, after="gelu")
+        self.conv2_kxk = layers.DepthwiseConv2D(hidden_dim, 3, stride=stride, padding=1, bias_attr=False)
+        self.norm2 = layers.NormAct(hidden_dim, after="gelu")
         self.se = SqueezeExcite(hidden_dim, max(int(out_dim * se_ratio), 1))
-        self.conv3_1x1 = Conv2D(hidden_dim, out_dim, 1)
-        self.drop_path = DropPath(drop_path)
+        self.conv3_1x1 = layers.Conv2D(hidden_dim, out_dim, 1)
+        self.drop_path = layers.DropPath(drop_path)
         self.apply(init_conv)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -206,35 +168,18 @@ class MBConvBlock(nn.Layer):
         return self.drop_path.add(self.shortcut(x), self.conv3_1x1(self.se(branch)))
 
 
-class Stem(nn.Layer):
-    """Two 3×3 convolutions (S0 of the paper): ``[B, in_chans, H, W]`` to ``[B, C, ⌈H/2⌉, ⌈W/2⌉]`` for stride 2."""
-
-    def __init__(self, in_chans: int, dim: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = Conv2D(in_chans, dim, 3, stride, padding=1, bias_attr=False)
-        self.norm1 = NormAct(dim, after="gelu")
-        self.conv2 = Conv2D(dim, dim, 3, padding=1, bias_attr=False)
-        self.apply(init_conv)
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.conv2(self.norm1(self.conv1(x)))
-
-
 def init_conv(layer: nn.Layer) -> None:
-    """Initialise as EfficientNet does: normal with variance 2 / fan_out, no bias."""
+    """Initialise as EfficientNet does: normal with variance 2 / fan_out; biases stay 0."""
     if isinstance(layer, nn.Conv2D):
         fan_out = layer.weight.shape[0] * math.prod(layer.weight.shape[2:]) // layer._groups
         nn.initializer.Normal(std=math.sqrt(2 / fan_out))(layer.weight)
-        if layer.bias is not None:
-            zeros_(layer.bias)
 
 
 def init_transformer(layer: nn.Layer) -> None:
     """Initialise as the vision transformer does: Xavier uniform, biases 0 or, in feed-forward layers, close to 0."""
     if isinstance(layer, nn.Conv2D):
         nn.initializer.XavierUniform()(layer.weight)
-        zeros_(layer.bias)
-    elif isinstance(layer, Mlp):
+    elif isinstance(layer, layers.Mlp):
         for linear in (layer.fc1, layer.fc2):
             nn.initializer.Normal(std=1e-6)(linear.bias)
 
@@ -242,47 +187,52 @@ def init_transformer(layer: nn.Layer) -> None:
 # Networks
 
 
-class CoAtNetBase(Classifier):
-    """Base of both forms: a stem at 1/2 and four stages at 1/4 to 1/32 of the image, and tables of offsets.
+class CoAtNetBase(layers.Classifier):
+    """Base of both forms: stages behind a stem, and the tables of offsets in their attention.
 
-    ``strides`` are the stem's and the stages'. ``map_sizes`` are (height, width) of the stages' maps. A layer that
-    holds a table of offsets has the (height, width) of its map in ``size``.
+    A layer that holds a table of offsets has the (height, width) of its map in ``size``.
     """
 
-    init_head = staticmethod(init_pytorch)
+    init_head = staticmethod(layers.init_pytorch)
 
-    def __init__(self, image_size: Size, depths: Sequence[int], embed_dims: Sequence[int], block_types: Sequence[str],
-                 strides: Sequence[int] = (2, 2, 2, 2, 2)) -> None:
-        super().__init__()
+    def build_stages(self, block: Mapping[str, Callable[..., nn.Layer]], dim: int, image_size: Size,
+                     drop_path_rate: float, depths: Sequence[int], embed_dims: Sequence[int],
+                     block_types: Sequence[str], strides: Sequence[int]) -> Iterator[nn.Sequential]:
+        """Yield the stages behind a stem of width ``dim``, with the first of ``strides``.
+
+        A stage's first block changes stride and width. ``block[type](dim, out_dim, stride, drop_path, size=size)``
+        builds one for maps of ``size``, (height, width).
+        """
         if min(depths) < 1:
             raise UserError(f"depths of CoAtNet is {depths}, expected 1 or more for each stage")
-        if len(block_types) != 4 or set(block_types) - {"C", "T"}:
-            raise UserError(f"block_types of CoAtNet is {block_types}, expected four of C (convolution), "
-                            "T (Transformer), such as CCTT")
-        check_strides("CoAtNet", strides, [(2, 1)] * 5)
-        check_image_size("CoAtNet", image_size)
         self.num_features = embed_dims[-1]
-        self.map_sizes = [tuple(-(-side // stride) for side in pair(image_size))
-                          for stride in list(accumulate(strides, operator.mul))[1:]]
+        stages = layers.each_stage(depths, embed_dims=embed_dims, block_types=block_types, stage_strides=strides[1:],
+                                   rates=layers.drop_path_rates(drop_path_rate, depths))
+        size = tuple(-(-side // strides[0]) for side in pair(image_size))
+        for out_dim, kind, stride, rates in stages:
+            layers.check_choice("a block type of CoAtNet", kind, ("C", "T"))
+            size = tuple(-(-side // stride) for side in size)
+            blocks = nn.Sequential()
+            for rate in rates:
+                blocks.append(block[kind](dim, out_dim, stride, rate, size=size))
+                dim, stride = out_dim, 1
+            yield blocks
 
     def resize_weights(self, name: str, array: np.ndarray, expected_shape: Sequence[int]) -> np.ndarray | None:
         """Resample a table of offsets of a square image to ours; None for other tensors.
 
-        A table does not tell its H and W: they are taken to be equal. Raises UserError where that cannot be.
+        A table does not tell its H and W: they are taken to be equal. None where they cannot be.
         """
         layer_name, _, leaf = name.rpartition(".")
-        if not leaf.endswith("bias_table"):
+        side = (math.isqrt(len(array)) + 1) // 2
+        if not leaf.endswith("bias_table") or table_rows((side, side)) != len(array):
             return None
-        side = math.isqrt(len(array))
-        if side * side != len(array) or side % 2 == 0:
-            raise UserError(f"{name} has {len(array)} rows, expected {expected_shape[0]}, and cannot be resized: it is "
-                            "no table of a square image")
-        side, size = (side + 1) // 2, dict(self.named_sublayers())[layer_name].size
+        size = dict(self.named_sublayers())[layer_name].size
         return resize_table(paddle.to_tensor(array), (side, side), size).numpy()
 
 
 class CoAtNet(CoAtNetBase):
-    """The paper's CoAtNet (table 3): a stem of width ``stem_dim`` and four stages.
+    """The paper's CoAtNet (table 3): a stem of width ``stem_dim`` and stages at 1/4 to 1/32 of the image.
 
     ``block_types`` gives each stage MBConv (C) or Transformer (T) blocks. ``expand_ratio`` widens inside both,
     ``se_ratio`` times a block's width is that of the squeeze. ``strides`` are the stem's and the stages' (2 or 1: ones
@@ -297,25 +247,24 @@ class CoAtNet(CoAtNetBase):
                  depths: Sequence[int], embed_dims: Sequence[int], stem_dim: int = 64,
                  block_types: Sequence[str] = "CCTT", expand_ratio: float = 4.0, se_ratio: float = 0.25,
                  head_dim: int = 32, strides: Sequence[int] = (2, 2, 2, 2, 2)) -> None:
-        super().__init__(image_size, depths, embed_dims, block_types, strides)
-        self.stem = Stem(in_chans, stem_dim, strides[0])
+        super().__init__()
+        for stride in strides:
+            layers.check_choice("a stride of CoAtNet", stride, (2, 1))
+        self.stem = nn.Sequential(  # S0
+            ("conv1", layers.Conv2D(in_chans, stem_dim, 3, strides[0], padding=1, bias_attr=False)),
+            ("norm1", layers.NormAct(stem_dim, after="gelu")),
+            ("conv2", layers.Conv2D(stem_dim, stem_dim, 3, padding=1, bias_attr=False))).apply(init_conv)
         self.stages = nn.Sequential()
-        dim, rates = stem_dim, drop_path_rates(drop_path_rate, depths)
-        for out_dim, kind, size, stage_rates, first in zip(embed_dims, block_types, self.map_sizes, rates, strides[1:],
-                                                           strict=True):
-            if kind == "T" and out_dim % head_dim:
-                raise UserError(f"embed_dims of CoAtNet: {out_dim} channels do not divide into heads of {head_dim}")
-            blocks = nn.Sequential()
-            for index, rate in enumerate(stage_rates):
-                common = (dim, out_dim, 1 if index else first, rate, expand_ratio)
-                blocks.append(MBConvBlock(*common, se_ratio) if kind == "C" else
-                              TransformerBlock(*common, head_dim, size))
-                dim = out_dim
+        block = {"C": lambda *common, size: MBConvBlock(*common, expand_ratio, se_ratio),
+                 "T": lambda *common, size: TransformerBlock(*common, expand_ratio, head_dim, size)}
+        for blocks in self.build_stages(block, stem_dim, image_size, drop_path_rate, depths, embed_dims, block_types,
+                                        strides):
             self.stages.append(nn.Sequential(("blocks", blocks)))
+        dim = self.num_features
         self.head = nn.Layer()
-        self.head.norm = LayerNorm(dim, epsilon=1e-6)
-        self.head.pre_logits = nn.Sequential(("fc", Linear(dim, dim)), ("act", nn.Tanh()))
-        init_pytorch(self.head.pre_logits.fc)
+        self.head.norm = layers.LayerNorm(dim, epsilon=1e-6)
+        self.head.pre_logits = nn.Sequential(("fc", layers.Linear(dim, dim)), ("act", nn.Tanh()))
+        layers.init_pytorch(self.head.pre_logits.fc)
         self.reset_classifier(num_classes)
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:

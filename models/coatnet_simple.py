@@ -37,30 +37,20 @@ import math
 from collections.abc import Sequence
 
 import paddle
+import paddle.nn.functional as F
 from paddle import nn
 
 import kernels
 from errors import UserError
+from models import layers
 from models.coatnet import ARCHITECTURES, CoAtNetBase, relative_bias, table_rows
-from models.layers import (
-    GELU,
-    Conv2D,
-    DepthwiseConv2D,
-    DropPath,
-    LayerNorm,
-    Linear,
-    NormAct,
-    drop_path_rates,
-    init_pytorch,
-    zeros_,
-)
 from models.registry import Variant, register_family
 from utils.sizes import Size
 
 
 def conv_norm(conv: nn.Conv2D, after: str | None = "gelu") -> nn.Sequential:
     """Return a convolution, batch norm and activation."""
-    return nn.Sequential(conv, NormAct(conv.weight.shape[0], after=after))
+    return nn.Sequential(conv, layers.NormAct(conv.weight.shape[0], after=after))
 
 
 class SqueezeExcite(nn.Layer):
@@ -68,8 +58,8 @@ class SqueezeExcite(nn.Layer):
 
     def __init__(self, dim: int, squeeze_dim: int) -> None:
         super().__init__()
-        self.fc = nn.Sequential(Linear(dim, squeeze_dim, bias_attr=False), GELU(),
-                                Linear(squeeze_dim, dim, bias_attr=False), nn.Sigmoid())
+        self.fc = nn.Sequential(layers.Linear(dim, squeeze_dim, bias_attr=False), layers.GELU(),
+                                layers.Linear(squeeze_dim, dim, bias_attr=False), nn.Sigmoid())
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return x * self.fc(x.flatten(2).mean(-1)).unsqueeze([2, 3])
@@ -78,28 +68,26 @@ class SqueezeExcite(nn.Layer):
 class MBConv(nn.Layer):
     """Inverted bottleneck with squeeze-and-excitation: ``[B, C, H, W]`` to ``[B, C', H', W']``."""
 
-    def __init__(self, dim: int, out_dim: int, downsample: bool, drop_path: float, expand_ratio: float,
+    def __init__(self, dim: int, out_dim: int, stride: int, drop_path: float, expand_ratio: float,
                  se_ratio: float) -> None:
         super().__init__()
         hidden_dim = int(dim * expand_ratio)
-        self.downsample = downsample
-        if downsample:
+        self.downsample = stride == 2
+        if self.downsample:
             self.pool = nn.MaxPool2D(3, stride=2, padding=1)
-            self.proj = Conv2D(dim, out_dim, 1, bias_attr=False)
-        stride = 2 if downsample else 1
+            self.proj = layers.Conv2D(dim, out_dim, 1, bias_attr=False)
         self.block = nn.Sequential(
-            ("expand_conv", conv_norm(Conv2D(dim, hidden_dim, 1, stride=stride, bias_attr=False))),
-            ("dw_conv", conv_norm(DepthwiseConv2D(hidden_dim, 3, padding=1, bias_attr=False))),
+            ("expand_conv", conv_norm(layers.Conv2D(dim, hidden_dim, 1, stride=stride, bias_attr=False))),
+            ("dw_conv", conv_norm(layers.DepthwiseConv2D(hidden_dim, 3, padding=1, bias_attr=False))),
             ("se", SqueezeExcite(hidden_dim, max(int(dim * se_ratio), 1))),
-            ("pro_conv", conv_norm(Conv2D(hidden_dim, out_dim, 1, bias_attr=False), after=None)),
+            ("pro_conv", conv_norm(layers.Conv2D(hidden_dim, out_dim, 1, bias_attr=False), after=None)),
         )
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = layers.DropPath(drop_path)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        block = self.block
+        expand_conv, dw_conv, se, (conv, norm) = self.block
         shortcut = self.proj(self.pool(x)) if self.downsample else x
-        conv, norm = block.pro_conv.children()
-        x = conv(block.se(block.dw_conv(block.expand_conv(x))))  # [B, C', H', W']
+        x = conv(se(dw_conv(expand_conv(x))))  # [B, C', H', W']
         return norm(x, residual=shortcut, keep_scale=self.drop_path.keep_scale(x))
 
 
@@ -111,9 +99,10 @@ class Attention(nn.Layer):
         super().__init__()
         self.num_heads, self.head_dim = num_heads, head_dim
         self.size = size
-        self.relative_bias_table = self.create_parameter([table_rows(size), num_heads], default_initializer=zeros_)
-        self.qkv = Linear(dim, 3 * num_heads * head_dim, bias_attr=False)
-        self.proj = nn.Sequential(Linear(num_heads * head_dim, out_dim), nn.Dropout(drop_rate))
+        self.relative_bias_table = self.create_parameter([table_rows(size), num_heads],
+                                                         default_initializer=layers.zeros_)
+        self.qkv = layers.Linear(dim, 3 * num_heads * head_dim, bias_attr=False)
+        self.proj = nn.Sequential(layers.Linear(num_heads * head_dim, out_dim), nn.Dropout(drop_rate))
 
     def forward(self, x: paddle.Tensor, height: int, width: int) -> paddle.Tensor:
         qkv = self.qkv(x).reshape([-1, height * width, 3, self.num_heads, self.head_dim])
@@ -121,41 +110,32 @@ class Attention(nn.Layer):
         return self.proj(kernels.self_attention(qkv, bias).flatten(2))
 
 
-class FeedForward(nn.Layer):
-    """Two linear layers over the last axis: ``[..., C]`` to the same."""
-
-    def __init__(self, dim: int, hidden_dim: int, drop_rate: float) -> None:
-        super().__init__()
-        self.ffn = nn.Sequential(Linear(dim, hidden_dim), GELU(), nn.Dropout(drop_rate),
-                                 Linear(hidden_dim, dim), nn.Dropout(drop_rate))
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.ffn(x)
-
-
 class Transformer(nn.Layer):
     """Attention and feed-forward beside shortcuts: ``[B, C, H, W]`` to ``[B, C', H', W']``."""
 
-    def __init__(self, dim: int, out_dim: int, downsample: bool, drop_path: float, expand_ratio: float,
-                 num_heads: int, head_dim: int, drop_rate: float, size: tuple[int, int]) -> None:
+    def __init__(self, dim: int, out_dim: int, stride: int, drop_path: float, expand_ratio: float, num_heads: int,
+                 head_dim: int, drop_rate: float, size: tuple[int, int]) -> None:
         super().__init__()
-        self.downsample = downsample
-        if downsample:
+        hidden_dim = int(dim * expand_ratio)
+        self.downsample = stride == 2
+        if self.downsample:
             self.pool = nn.MaxPool2D(3, stride=2, padding=1)
-            self.proj = Conv2D(dim, out_dim, 1, bias_attr=False)
+            self.proj = layers.Conv2D(dim, out_dim, 1, bias_attr=False)
         self.attn = Attention(dim, out_dim, num_heads, head_dim, drop_rate, size)
-        self.ffn = FeedForward(out_dim, int(dim * expand_ratio), drop_rate)
-        self.norm1 = LayerNorm(dim)
-        self.norm2 = LayerNorm(out_dim)
-        self.drop_path = DropPath(drop_path)
+        self.ffn = nn.Sequential(("ffn", nn.Sequential(
+            layers.Linear(out_dim, hidden_dim), layers.GELU(), nn.Dropout(drop_rate),
+            layers.Linear(hidden_dim, out_dim), nn.Dropout(drop_rate))))
+        self.norm1 = layers.LayerNorm(dim)
+        self.norm2 = layers.LayerNorm(out_dim)
+        self.drop_path = layers.DropPath(drop_path)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         x = self.pool(x) if self.downsample else x
         height, width = x.shape[2:]
-        shortcut = _positions(self.proj(x) if self.downsample else x)
-        branch = self.attn(self.norm1(_positions(x)), height, width)
-        x = self.drop_path.add(shortcut, branch)
-        x = self.drop_path.add(x, self.ffn(self.norm2(x)))  # [B, H·W, C']
+        shortcut = self.proj(x) if self.downsample else x
+        shortcut, x = (y.flatten(2).transpose([0, 2, 1]) for y in (shortcut, x))  # [B, H·W, C'] and [B, H·W, C]
+        x = self.drop_path.add(shortcut, self.attn(self.norm1(x), height, width))
+        x = self.drop_path.add(x, self.ffn(self.norm2(x)))
         return x.transpose([0, 2, 1]).reshape([-1, x.shape[2], height, width])
 
 
@@ -173,41 +153,28 @@ class CoAtNetSimple(CoAtNetBase):
                  depths: Sequence[int], embed_dims: Sequence[int], stem_dim: int = 64, stem_depth: int = 2,
                  block_types: Sequence[str] = "CCTT", expand_ratio: float = 4.0, se_ratio: float = 0.25,
                  num_heads: int = 8, head_dim: int = 32, drop_rate: float = 0.0) -> None:
-        super().__init__(image_size, depths, embed_dims, block_types)
+        super().__init__()
         if stem_depth < 1:
             raise UserError(f"stem_depth of CoAtNet is {stem_depth}, expected 1 or more")
-        dims = [in_chans] + [stem_dim] * stem_depth
         self.s0 = nn.Sequential(*(
-            conv_norm(Conv2D(dims[i], stem_dim, 3, stride=1 if i else 2, padding=1, bias_attr=False))
+            conv_norm(layers.Conv2D(stem_dim if i else in_chans, stem_dim, 3, 1 if i else 2, 1, bias_attr=False))
             for i in range(stem_depth)))
-        dim, rates = stem_dim, drop_path_rates(drop_path_rate, depths)
-        stages = zip(embed_dims, block_types, self.map_sizes, rates, strict=True)
-        for stage, (out_dim, kind, size, stage_rates) in enumerate(stages, start=1):
-            blocks = []
-            for rate in stage_rates:
-                common = (dim, out_dim, not blocks, rate, expand_ratio)
-                blocks.append(MBConv(*common, se_ratio) if kind == "C" else
-                              Transformer(*common, num_heads, head_dim, drop_rate, size))
-                dim = out_dim
-            self.add_sublayer(f"s{stage}", nn.Sequential(*blocks))
-        self.pool = nn.AdaptiveAvgPool2D(1)
+        block = {"C": lambda *common, size: MBConv(*common, expand_ratio, se_ratio),
+                 "T": lambda *common, size: Transformer(*common, expand_ratio, num_heads, head_dim, drop_rate, size)}
+        stages = self.build_stages(block, stem_dim, image_size, drop_path_rate, depths, embed_dims, block_types,
+                                   strides=(2, 2, 2, 2, 2))
+        for stage, blocks in enumerate(stages, start=1):
+            self.add_sublayer(f"s{stage}", blocks)
         self.apply(_init_weights)
         self.reset_classifier(num_classes)
 
     def build_head(self, num_classes: int) -> nn.Layer:
-        head = Linear(self.num_features, num_classes, bias_attr=False)
-        self.init_head(head)
-        return head
+        return layers.Linear(self.num_features, num_classes, bias_attr=False)
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
         for stage in (self.s0, self.s1, self.s2, self.s3, self.s4):
             x = stage(x)
-        return self.pool(x).flatten(1)
-
-
-def _positions(x: paddle.Tensor) -> paddle.Tensor:
-    """Return ``[B, H·W, C]`` of a map ``[B, C, H, W]``."""
-    return x.flatten(2).transpose([0, 2, 1])
+        return F.adaptive_avg_pool2d(x, 1).flatten(1)
 
 
 def _init_weights(layer: nn.Layer) -> None:
@@ -216,7 +183,7 @@ def _init_weights(layer: nn.Layer) -> None:
         fan_out = layer.weight.shape[0] * math.prod(layer.weight.shape[2:])
         nn.initializer.Normal(std=math.sqrt(2 / fan_out))(layer.weight)
     elif isinstance(layer, nn.Linear):
-        init_pytorch(layer)
+        layers.init_pytorch(layer)
 
 
 _NOTE = ("another network than the paper's, whose figures are given beside it: 8 attention heads of 32 at every width "

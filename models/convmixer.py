@@ -14,62 +14,48 @@ from __future__ import annotations
 import paddle
 from paddle import nn
 
-from models.layers import (
-    Classifier,
-    Conv2D,
-    DepthwiseConv2D,
-    DropPath,
-    NormAct,
-    activation,
-    check_image_size,
-    drop_path_rates,
-    init_pytorch,
-)
+from models import layers
 from models.registry import Variant, register_family
 from utils.sizes import Size
 
 
-class Residual(nn.Layer):
-    """Depthwise convolution, activation and norm beside a shortcut (equation 2): ``[B, C, H, W]`` to the same."""
+class Block(nn.Sequential):
+    """Mix positions beside a shortcut (equation 2), then channels (equation 3): ``[B, dim, H, W]`` to the same."""
 
     def __init__(self, dim: int, kernel_size: int, act: str, drop_path: float) -> None:
-        super().__init__()
         # "SAME" pads the odd row and column of an even kernel at the bottom and right, as PyTorch's "same" does.
-        conv = DepthwiseConv2D(dim, kernel_size, padding=kernel_size // 2 if kernel_size % 2 else "SAME")
-        self.fn = nn.Sequential(("0", conv), ("2", NormAct(dim, before=act)))
-        self.drop_path = DropPath(drop_path)
+        depthwise = layers.DepthwiseConv2D(dim, kernel_size, padding=kernel_size // 2 if kernel_size % 2 else "SAME")
+        mixer = nn.Sequential(("0", depthwise), ("2", layers.NormAct(dim, before=act)))
+        super().__init__(("0", nn.Sequential(("fn", mixer))), ("1", layers.Conv2D(dim, dim, 1)),
+                         ("3", layers.NormAct(dim, before=act)))
+        self.drop_path = layers.DropPath(drop_path)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.fn[1](self.fn[0](x), residual=x, keep_scale=self.drop_path.keep_scale(x))
+        [[depthwise, norm]], pointwise, last_norm, drop_path = self
+        x = norm(depthwise(x), residual=x, keep_scale=drop_path.keep_scale(x))
+        return last_norm(pointwise(x))
 
 
-def block(dim: int, kernel_size: int, act: str, drop_path: float) -> nn.Sequential:
-    """Return a block: mix positions (equation 2), then channels (equation 3); ``[B, dim, H, W]`` to the same."""
-    return nn.Sequential(("0", Residual(dim, kernel_size, act, drop_path)), ("1", Conv2D(dim, dim, 1)),
-                         ("3", NormAct(dim, before=act)))
-
-
-class ConvMixer(Classifier):
+class ConvMixer(layers.Classifier):
     """ConvMixer-dim/depth (figure 2): patches, ``depth`` blocks at one resolution, global mean, a linear head.
 
-    ``act_layer`` is "gelu" or "relu". The map has ``image_size // patch_size`` positions a side; pixels that fill no
-    patch are left out. Takes images of any size from one patch on.
+    ``act_layer`` is an activation of ``NormAct``. The map has ``image_size // patch_size`` positions a side; pixels
+    that fill no patch are left out. Takes images of any size from one patch on.
     """
 
     block_pattern = r"\d+"
-    init_head = staticmethod(init_pytorch)
+    init_head = staticmethod(layers.init_pytorch)
 
     def __init__(self, num_classes: int, image_size: Size, in_chans: int, drop_path_rate: float,
                  dim: int, depth: int, kernel_size: int = 9, patch_size: int = 7, act_layer: str = "gelu") -> None:
         super().__init__()
-        check_image_size(f"ConvMixer with patch_size {patch_size}", image_size, patch_size)
-        activation(act_layer)  # refuses unknown names
+        self.smallest_image = patch_size
         # The numbers of the reference: the activation is layer 1, pooling and flattening come before the head.
-        self.add_sublayer("0", Conv2D(in_chans, dim, patch_size, stride=patch_size))
-        self.add_sublayer("2", NormAct(dim, before=act_layer))
-        for index, rate in enumerate(drop_path_rates(drop_path_rate, [depth])[0], start=3):
-            self.add_sublayer(str(index), block(dim, kernel_size, act_layer, rate))
-        self.apply(init_pytorch)
+        self.add_sublayer("0", layers.Conv2D(in_chans, dim, patch_size, stride=patch_size))
+        self.add_sublayer("2", layers.NormAct(dim, before=act_layer))
+        for index, rate in enumerate(layers.drop_path_rates(drop_path_rate, [depth])[0], start=3):
+            self.add_sublayer(str(index), Block(dim, kernel_size, act_layer, rate))
+        self.apply(layers.init_pytorch)
         self.num_features = dim
         self.head_name = str(3 + depth + 2)
         self.reset_classifier(num_classes)

@@ -21,31 +21,12 @@ import paddle.nn.functional as F
 from paddle import nn
 
 import kernels
-from errors import UserError, nearest
-from models.layers import (
-    ACTIVATIONS,
-    Classifier,
-    Conv2D,
-    DepthwiseConv2D,
-    DropPath,
-    LayerNorm,
-    Linear,
-    Mlp,
-    activation,
-    channels_first,
-    channels_last,
-    check_image_size,
-    check_strides,
-    drop_path_rates,
-    init_trunc_normal,
-    ones_,
-    zeros_,
-)
+from models import layers
 from models.registry import Variant, register_family
 from utils.sizes import Size, pair
 
 Activation = Callable[[], nn.Layer]
-BlockNorm = partial(LayerNorm, epsilon=1e-6, bias_attr=False)
+BlockNorm = partial(layers.LayerNorm, epsilon=1e-6, bias_attr=False)
 
 
 class StarReLU(nn.Layer):
@@ -53,8 +34,8 @@ class StarReLU(nn.Layer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scale = self.create_parameter([1], default_initializer=ones_)
-        self.bias = self.create_parameter([1], default_initializer=zeros_)
+        self.scale = self.create_parameter([1], default_initializer=layers.ones_)
+        self.bias = self.create_parameter([1], default_initializer=layers.zeros_)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return kernels.star_relu(x, self.scale, self.bias)
@@ -69,25 +50,31 @@ def resize_filters(filters: paddle.Tensor, height: int, bins: int) -> paddle.Ten
     return planes.squeeze(0).transpose([1, 2, 0]).reshape([height, bins, *filters.shape[2:]])
 
 
-class FrequencyFilter(nn.Layer):
-    """Base of the frequency filters: K planes between two fully connected layers, ``[B, H, W, C]`` to the same.
+class GlobalFilter(nn.Layer):
+    """One learned filter a channel between two fully connected layers, ``[B, H, W, C]`` to the same.
 
-    ``complex_weights``, ``[H, W // 2 + 1, K, 2]``, holds real and imaginary parts.
+    Rao et al., "Global Filter Networks for Image Classification", 2021. ``complex_weights``, ``[H, W // 2 + 1, K, 2]``,
+    holds real and imaginary parts of the K filters.
     """
 
-    def __init__(self, dim: int, med_channels: int, planes: int, size: Sequence[int], act_layer: Activation) -> None:
+    def __init__(self, dim: int, size: Sequence[int], act_layer: Activation, expansion_ratio: float,
+                 num_filters: int | None = None) -> None:
         super().__init__()
-        self.pwconv1 = Linear(dim, med_channels, bias_attr=False)
+        self.med_channels = int(expansion_ratio * dim)
+        self.pwconv1 = layers.Linear(dim, self.med_channels, bias_attr=False)
         self.act1 = act_layer()
-        self.complex_weights = self.create_parameter([size[0], size[1] // 2 + 1, planes, 2],
+        self.complex_weights = self.create_parameter([size[0], size[1] // 2 + 1, num_filters or self.med_channels, 2],
                                                      default_initializer=nn.initializer.Normal(std=0.02))
-        self.pwconv2 = Linear(med_channels, dim, bias_attr=False)
+        self.pwconv2 = layers.Linear(self.med_channels, dim, bias_attr=False)
+
+    def scores(self, x: paddle.Tensor) -> paddle.Tensor | None:
+        """Return what mixes the filters, ``[B, K, med_channels]``; None where each channel has its own."""
+        return None
 
     def filter(self, x: paddle.Tensor, scores: paddle.Tensor | None) -> paddle.Tensor:
-        """Filter ``x``, ``[B, H, W, med_channels]``, by planes mixed by the softmax of ``scores`` over them.
+        """Filter ``x``, ``[B, H, W, med_channels]``, by the filters mixed by the softmax of ``scores`` over them.
 
-        ``scores`` is ``[B, K, med_channels]``, or None for a plane a channel. The FFT has no half precision: float32
-        under mixed precision.
+        The FFT has no half precision: float32 under mixed precision.
         """
         with paddle.amp.auto_cast(enable=False):
             if x.dtype != paddle.float64:
@@ -96,33 +83,22 @@ class FrequencyFilter(nn.Layer):
             real, imag = filters.flatten(0, 1).unbind(-1)  # [H · (W // 2 + 1), K]
             return kernels.filter_spectrum(x, real, imag, None if scores is None else scores.astype(x.dtype))
 
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.pwconv2(self.filter(self.act1(self.pwconv1(x)), self.scores(x)))
 
-class DynamicFilter(FrequencyFilter):
+
+class DynamicFilter(GlobalFilter):
     """Filters that a router mixes for each image and channel (figure 3); the router always has StarReLU."""
 
     def __init__(self, dim: int, size: Sequence[int], act_layer: Activation, num_filters: int, expansion_ratio: float,
                  reweight_expansion_ratio: float) -> None:
-        med_channels = int(expansion_ratio * dim)
-        super().__init__(dim, med_channels, num_filters, size, act_layer)
+        super().__init__(dim, size, act_layer, expansion_ratio, num_filters)
         self.num_filters = num_filters
-        self.med_channels = med_channels
-        self.reweight = Mlp(dim, int(reweight_expansion_ratio * dim), StarReLU,
-                            out_features=num_filters * med_channels, bias_attr=False)
+        self.reweight = layers.Mlp(dim, int(reweight_expansion_ratio * dim), StarReLU,
+                                   out_features=num_filters * self.med_channels, bias_attr=False)
 
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        scores = self.reweight(x.flatten(1, 2).mean(1)).reshape([-1, self.num_filters, self.med_channels])
-        return self.pwconv2(self.filter(self.act1(self.pwconv1(x)), scores))
-
-
-class GlobalFilter(FrequencyFilter):
-    """One learned filter a channel (Rao et al., "Global Filter Networks", 2021)."""
-
-    def __init__(self, dim: int, size: Sequence[int], act_layer: Activation, expansion_ratio: float) -> None:
-        med_channels = int(expansion_ratio * dim)
-        super().__init__(dim, med_channels, med_channels, size, act_layer)
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.pwconv2(self.filter(self.act1(self.pwconv1(x)), None))
+    def scores(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.reweight(x.flatten(1, 2).mean(1)).reshape([-1, self.num_filters, self.med_channels])
 
 
 class SepConv(nn.Layer):
@@ -131,36 +107,31 @@ class SepConv(nn.Layer):
     def __init__(self, dim: int, act_layer: Activation, expansion_ratio: float) -> None:
         super().__init__()
         med_channels = int(expansion_ratio * dim)
-        self.pwconv1 = Linear(dim, med_channels, bias_attr=False)
+        self.pwconv1 = layers.Linear(dim, med_channels, bias_attr=False)
         self.act1 = act_layer()
-        self.dwconv = DepthwiseConv2D(med_channels, 7, padding=3, bias_attr=False)
-        self.pwconv2 = Linear(med_channels, dim, bias_attr=False)
+        self.dwconv = layers.DepthwiseConv2D(med_channels, 7, padding=3, bias_attr=False)
+        self.pwconv2 = layers.Linear(med_channels, dim, bias_attr=False)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        x = channels_first(self.act1(self.pwconv1(x)))
-        return self.pwconv2(channels_last(self.dwconv(x)))
-
-
-class Scale(nn.Layer):
-    """Holds a learned factor ``[dim]`` of a skip connection; None counts as 1."""
-
-    def __init__(self, dim: int | None) -> None:
-        super().__init__()
-        self.scale = None if dim is None else self.create_parameter([dim], default_initializer=ones_)
+        x = layers.channels_first(self.act1(self.pwconv1(x)))
+        return self.pwconv2(layers.channels_last(self.dwconv(x)))
 
 
 class Block(nn.Layer):
-    """MetaFormer block, ``[B, H, W, C]`` to the same."""
+    """MetaFormer block, ``[B, H, W, C]`` to the same; with ``res_scale``, learned factors ``[C]`` of its shortcuts."""
 
     def __init__(self, dim: int, token_mixer: nn.Layer, mlp: nn.Layer, drop_path: float, res_scale: bool) -> None:
         super().__init__()
+        scale = 1.0 if res_scale else None
         self.norm1 = BlockNorm(dim)
         self.token_mixer = token_mixer
-        self.res_scale1 = Scale(dim if res_scale else None)
+        self.res_scale1 = nn.Layer()
+        self.res_scale1.scale = layers.layer_scale(self, dim, scale)
         self.norm2 = BlockNorm(dim)
         self.mlp = mlp
-        self.res_scale2 = Scale(dim if res_scale else None)
-        self.drop_path = DropPath(drop_path)
+        self.res_scale2 = nn.Layer()
+        self.res_scale2.scale = layers.layer_scale(self, dim, scale)
+        self.drop_path = layers.DropPath(drop_path)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         x = self.drop_path.add(x, self.token_mixer(self.norm1(x)), kept=self.res_scale1.scale)
@@ -175,16 +146,16 @@ class Downsampling(nn.Layer):
         self.stem = stem
         if stem:
             padding = 2 if stride == 4 else 3
-            self.conv = Conv2D(in_chans, embed_dim, 7, stride, padding)  # of [B, in_chans, H, W]
+            self.conv = layers.Conv2D(in_chans, embed_dim, 7, stride, padding)  # of [B, in_chans, H, W]
             self.post_norm = BlockNorm(embed_dim)
         else:
             self.pre_norm = BlockNorm(in_chans)
-            self.conv = Conv2D(in_chans, embed_dim, 3, stride, padding=1)
+            self.conv = layers.Conv2D(in_chans, embed_dim, 3, stride, padding=1)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         if self.stem:
-            return self.post_norm(channels_last(self.conv(x)))
-        return channels_last(self.conv(channels_first(self.pre_norm(x))))
+            return self.post_norm(layers.channels_last(self.conv(x)))
+        return layers.channels_last(self.conv(layers.channels_first(self.pre_norm(x))))
 
 
 class MlpHead(nn.Layer):
@@ -192,16 +163,16 @@ class MlpHead(nn.Layer):
 
     def __init__(self, dim: int, num_classes: int, drop_rate: float) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, 4 * dim)
-        self.norm = LayerNorm(4 * dim)
-        self.fc2 = Linear(4 * dim, num_classes)
+        self.fc1 = layers.Linear(dim, 4 * dim)
+        self.norm = layers.LayerNorm(4 * dim)
+        self.fc2 = layers.Linear(4 * dim, num_classes)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return self.fc2(self.drop(self.norm(F.relu(self.fc1(x)).square())))
 
 
-class DFFormer(Classifier):
+class DFFormer(layers.Classifier):
     """A MetaFormer (figure 3, table 1): stages on maps of 1/4, 1/8, 1/16 and 1/32 of the image.
 
     ``depths``, ``embed_dims`` and ``token_mixers`` have an entry for each stage. A token mixer is "dynamic_filter"
@@ -212,6 +183,7 @@ class DFFormer(Classifier):
     smaller ones keep small images large. Takes images of any size from 3 pixels on.
     """
 
+    smallest_image = 3
     block_pattern = r"stages\.\d\.\d+"
     map_layout = "NHWC"
 
@@ -221,37 +193,41 @@ class DFFormer(Classifier):
                  reweight_expansion_ratio: float = 0.25, mlp_ratio: float = 4.0, res_scale_stage: int = 3,
                  head_drop_rate: float = 0.0, strides: Sequence[int] | None = None) -> None:
         super().__init__()
-        check_image_size("DFFormer", image_size, 3)
         strides = [4] + [2] * (len(depths) - 1) if strides is None else strides
-        check_strides("DFFormer", strides, [(4, 2, 1)] + [(2, 1)] * (len(depths) - 1))
-        act = activation(act_layer, {**ACTIVATIONS, "star_relu": StarReLU})
-        common = {"act_layer": act, "expansion_ratio": expansion_ratio}
-        routing = {"num_filters": num_filters, "reweight_expansion_ratio": reweight_expansion_ratio}
-        mixers = {"dynamic_filter": partial(DynamicFilter, **common, **routing),
-                  "global_filter": partial(GlobalFilter, **common), "sep_conv": partial(SepConv, **common)}
+        for stage, stride in enumerate(strides):
+            layers.check_choice("a stride of DFFormer", stride, (2, 1) if stage else (4, 2, 1))
+        activations = {"star_relu": StarReLU, "gelu": layers.GELU, "relu": nn.ReLU}
+        layers.check_choice("act_layer of DFFormer", act_layer, activations)
+        act = activations[act_layer]
+        mixers = {
+            "dynamic_filter": lambda dim, size: DynamicFilter(dim, size, act, num_filters, expansion_ratio,
+                                                              reweight_expansion_ratio),
+            "global_filter": lambda dim, size: GlobalFilter(dim, size, act, expansion_ratio),
+            "sep_conv": lambda dim, size: SepConv(dim, act, expansion_ratio),
+        }
         self.num_features = embed_dims[-1]
         self.head_drop_rate = head_drop_rate
         self.downsample_layers, self.stages = nn.LayerList(), nn.LayerList()
         size = [side - 2 if strides[0] == 4 else side for side in pair(image_size)]  # the stem's padding is 2, of 3
-        stages = zip(embed_dims, token_mixers, drop_path_rates(drop_path_rate, depths), strides, strict=True)
-        for stage, (dim, mixer, rates, stride) in enumerate(stages):
-            if mixer not in mixers:
-                raise UserError(f"unknown token mixer {mixer!r}{nearest(mixer, mixers)}; known: {', '.join(mixers)}")
+        stages = layers.each_stage(depths, embed_dims=embed_dims, token_mixers=token_mixers, strides=strides,
+                                   rates=layers.drop_path_rates(drop_path_rate, depths))
+        for stage, (dim, mixer, stride, rates) in enumerate(stages):
+            layers.check_choice("a token mixer of DFFormer", mixer, mixers)
             size = [(side - 1) // stride + 1 for side in size]
-            sized = {} if mixer == "sep_conv" else {"size": size}
-            self.downsample_layers.append(
-                Downsampling(embed_dims[stage - 1] if stage else in_chans, dim, stage == 0, stride))
-            self.stages.append(nn.Sequential(*(
-                Block(dim, mixers[mixer](dim, **sized), Mlp(dim, int(mlp_ratio * dim), act, bias_attr=False), rate,
-                      res_scale=stage + 1 >= res_scale_stage) for rate in rates)))
-        self.norm = LayerNorm(self.num_features, epsilon=1e-6)
-        self.apply(init_trunc_normal)
+            in_dim = embed_dims[stage - 1] if stage else in_chans
+            self.downsample_layers.append(Downsampling(in_dim, dim, stage == 0, stride))
+            blocks = nn.Sequential()
+            for rate in rates:
+                token_mixer = mixers[mixer](dim, size)
+                mlp = layers.Mlp(dim, int(mlp_ratio * dim), act, bias_attr=False)
+                blocks.append(Block(dim, token_mixer, mlp, rate, res_scale=stage + 1 >= res_scale_stage))
+            self.stages.append(blocks)
+        self.norm = layers.LayerNorm(self.num_features, epsilon=1e-6)
+        self.apply(layers.init_trunc_normal)
         self.reset_classifier(num_classes)
 
     def build_head(self, num_classes: int) -> nn.Layer:
-        head = MlpHead(self.num_features, num_classes, self.head_drop_rate)
-        head.apply(init_trunc_normal)
-        return head
+        return MlpHead(self.num_features, num_classes, self.head_drop_rate)
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
         for stage, downsample in enumerate(self.downsample_layers):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import reduce
+from typing import Any
 
 import paddle
 import paddle.nn.functional as F
@@ -12,7 +13,7 @@ from paddle import nn
 
 import kernels
 from errors import UserError, nearest
-from utils.sizes import Size, pair
+from kernels.batchnorm import AFTER
 
 trunc_normal_ = nn.initializer.TruncatedNormal(std=0.02)
 zeros_ = nn.initializer.Constant(0.0)
@@ -20,11 +21,9 @@ ones_ = nn.initializer.Constant(1.0)
 
 
 def init_trunc_normal(layer: nn.Layer) -> None:
-    """Initialise a linear layer or convolution: weights truncated normal of 0.02 (cut at 2 deviations), biases 0."""
+    """Initialise a linear layer or convolution: weights normal of 0.02, cut at ±2 as in the references."""
     if isinstance(layer, (nn.Linear, nn.Conv2D)):
         trunc_normal_(layer.weight)
-        if layer.bias is not None:
-            zeros_(layer.bias)
 
 
 def init_pytorch(layer: nn.Layer) -> None:
@@ -68,13 +67,15 @@ class GELU(nn.Layer):
 class NormAct(nn.BatchNorm2D):
     """Batch norm of a map ``[B, C, H, W]`` with an activation ``before`` or ``after`` it, in one pass on the CPU.
 
-    An activation is "gelu", "relu", "relu6", "hardswish" or None. ``forward`` also closes a residual connection:
-    ``keep_scale · after(norm(before(x))) + residual``, with ``residual`` like ``x`` and ``keep_scale`` of
-    ``DropPath``. As timm's ``BatchNormAct2d``, so that no activation has a name among the weights.
+    An activation is "gelu", "relu", "relu6", "hardswish" or None; UserError for another. ``forward`` also closes a
+    residual connection: ``keep_scale · after(norm(before(x))) + residual``, with ``residual`` like ``x`` and
+    ``keep_scale`` of ``DropPath``. As timm's ``BatchNormAct2d``, so that no activation has a name among the weights.
     """
 
     def __init__(self, num_features: int, before: str | None = None, after: str | None = None) -> None:
         super().__init__(num_features)
+        for act in (before, after):
+            check_choice("an activation", act, AFTER)
         self.before, self.after = before, after
 
     def forward(self, x: paddle.Tensor, residual: paddle.Tensor | None = None,
@@ -164,11 +165,13 @@ class Classifier(nn.Layer):
     """Base of all networks: features ``[B, num_features]``, then a head to ``[B, num_classes]``.
 
     A network sets ``num_features`` before ``reset_classifier`` and defines ``forward_features``. It overrides
-    ``init_head`` or ``build_head`` where its head differs, and ``head_name`` where the reference names it otherwise
-    (``classifier.fc`` is the layer ``fc`` of ``classifier``). ``block_pattern`` is a regular expression of the names
-    of its blocks, ``map_layout`` (NCHW or NHWC) the layout of the maps between them.
+    ``build_head`` or ``init_head`` where its head differs, and ``head_name`` where the reference names it otherwise
+    (``classifier.fc`` is the layer ``fc`` of ``classifier``). ``smallest_image`` is the smallest side in pixels,
+    ``block_pattern`` a regular expression of the names of its blocks, ``map_layout`` (NCHW or NHWC) the layout of the
+    maps between them.
     """
 
+    smallest_image = 1
     head_name = "head"
     block_pattern = ""
     map_layout = "NCHW"
@@ -180,16 +183,15 @@ class Classifier(nn.Layer):
         raise NotImplementedError
 
     def build_head(self, num_classes: int) -> nn.Layer:
-        """Return a fresh head for ``num_classes`` > 0."""
-        head = Linear(self.num_features, num_classes)
-        self.init_head(head)
-        return head
+        """Return a head for ``num_classes`` > 0."""
+        return Linear(self.num_features, num_classes)
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the head by a fresh one for ``num_classes``; 0 removes it."""
         self.num_classes = num_classes
         *owners, name = self.head_name.split(".")
-        setattr(reduce(getattr, owners, self), name, self.build_head(num_classes) if num_classes else nn.Identity())
+        head = self.build_head(num_classes).apply(self.init_head) if num_classes else nn.Identity()
+        setattr(reduce(getattr, owners, self), name, head)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return reduce(getattr, self.head_name.split("."), self)(self.forward_features(x))
@@ -198,17 +200,26 @@ class Classifier(nn.Layer):
 # Arguments
 
 
-def check_image_size(family: str, image_size: Size, smallest: int = 1) -> None:
-    """Raise UserError if a side of ``image_size`` is below ``smallest``."""
-    if min(pair(image_size)) < smallest:
-        raise UserError(f"image_size is {image_size}, expected {smallest} or more a side for {family}")
+def check_choice(what: str, value: Any, choices: Collection[Any]) -> None:
+    """Raise UserError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        known = [str(choice) for choice in choices]
+        raise UserError(f"{what} is {value!r}, expected one of {', '.join(known)}{nearest(str(value), known)}")
 
 
-def check_strides(family: str, strides: Sequence[int], choices: Sequence[Sequence[int]]) -> None:
-    """Raise UserError unless ``strides`` has one of the ``choices`` for each stage."""
-    if len(strides) != len(choices) or any(s not in known for s, known in zip(strides, choices, strict=True)):
-        expected = ", ".join(" or ".join(map(str, known)) for known in choices)
-        raise UserError(f"strides of {family} is {list(strides)}, expected [{expected}]")
+def each_stage(depths: Sequence[int], **lists: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    """Zip lists that have an entry for each stage; raises UserError unless they are as long as ``depths``."""
+    for name, values in lists.items():
+        if len(values) != len(depths):
+            raise UserError(f"{name} is {list(values)}, expected {len(depths)} entries, as depths is {list(depths)}")
+    return zip(*lists.values(), strict=True)
+
+
+def divide(what: str, value: int, divisor_name: str, divisor: int) -> int:
+    """Return ``value`` / ``divisor``; raises UserError for a remainder, with which no forward pass would succeed."""
+    if value % divisor:
+        raise UserError(f"{what} is {value}, expected a multiple of {divisor_name}, {divisor}")
+    return value // divisor
 
 
 def drop_path_rates(drop_path_rate: float, depths: Sequence[int]) -> list[list[float]]:
@@ -216,16 +227,6 @@ def drop_path_rates(drop_path_rate: float, depths: Sequence[int]) -> list[list[f
     last = max(sum(depths) - 1, 1)
     return [[drop_path_rate * (sum(depths[:stage]) + block) / last for block in range(depth)]
             for stage, depth in enumerate(depths)]
-
-
-ACTIVATIONS: Mapping[str, type[nn.Layer]] = {"gelu": GELU, "relu": nn.ReLU}
-
-
-def activation(name: str, choices: Mapping[str, type[nn.Layer]] = ACTIVATIONS) -> type[nn.Layer]:
-    """Return the activation layer of a name; raises UserError for an unknown one."""
-    if name not in choices:
-        raise UserError(f"unknown activation {name!r}{nearest(name, choices)}; known: {', '.join(choices)}")
-    return choices[name]
 
 
 # Maps

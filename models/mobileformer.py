@@ -21,17 +21,7 @@ from paddle import nn
 
 import kernels
 from errors import UserError
-from models.layers import (
-    GELU,
-    Classifier,
-    Conv2D,
-    DepthwiseConv2D,
-    DropPath,
-    LayerNorm,
-    Linear,
-    NormAct,
-    check_image_size,
-)
+from models import layers
 from models.registry import Variant, register_family
 from utils.sizes import Size
 
@@ -46,17 +36,10 @@ class BlockRow(NamedTuple):
     kernel_size: int = 3
 
 
-def check_multiple(name: str, value: int, divisor_name: str, divisor: int) -> None:
-    """Raise UserError unless ``value`` is a multiple of ``divisor``: no forward pass would succeed."""
-    if value % divisor:
-        raise UserError(f"{name} of Mobile-Former is {value}, expected a multiple of {divisor_name}, {divisor}")
-
-
 def block_rows(stem_channels: int, stem_stride: int, lite: Sequence[int],
                blocks: Sequence[Sequence[int]]) -> list[BlockRow]:
     """Return the rows of the lite bottleneck and the blocks; raises UserError for impossible strides and kernels."""
-    if stem_stride not in (1, 2):
-        raise UserError(f"stem_stride of Mobile-Former is {stem_stride}, expected 1 or 2")
+    layers.check_choice("stem_stride of Mobile-Former", stem_stride, (1, 2))
     rows: list[BlockRow] = []
     for numbers in (lite, *blocks):
         row = BlockRow(rows[-1].channels if rows else stem_channels, *numbers)
@@ -75,18 +58,19 @@ def hard_sigmoid(x: paddle.Tensor) -> paddle.Tensor:
 class MobileToFormer(nn.Layer):
     """The bridge from the map to the tokens: ``[B, C, H, W]`` and ``[B, T, D]`` to ``[B, T, D]``.
 
-    Queries are projected tokens, keys and values the raw map; another projection of the tokens gates the result.
+    Queries are projected tokens, keys and values the raw map (equation 1). Another projection of the tokens gates the
+    result, which equation 1 does not have: the released weights do.
     """
 
     def __init__(self, channels: int, token_dim: int, num_heads: int, drop_path: float) -> None:
         super().__init__()
-        check_multiple("a width", channels, "num_heads", num_heads)
+        layers.divide("a width of Mobile-Former", channels, "num_heads", num_heads)
         self.num_heads = num_heads
-        self.alpha = nn.Sequential(Linear(token_dim, channels))
-        self.q = Linear(token_dim, channels)
-        self.proj = Linear(channels, token_dim)
-        self.layer_norm = LayerNorm(token_dim)
-        self.drop_path = DropPath(drop_path)
+        self.alpha = nn.Sequential(layers.Linear(token_dim, channels))
+        self.q = layers.Linear(token_dim, channels)
+        self.proj = layers.Linear(channels, token_dim)
+        self.layer_norm = layers.LayerNorm(token_dim)
+        self.drop_path = layers.DropPath(drop_path)
 
     def forward(self, x: paddle.Tensor, tokens: paddle.Tensor) -> paddle.Tensor:
         gathered = kernels.attend_map(self.q(tokens), x, self.num_heads)  # equation 1, [B, T, C]
@@ -99,15 +83,15 @@ class Former(nn.Layer):
 
     def __init__(self, token_dim: int, num_heads: int, mlp_ratio: int, drop_path: float) -> None:
         super().__init__()
-        check_multiple("token_dim", token_dim, "token_heads", num_heads)
-        self.num_heads, self.head_dim = num_heads, token_dim // num_heads
-        self.q = Linear(token_dim, token_dim)
-        self.channel_mlp = Linear(token_dim, token_dim)
-        self.layer_norm = LayerNorm(token_dim)
-        self.ffn = nn.Sequential(Linear(token_dim, mlp_ratio * token_dim), GELU(),
-                                 Linear(mlp_ratio * token_dim, token_dim))
-        self.ffn_norm = LayerNorm(token_dim)
-        self.drop_path = DropPath(drop_path)
+        self.num_heads = num_heads
+        self.head_dim = layers.divide("token_dim of Mobile-Former", token_dim, "token_heads", num_heads)
+        self.q = layers.Linear(token_dim, token_dim)
+        self.channel_mlp = layers.Linear(token_dim, token_dim)
+        self.layer_norm = layers.LayerNorm(token_dim)
+        self.ffn = nn.Sequential(layers.Linear(token_dim, mlp_ratio * token_dim), layers.GELU(),
+                                 layers.Linear(mlp_ratio * token_dim, token_dim))
+        self.ffn_norm = layers.LayerNorm(token_dim)
+        self.drop_path = layers.DropPath(drop_path)
 
     def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
         query, keys = (x.reshape([0, 0, self.num_heads, self.head_dim]) for x in (self.q(tokens), tokens))
@@ -122,9 +106,9 @@ class FormerToMobile(nn.Layer):
     def __init__(self, channels: int, token_dim: int, num_heads: int, drop_path: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.k = Linear(token_dim, channels)
-        self.proj = Linear(token_dim, channels)
-        self.drop_path = DropPath(drop_path)
+        self.k = layers.Linear(token_dim, channels)
+        self.proj = layers.Linear(token_dim, channels)
+        self.drop_path = layers.DropPath(drop_path)
 
     def forward(self, x: paddle.Tensor, tokens: paddle.Tensor) -> paddle.Tensor:
         spread = kernels.attend_tokens(x, self.k(tokens), self.proj(tokens), self.num_heads)  # equation 2
@@ -139,51 +123,46 @@ class DynamicReLU(nn.Layer):
 
     def __init__(self, channels: int, token_dim: int, dyrelu_reduction: int) -> None:
         super().__init__()
-        self.hyper = nn.Sequential(Linear(token_dim, token_dim // dyrelu_reduction), nn.ReLU(),
-                                   Linear(token_dim // dyrelu_reduction, 2 * channels))
+        self.hyper = nn.Sequential(layers.Linear(token_dim, token_dim // dyrelu_reduction), nn.ReLU(),
+                                   layers.Linear(token_dim // dyrelu_reduction, 2 * channels))
 
     def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
         first, second = (2.0 * hard_sigmoid(self.hyper(token))).split(2, axis=1)  # each [B, C]
         return kernels.dynamic_relu(x, first, second - 1.0)
 
 
-class ChannelShuffle(nn.Layer):
+def shuffle(x: paddle.Tensor, groups: int) -> paddle.Tensor:
     """Interleave the channels of ``groups`` groups (Zhang et al., "ShuffleNet", 2018, figure 1): ``[B, C, H, W]``."""
-
-    def __init__(self, groups: int) -> None:
-        super().__init__()
-        self.groups = groups
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return kernels.channel_shuffle(x, self.groups)
+    return kernels.channel_shuffle(x, groups) if groups > 1 else x
 
 
-def pointwise(in_channels: int, channels: int, groups: int) -> Conv2D:
+def pointwise(in_channels: int, channels: int, groups: int, bias_attr: bool | None = False) -> layers.Conv2D:
     """Return a 1×1 convolution."""
-    check_multiple("a width", in_channels, "groups", groups)
-    check_multiple("a width", channels, "groups", groups)
-    return Conv2D(in_channels, channels, 1, groups=groups, bias_attr=False)
+    for width in (in_channels, channels):
+        layers.divide("a width of Mobile-Former", width, "groups", groups)
+    return layers.Conv2D(in_channels, channels, 1, groups=groups, bias_attr=bias_attr)
 
 
-def widening(in_channels: int, channels: int, kernel_size: int, stride: int) -> DepthwiseConv2D:
+def widening(in_channels: int, channels: int, kernel_size: int, stride: int) -> layers.DepthwiseConv2D:
     """Return a depthwise convolution that makes ``channels`` of ``in_channels``."""
-    check_multiple("exp_size", channels, "the width before it", in_channels)
-    return DepthwiseConv2D(in_channels, kernel_size, stride, padding=kernel_size // 2, bias_attr=False,
-                           multiplier=channels // in_channels)
+    multiplier = layers.divide("exp_size of Mobile-Former", channels, "the width before it", in_channels)
+    return layers.DepthwiseConv2D(in_channels, kernel_size, stride, padding=kernel_size // 2, bias_attr=False,
+                                  multiplier=multiplier)
 
 
 class ConvNorm(nn.Sequential):
-    """A convolution, batch norm and, above 1, a shuffle of ``shuffle`` groups; then ``keep_scale · x + residual``."""
+    """A convolution, batch norm and a shuffle of ``groups`` groups (1: none); then ``keep_scale · x + residual``."""
 
-    def __init__(self, conv: Conv2D, shuffle: int = 1) -> None:
-        super().__init__(conv, NormAct(conv.weight.shape[0]), *([ChannelShuffle(shuffle)] if shuffle > 1 else []))
+    def __init__(self, conv: layers.Conv2D, groups: int = 1) -> None:
+        super().__init__(conv, layers.NormAct(conv.weight.shape[0]))
+        self.groups = groups
 
     def forward(self, x: paddle.Tensor, residual: paddle.Tensor | None = None,
                 keep_scale: paddle.Tensor | None = None) -> paddle.Tensor:
-        conv, norm, *shuffle = self.children()
-        if not shuffle:
+        conv, norm = self
+        if self.groups == 1:
             return norm(conv(x), residual, keep_scale)
-        x = shuffle[0](norm(conv(x)))
+        x = shuffle(norm(conv(x)), self.groups)
         return x if residual is None else kernels.residual(residual, x, keep_scale=keep_scale)
 
 
@@ -199,7 +178,7 @@ class Block(nn.Layer):
         self.local_global = MobileToFormer(row.in_channels, token_dim, num_heads, drop_path)
         self.global_block = Former(token_dim, token_heads, mlp_ratio, drop_path)
         self.global_local = FormerToMobile(row.channels, token_dim, num_heads, drop_path)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = layers.DropPath(drop_path)
 
     def forward(self, x: paddle.Tensor, tokens: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         tokens = self.global_block(self.local_global(x, tokens))
@@ -213,11 +192,11 @@ class InvertedBottleneckBlock(Block):
         super().__init__(row, **tokens)
         width, token_dim = row.exp_size, tokens["token_dim"]
         self.skip = row.in_channels == row.channels
-        self.conv1 = ConvNorm(pointwise(row.in_channels, width, groups), shuffle=groups)
+        self.conv1 = ConvNorm(pointwise(row.in_channels, width, groups), groups=groups)
         self.hyper1 = DynamicReLU(width, token_dim, dyrelu_reduction)
         self.conv2 = ConvNorm(widening(width, width, row.kernel_size, stride=1))
         self.hyper2 = DynamicReLU(width, token_dim, dyrelu_reduction)
-        self.conv3 = ConvNorm(pointwise(width, row.channels, groups), shuffle=groups)
+        self.conv3 = ConvNorm(pointwise(width, row.channels, groups), groups=groups)
 
     def mobile(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
         out = self.hyper1(self.conv1(x), token)
@@ -232,11 +211,11 @@ class DownsampleBlock(Block):
         super().__init__(row, **tokens)
         channels, token_dim, side = row.channels, tokens["token_dim"], row.kernel_size
         self.conv1 = ConvNorm(widening(row.in_channels, row.exp_size, side, row.stride),
-                              shuffle=row.in_channels if groups > 1 else 1)
+                              groups=row.in_channels if groups > 1 else 1)
         self.hyper1 = DynamicReLU(row.exp_size, token_dim, dyrelu_reduction)
         self.conv2 = ConvNorm(pointwise(row.exp_size, channels, groups))
         self.conv3 = ConvNorm(widening(channels, expand_ratio * channels, side, stride=1),
-                              shuffle=channels if groups > 1 else 1)
+                              groups=channels if groups > 1 else 1)
         self.hyper3 = DynamicReLU(expand_ratio * channels, token_dim, dyrelu_reduction)
         self.conv4 = ConvNorm(pointwise(expand_ratio * channels, channels, groups))
 
@@ -251,16 +230,16 @@ class LiteBottleneck(nn.Layer):
     def __init__(self, row: BlockRow, groups: int) -> None:
         super().__init__()
         self.skip = row.stride == 1 and row.in_channels == row.channels
-        self.conv = nn.Sequential(
+        self.groups = row.in_channels if groups > 1 else 1
+        self.conv = nn.Sequential(  # the numbers of the reference: 2 is ReLU6, 3 the shuffle
             ("0", widening(row.in_channels, row.exp_size, row.kernel_size, row.stride)),
-            ("1", NormAct(row.exp_size, after="relu6")),
-            ("3", ChannelShuffle(row.in_channels) if groups > 1 else nn.Identity()),
+            ("1", layers.NormAct(row.exp_size, after="relu6")),
             ("4", pointwise(row.exp_size, row.channels, groups)),
-            ("5", NormAct(row.channels)))
+            ("5", layers.NormAct(row.channels)))
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        depthwise, act, shuffle, conv, norm = self.conv.children()
-        return norm(conv(shuffle(act(depthwise(x)))), residual=x if self.skip else None)
+        depthwise, act, conv, norm = self.conv
+        return norm(conv(shuffle(act(depthwise(x)), self.groups)), residual=x if self.skip else None)
 
 
 class Head(nn.Layer):
@@ -268,15 +247,16 @@ class Head(nn.Layer):
 
     def __init__(self, channels: int, token_dim: int, hidden: int, num_features: int, groups: int) -> None:
         super().__init__()
-        self.conv = nn.Sequential(("0", ChannelShuffle(groups) if groups > 1 else nn.Identity()),
-                                  ("1", pointwise(channels, hidden, groups)), ("2", NormAct(hidden, after="relu6")))
-        self.fc = nn.Sequential(Linear(hidden + token_dim, num_features), nn.BatchNorm1D(num_features),
+        self.groups = groups
+        self.conv = nn.Sequential(("1", pointwise(channels, hidden, groups)),  # 0 is the shuffle
+                                  ("2", layers.NormAct(hidden, after="relu6")))
+        self.fc = nn.Sequential(layers.Linear(hidden + token_dim, num_features), nn.BatchNorm1D(num_features),
                                 nn.Hardswish())
 
     def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
         if self.fc[1].training and x.shape[0] == 1:
             raise UserError("the head norm of Mobile-Former has a training batch of 1 image, expected 2 or more")
-        pooled = F.hardswish(self.conv(x).flatten(2).mean(2))  # [B, hidden]
+        pooled = F.hardswish(self.conv(shuffle(x, self.groups)).flatten(2).mean(2))  # [B, hidden]
         return self.fc(paddle.concat([pooled, token], axis=1))
 
 
@@ -289,7 +269,7 @@ def _init_weights(layer: nn.Layer) -> None:
         nn.initializer.Normal(0.0, 0.01)(layer.weight)
 
 
-class MobileFormer(Classifier):
+class MobileFormer(layers.Classifier):
     """Mobile-Former (figure 1 and table 1): a stem, a lite bottleneck, blocks with tokens beside them, and a head.
 
     ``blocks`` are the rows of table 1, ``[exp_size, channels, stride]``, with the side of the depthwise kernels as
@@ -313,13 +293,12 @@ class MobileFormer(Classifier):
                  dyrelu_reduction: int = 4, mlp_ratio: int = 2, downsample_ratio: int = 4,
                  head_drop_rate: float = 0.0) -> None:
         super().__init__()
-        check_image_size("Mobile-Former", image_size)
         lite, *rows = block_rows(stem_channels, stem_stride, [lite_exp_size, lite_channels, lite_stride], blocks)
         self.num_features = num_features
         self.head_drop_rate = head_drop_rate
         self.tokens = nn.Embedding(token_num, token_dim, weight_attr=nn.initializer.Normal(0.0, 1.0))
-        self.stem = nn.Sequential(Conv2D(in_chans, stem_channels, 3, stem_stride, padding=1, bias_attr=False),
-                                  NormAct(stem_channels, after="relu6"))
+        self.stem = nn.Sequential(layers.Conv2D(in_chans, stem_channels, 3, stem_stride, padding=1, bias_attr=False),
+                                  layers.NormAct(stem_channels, after="relu6"))
         self.features = nn.LayerList([LiteBottleneck(lite, groups)])
         for index, row in enumerate(rows, start=2):  # the reference counts the lite bottleneck and starts above 0
             settings = {"token_dim": token_dim, "num_heads": num_heads, "token_heads": token_heads,

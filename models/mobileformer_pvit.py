@@ -3,7 +3,8 @@
 Names and numbers follow BR-IDL/PaddleViT at 5ac7d89d4fd0 (``image_classification/MobileFormer``), a port written
 before the authors published their code (``models/mobileformer.py``). Against that: norms come before attention; each
 head of a bridge projects its own slice of the tokens; dynamic ReLUs have offsets and one serves both places of a block;
-a stride is a depthwise convolution before the block, which has no skip; convolutions have biases; no channel shuffles.
+a stride is a depthwise convolution before the block, which has no skip; convolutions have biases; nothing gates the
+bridge to the tokens; no channel shuffles.
 Maps are ``[B, C, H, W]``, tokens ``[B, T, D]``.
 
 Where the source errs, and what is done here:
@@ -36,20 +37,8 @@ import paddle.nn.functional as F
 from paddle import nn
 
 import kernels
-from models.layers import (
-    Classifier,
-    Conv2D,
-    DepthwiseConv2D,
-    DropPath,
-    LayerNorm,
-    Linear,
-    Mlp,
-    NormAct,
-    activation,
-    check_image_size,
-    init_trunc_normal,
-)
-from models.mobileformer import TABLE, BlockRow, block_rows, check_multiple
+from models import layers, mobileformer
+from models.mobileformer import TABLE, BlockRow, block_rows
 from models.registry import Variant, register_family
 from utils.sizes import Size
 
@@ -74,10 +63,9 @@ class HeadProjections(nn.LayerList):
     ``[B, T, channels]``."""
 
     def __init__(self, channels: int, settings: TokenSettings) -> None:
-        heads = settings.num_heads
-        check_multiple("a width", channels, "num_heads", heads)
-        super().__init__([Linear(settings.token_dim // heads, channels // heads,
-                                 bias_attr=None if settings.qkv_bias else False) for _ in range(heads)])
+        heads, bias = settings.num_heads, None if settings.qkv_bias else False
+        width = layers.divide("a width of Mobile-Former", channels, "num_heads", heads)
+        super().__init__([layers.Linear(settings.token_dim // heads, width, bias_attr=bias) for _ in range(heads)])
 
     def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
         return paddle.concat([self[i](part) for i, part in enumerate(tokens.split(len(self), axis=2))], axis=2)
@@ -88,16 +76,17 @@ class MobileToFormer(nn.Layer):
 
     def __init__(self, channels: int, settings: TokenSettings) -> None:
         super().__init__()
-        self.input_norm = LayerNorm(settings.token_dim)
+        self.input_norm = layers.LayerNorm(settings.token_dim)
         self.heads_q_proj = HeadProjections(channels, settings)
-        self.output = Linear(channels, settings.token_dim)
+        self.output = layers.Linear(channels, settings.token_dim)
         self.dropout = nn.Dropout(settings.drop_rate)
-        self.attn_dropout = nn.Dropout(settings.attn_drop_rate)
-        self.droppath = DropPath(settings.drop_path)
+        self.attn_drop_rate = settings.attn_drop_rate
+        self.droppath = layers.DropPath(settings.drop_path)
 
     def forward(self, x: paddle.Tensor, tokens: paddle.Tensor) -> paddle.Tensor:
         query = self.heads_q_proj(self.input_norm(tokens))  # [B, T, C]
-        gathered = kernels.attend_map(query, x, len(self.heads_q_proj), active_rate(self.attn_dropout))
+        dropout = self.attn_drop_rate if self.training else 0.0
+        gathered = kernels.attend_map(query, x, len(self.heads_q_proj), dropout)
         return tokens + self.droppath(self.dropout(self.output(gathered)))
 
 
@@ -106,17 +95,18 @@ class FormerToMobile(nn.Layer):
 
     def __init__(self, channels: int, settings: TokenSettings) -> None:
         super().__init__()
-        self.input_token_norm = LayerNorm(settings.token_dim)
+        self.input_token_norm = layers.LayerNorm(settings.token_dim)
         self.heads_k_proj = HeadProjections(channels, settings)
         self.heads_v_proj = HeadProjections(channels, settings)
         self.dropout = nn.Dropout(settings.drop_rate)
-        self.attn_dropout = nn.Dropout(settings.attn_drop_rate)
-        self.droppath = DropPath(settings.drop_path)
+        self.attn_drop_rate = settings.attn_drop_rate
+        self.droppath = layers.DropPath(settings.drop_path)
 
     def forward(self, x: paddle.Tensor, tokens: paddle.Tensor) -> paddle.Tensor:
         tokens = self.input_token_norm(tokens)
         key, value = self.heads_k_proj(tokens), self.heads_v_proj(tokens)  # each [B, T, C]
-        spread = kernels.attend_tokens(x, key, value, len(self.heads_k_proj), active_rate(self.attn_dropout))
+        dropout = self.attn_drop_rate if self.training else 0.0
+        spread = kernels.attend_tokens(x, key, value, len(self.heads_k_proj), dropout)
         return x + self.droppath(self.dropout(spread))
 
 
@@ -127,14 +117,14 @@ class Attention(nn.Layer):
         super().__init__()
         dim = settings.token_dim
         self.num_heads, self.head_dim = settings.num_heads, dim // settings.num_heads
-        self.qkv_proj = Linear(dim, 3 * dim, bias_attr=None if settings.qkv_bias else False)
-        self.output = Linear(dim, dim)
+        self.qkv_proj = layers.Linear(dim, 3 * dim, bias_attr=None if settings.qkv_bias else False)
+        self.output = layers.Linear(dim, dim)
         self.dropout = nn.Dropout(settings.drop_rate)
-        self.attn_dropout = nn.Dropout(settings.attn_drop_rate)
+        self.attn_drop_rate = settings.attn_drop_rate
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         qkv = self.qkv_proj(x).reshape([0, 0, 3, self.num_heads, self.head_dim])
-        x = kernels.self_attention(qkv, dropout=active_rate(self.attn_dropout)).flatten(2)  # [B, T, D]
+        x = kernels.self_attention(qkv, dropout=self.attn_drop_rate if self.training else 0.0).flatten(2)  # [B, T, D]
         return self.dropout(self.output(x))
 
 
@@ -144,12 +134,12 @@ class Former(nn.Layer):
     def __init__(self, settings: TokenSettings) -> None:
         super().__init__()
         dim = settings.token_dim
-        self.attn_ln = LayerNorm(dim)
+        self.attn_ln = layers.LayerNorm(dim)
         self.attn = Attention(settings)
-        self.attn_droppath = DropPath(settings.drop_path)
-        self.mlp_ln = LayerNorm(dim)
-        self.mlp = Mlp(dim, int(settings.mlp_ratio * dim), drop_rate=settings.mlp_drop_rate)
-        self.mlp_droppath = DropPath(settings.drop_path)
+        self.attn_droppath = layers.DropPath(settings.drop_path)
+        self.mlp_ln = layers.LayerNorm(dim)
+        self.mlp = layers.Mlp(dim, int(settings.mlp_ratio * dim), drop_rate=settings.mlp_drop_rate)
+        self.mlp_droppath = layers.DropPath(settings.drop_path)
 
     def forward(self, tokens: paddle.Tensor) -> paddle.Tensor:
         tokens = tokens + self.attn_droppath(self.attn(self.attn_ln(tokens)))
@@ -172,8 +162,8 @@ class DynamicReLU(nn.Layer):
         super().__init__()
         self.k, self.channels = k, channels
         outputs = 2 * k * channels
-        self.project = nn.Sequential(Mlp(token_dim, int(token_dim / reduction), out_features=outputs),
-                                     LayerNorm(outputs))
+        self.project = nn.Sequential(layers.Mlp(token_dim, int(token_dim / reduction), out_features=outputs),
+                                     layers.LayerNorm(outputs))
         (slope, offset), (first, other) = coefs, consts
         self.coefs = [slope] * k + [offset] * k
         self.consts = [first] + [other] * (2 * k - 1)
@@ -187,25 +177,41 @@ class DynamicReLU(nn.Layer):
 class Bottleneck(nn.Layer):
     """Pointwise, depthwise, pointwise, ``[B, C, H, W]`` and ``[B, D]`` to ``[B, C', H, W]``, without a skip.
 
-    One dynamic ReLU, steered by the first token, serves both places; where ``dynamic`` is None, they have ReLU.
+    One dynamic ReLU, steered by the first token, serves both places; without ``dynamic``, ``act`` is there.
     """
 
-    def __init__(self, row: BlockRow, groups: int, dynamic: Dynamic | None) -> None:
+    def __init__(self, row: BlockRow, groups: int, act: str | None, dynamic: Dynamic | None = None) -> None:
         super().__init__()
-        after = None if dynamic else "relu"
         self.in_pw = pointwise(row.in_channels, row.exp_size, groups)
-        self.in_pw_bn = NormAct(row.exp_size, after=after)
-        self.dw = inner_conv(DepthwiseConv2D(row.exp_size, row.kernel_size, padding=row.kernel_size // 2))
-        self.dw_bn = NormAct(row.exp_size, after=after)
+        self.in_pw_bn = layers.NormAct(row.exp_size, after=None if dynamic else act)
+        self.dw = inner_conv(self.depthwise(row))
+        self.dw_bn = layers.NormAct(row.exp_size, after=None if dynamic else act)
         self.out_pw = pointwise(row.exp_size, row.channels, groups)
-        self.out_pw_bn = NormAct(row.channels)
+        self.out_pw_bn = layers.NormAct(row.channels)
         self.act = dynamic(row.exp_size) if dynamic else None
 
-    def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
+    def depthwise(self, row: BlockRow) -> nn.Layer:
+        """Return the convolution of each channel."""
+        return layers.DepthwiseConv2D(row.exp_size, row.kernel_size, padding=row.kernel_size // 2)
+
+    def forward(self, x: paddle.Tensor, token: paddle.Tensor | None = None) -> paddle.Tensor:
         for conv, norm in ((self.in_pw, self.in_pw_bn), (self.dw, self.dw_bn)):
             x = norm(conv(x))
             x = self.act(x, token) if self.act else x
         return self.out_pw_bn(self.out_pw(x))
+
+
+class LiteBottleneck(Bottleneck):
+    """The first block, without tokens: the depthwise convolution is a column's, then a row's, with the stride.
+
+    ``[B, C, H, W]`` to ``[B, C', H', W']``; the source has no ``act`` here.
+    """
+
+    def depthwise(self, row: BlockRow) -> nn.Layer:
+        hidden, stride, side, pad = row.exp_size, row.stride, row.kernel_size, row.kernel_size // 2
+        return nn.Sequential(
+            layers.DepthwiseConv2D(hidden, [side, 1], stride=[stride, 1], padding=[pad, 0]), layers.NormAct(hidden),
+            layers.DepthwiseConv2D(hidden, [1, side], stride=[1, stride], padding=[0, pad]))
 
 
 class Mobile(nn.Layer):
@@ -213,11 +219,11 @@ class Mobile(nn.Layer):
 
     def __init__(self, row: BlockRow, groups: int, dynamic: Dynamic | None) -> None:
         super().__init__()
-        self.bneck = Bottleneck(row, groups, dynamic)
+        self.bneck = Bottleneck(row, groups, "relu", dynamic)
         self.downsample_dw = nn.Identity()
         if row.stride == 2:
-            strided = DepthwiseConv2D(row.in_channels, row.kernel_size, row.stride, padding=row.kernel_size // 2)
-            self.downsample_dw = nn.Sequential(inner_conv(strided), NormAct(row.in_channels, after="relu"))
+            strided = layers.DepthwiseConv2D(row.in_channels, row.kernel_size, row.stride, padding=row.kernel_size // 2)
+            self.downsample_dw = nn.Sequential(inner_conv(strided), layers.NormAct(row.in_channels, after="relu"))
 
     def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
         return self.bneck(self.downsample_dw(x), token)
@@ -238,35 +244,6 @@ class Block(nn.Layer):
         return self.tomobile_bridge(self.mobile(x, tokens[:, 0]), tokens), tokens
 
 
-class LiteBottleneck(nn.Layer):
-    """The first block, without tokens: pointwise, a column's and a row's depthwise convolution, pointwise.
-
-    ``[B, C, H, W]`` to ``[B, C', H', W']``; ``act`` follows the first two batch norms, where the source has nothing.
-    """
-
-    def __init__(self, row: BlockRow, groups: int, act: str | None) -> None:
-        super().__init__()
-        hidden, stride, side, pad = row.exp_size, row.stride, row.kernel_size, row.kernel_size // 2
-        self.in_pw = pointwise(row.in_channels, hidden, groups)
-        self.in_pw_bn = NormAct(hidden, after=act)
-        self.dw = inner_conv(nn.Sequential(
-            DepthwiseConv2D(hidden, [side, 1], stride=[stride, 1], padding=[pad, 0]), NormAct(hidden),
-            DepthwiseConv2D(hidden, [1, side], stride=[1, stride], padding=[0, pad])))
-        self.dw_bn = NormAct(hidden, after=act)
-        self.out_pw = pointwise(hidden, row.channels, groups)
-        self.out_pw_bn = NormAct(row.channels)
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        x = self.in_pw_bn(self.in_pw(x))
-        x = self.dw_bn(self.dw(x))
-        return self.out_pw_bn(self.out_pw(x))
-
-
-def active_rate(dropout: nn.Dropout) -> float:
-    """Return the rate of a dropout in its current mode: 0 in evaluation."""
-    return dropout.p if dropout.training else 0.0
-
-
 def inner_conv(conv: nn.Layer) -> nn.Sequential:
     """Return ``conv`` below the name ``conv``, where the source's weights have it."""
     return nn.Sequential(("conv", conv))
@@ -274,12 +251,10 @@ def inner_conv(conv: nn.Layer) -> nn.Sequential:
 
 def pointwise(in_channels: int, channels: int, groups: int) -> nn.Sequential:
     """Return a 1×1 convolution below the name ``conv``."""
-    check_multiple("a width", in_channels, "groups", groups)
-    check_multiple("a width", channels, "groups", groups)
-    return inner_conv(Conv2D(in_channels, channels, 1, groups=groups))
+    return inner_conv(mobileformer.pointwise(in_channels, channels, groups, bias_attr=None))
 
 
-class MobileFormerPViT(Classifier):
+class MobileFormerPViT(layers.Classifier):
     """Mobile-Former in PaddleViT's form (figure 1): a stem, a lite bottleneck, blocks with tokens beside them, a head.
 
     ``blocks`` are the rows ``[exp_size, channels, stride]``, with the side of the depthwise kernel as fourth number
@@ -304,10 +279,7 @@ class MobileFormerPViT(Classifier):
                  dyrelu_consts: Sequence[float] = (1.0, 0.0), drop_rate: float = 0.0, attn_drop_rate: float = 0.0,
                  mlp_drop_rate: float = 0.0) -> None:
         super().__init__()
-        check_image_size("Mobile-Former", image_size)
-        check_multiple("token_dim", token_dim, "num_heads", num_heads)
-        if lite_act is not None:
-            activation(lite_act)  # refuses unknown names
+        layers.divide("token_dim of Mobile-Former", token_dim, "num_heads", num_heads)
         lite, *rows = block_rows(stem_channels, stem_stride, [lite_exp_size, lite_channels, lite_stride], blocks)
         settings = TokenSettings(token_dim, num_heads, mlp_ratio, qkv_bias, drop_rate, attn_drop_rate, mlp_drop_rate,
                                  drop_path_rate)
@@ -315,17 +287,17 @@ class MobileFormerPViT(Classifier):
                           coefs=dyrelu_coefs, consts=dyrelu_consts) if use_dyrelu else None
         self.num_features = num_features
         self.tokens = self.create_parameter([1, token_num, token_dim])
-        self.stem = nn.Sequential(("conv", Conv2D(in_chans, stem_channels, 3, stride=stem_stride, padding=1)),
-                                  ("bn", NormAct(stem_channels, after="hardswish")))
+        self.stem = nn.Sequential(("conv", layers.Conv2D(in_chans, stem_channels, 3, stride=stem_stride, padding=1)),
+                                  ("bn", layers.NormAct(stem_channels, after="hardswish")))
         self.bneck_lite = LiteBottleneck(lite, groups, lite_act)
         self.blocks = nn.LayerList([Block(row, groups, settings, dynamic) for row in rows])
         channels = rows[-1].channels
         self.end_toformer_bridge = MobileToFormer(channels, settings)
         self.channel_conv = nn.Sequential(pointwise(channels, head_channels, groups),
-                                          NormAct(head_channels, after="relu"))
-        self.head = nn.Sequential(("fc1", Linear(head_channels + token_dim, num_features)), ("act", nn.Hardswish()),
-                                  ("dropout", nn.Dropout(drop_rate)))
-        self.apply(init_trunc_normal)  # as the source; tokens are Xavier uniform
+                                          layers.NormAct(head_channels, after="relu"))
+        self.head = nn.Sequential(("fc1", layers.Linear(head_channels + token_dim, num_features)),
+                                  ("act", nn.Hardswish()), ("dropout", nn.Dropout(drop_rate)))
+        self.apply(layers.init_trunc_normal)  # as the source; tokens are Xavier uniform
         self.reset_classifier(num_classes)
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:

@@ -14,20 +14,7 @@ from paddle import nn
 
 import kernels
 from errors import UserError
-from models.layers import (
-    Classifier,
-    Conv2D,
-    DropPath,
-    Mlp,
-    PointwiseConv2D,
-    channels_first,
-    channels_last,
-    check_image_size,
-    drop_path_rates,
-    init_pytorch,
-    init_trunc_normal,
-    layer_scale,
-)
+from models import layers
 from models.registry import Variant, register_family
 from utils.sizes import Size
 
@@ -42,37 +29,25 @@ class GroupNorm(nn.GroupNorm):
         return kernels.group_norm(x, self.weight, self.bias, self._epsilon)
 
 
-class Pooling(nn.Layer):
-    """The token mixer (equation 4): the mean of a position's neighbourhood minus the position, ``[B, H, W, C]``.
+class Block(nn.Layer):
+    """PoolFormer block (figure 2, equations 2 and 3), ``[B, H, W, C]`` to the same.
 
-    Padding does not count in the mean. The subtraction makes up for the residual connection around the mixer.
+    The token mixer (equation 4) is the mean of a position's neighbourhood, padding left out, minus the position: the
+    subtraction makes up for the residual connection around the mixer.
     """
 
-    def __init__(self, pool_size: int) -> None:
-        super().__init__()
-        self.pool_size = pool_size
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return kernels.pool_difference(x, self.pool_size)
-
-
-class Block(nn.Layer):
-    """PoolFormer block (figure 2, equations 2 and 3), ``[B, H, W, C]`` to the same."""
-
-    def __init__(self, dim: int, mlp_ratio: float, pool_size: int, drop_rate: float, drop_path: float,
-                 layer_scale_init_value: float | None) -> None:
+    def __init__(self, dim: int, pool_size: int, mlp: nn.Layer, drop_path: float, scale: float | None) -> None:
         super().__init__()
         self.norm1 = GroupNorm(dim)
-        self.token_mixer = Pooling(pool_size)
+        self.pool_size = pool_size
         self.norm2 = GroupNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate, layer=PointwiseConv2D)
-        self.mlp.apply(init_trunc_normal)
-        self.drop_path = DropPath(drop_path)
-        self.layer_scale_1 = layer_scale(self, dim, layer_scale_init_value)
-        self.layer_scale_2 = layer_scale(self, dim, layer_scale_init_value)
+        self.mlp = mlp.apply(layers.init_trunc_normal)
+        self.drop_path = layers.DropPath(drop_path)
+        self.layer_scale_1 = layers.layer_scale(self, dim, scale)
+        self.layer_scale_2 = layers.layer_scale(self, dim, scale)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        x = self.drop_path.add(x, self.token_mixer(self.norm1(x)), scale=self.layer_scale_1)
+        x = self.drop_path.add(x, kernels.pool_difference(self.norm1(x), self.pool_size), scale=self.layer_scale_1)
         return self.drop_path.add(x, self.mlp(self.norm2(x)), scale=self.layer_scale_2)
 
 
@@ -81,43 +56,46 @@ class PatchEmbed(nn.Layer):
 
     def __init__(self, in_chans: int, embed_dim: int, kernel_size: int, stride: int, padding: int) -> None:
         super().__init__()
-        self.proj = Conv2D(in_chans, embed_dim, kernel_size, stride=stride, padding=padding)
-        init_pytorch(self.proj)
+        self.proj = layers.Conv2D(in_chans, embed_dim, kernel_size, stride=stride, padding=padding)
+        layers.init_pytorch(self.proj)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return channels_last(self.proj(channels_first(x)))
+        return layers.channels_last(self.proj(layers.channels_first(x)))
 
 
-class PoolFormer(Classifier):
+class PoolFormer(layers.Classifier):
     """PoolFormer (figure 2): stages of pooling blocks on maps of 1/4, 1/8, 1/16 and 1/32 of the image.
 
     ``depths`` and ``embed_dims`` have a number for each stage, as many as wanted. ``layer_scale_init_value`` None
     leaves the layer scales out. Takes images of any size from 3 pixels on.
     """
 
+    smallest_image = 3
     block_pattern = r"network\.\d+\.\d+"
 
     def __init__(self, num_classes: int, image_size: Size, in_chans: int, drop_path_rate: float,
                  depths: Sequence[int], embed_dims: Sequence[int], mlp_ratio: float = 4.0, pool_size: int = 3,
                  drop_rate: float = 0.0, layer_scale_init_value: float | None = 1e-5) -> None:
         super().__init__()
-        check_image_size("PoolFormer", image_size, 3)
         if pool_size < 1 or pool_size % 2 == 0:
             raise UserError(f"pool_size of PoolFormer is {pool_size}, expected an odd number")
         self.num_features = embed_dims[-1]
         self.patch_embed = PatchEmbed(in_chans, embed_dims[0], kernel_size=7, stride=4, padding=2)
-        network = []
-        for stage, (dim, rates) in enumerate(zip(embed_dims, drop_path_rates(drop_path_rate, depths), strict=True)):
+        self.network = nn.LayerList()
+        stages = layers.each_stage(depths, embed_dims=embed_dims, rates=layers.drop_path_rates(drop_path_rate, depths))
+        for stage, (dim, rates) in enumerate(stages):
             if stage > 0:
-                network.append(PatchEmbed(embed_dims[stage - 1], dim, kernel_size=3, stride=2, padding=1))
-            network.append(nn.Sequential(*(
-                Block(dim, mlp_ratio, pool_size, drop_rate, rate, layer_scale_init_value) for rate in rates)))
-        self.network = nn.LayerList(network)
+                self.network.append(PatchEmbed(embed_dims[stage - 1], dim, kernel_size=3, stride=2, padding=1))
+            blocks = nn.Sequential()
+            for rate in rates:
+                mlp = layers.Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate, layer=layers.PointwiseConv2D)
+                blocks.append(Block(dim, pool_size, mlp, rate, layer_scale_init_value))
+            self.network.append(blocks)
         self.norm = GroupNorm(self.num_features)
         self.reset_classifier(num_classes)
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
-        x = self.patch_embed(channels_last(x))
+        x = self.patch_embed(layers.channels_last(x))
         for layer in self.network:
             x = layer(x)  # [B, H, W, C]
         return self.norm(x).flatten(1, 2).mean(1)

@@ -6,13 +6,13 @@ import fnmatch
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import paddle
 from paddle import nn
 
 from errors import UserError, nearest
+from utils.sizes import Size, pair
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def model_info(name: str) -> ModelInfo:
     return _MODELS[name]
 
 
-def create_model(name: str, num_classes: int = 1000, image_size: int | tuple[int, int] | None = None,
+def create_model(name: str, num_classes: int = 1000, image_size: Size | None = None,
                  in_chans: int = 3, drop_path_rate: float = 0.0, **architecture: Any) -> nn.Layer:
     """Build a network: float32 images ``[B, in_chans, H, W]`` to logits ``[B, num_classes]``.
 
@@ -101,6 +101,9 @@ def create_model(name: str, num_classes: int = 1000, image_size: int | tuple[int
     size = info.variant.image_size if image_size is None else image_size
     network = info.build(num_classes=num_classes, image_size=size, in_chans=in_chans, drop_path_rate=drop_path_rate,
                          **{**info.variant.arguments, **architecture})
+    smallest = getattr(network, "smallest_image", 1)
+    if min(pair(size)) < smallest:
+        raise UserError(f"image_size is {size}, expected {smallest} or more a side for {name}")
     for key, parameter in network.named_parameters():
         if 0 in parameter.shape:
             raise UserError(f"{name} with {architecture} has {key} of shape {list(parameter.shape)}, expected no 0")
@@ -108,34 +111,31 @@ def create_model(name: str, num_classes: int = 1000, image_size: int | tuple[int
 
 
 def _paddle_info(name: str) -> ModelInfo:
-    """Describe ``paddle/<name>``, a network function of ``paddle.vision.models`` as a baseline."""
+    """Describe ``paddle/<name>``, a network function of ``paddle.vision.models`` as a baseline.
+
+    It keeps the contract of ``create_model``: logits alone (GoogLeNet gives three), and flat features. Its parameters
+    keep Paddle's names; it has neither ``forward_features`` nor ``reset_classifier``.
+    """
     import paddle.vision.models as zoo
 
-    functions = [_PADDLE + key for key in zoo.__all__ if inspect.isfunction(getattr(zoo, key))]
+    functions = {_PADDLE + key: getattr(zoo, key) for key in zoo.__all__ if inspect.isfunction(getattr(zoo, key))}
     if name not in functions:
         raise UserError(f"unknown model {name!r}{nearest(name, functions)}")
-    build = partial(_build_paddle, getattr(zoo, name.removeprefix(_PADDLE)))
-    return ModelInfo(name, "paddle.vision.models", build, paper="", paper_url="",
-                     reference="PaddlePaddle/Paddle", variant=Variant({}))
+
+    def build(num_classes: int, image_size: Size, in_chans: int, drop_path_rate: float, **arguments: Any) -> nn.Layer:
+        if in_chans != 3 or drop_path_rate:
+            raise UserError(f"{name} has 3 input channels and no drop path, got in_chans={in_chans}, "
+                            f"drop_path_rate={drop_path_rate}")
+        try:
+            network = functions[name](num_classes=num_classes, **arguments)
+        except TypeError as error:
+            raise UserError(f"{name} does not take these arguments: {error}") from None
+        network.register_forward_post_hook(_flatten)
+        return network
+
+    return ModelInfo(name, "paddle.vision.models", build, "", "", "PaddlePaddle/Paddle", Variant({}))
 
 
-def _build_paddle(function: Callable[..., nn.Layer], num_classes: int, image_size: Any, in_chans: int,
-                  drop_path_rate: float, **arguments: Any) -> nn.Layer:
-    """Build a baseline under the suite's contract: logits alone (GoogLeNet gives three), and flat features.
-
-    Its parameters keep Paddle's names; it has neither ``forward_features`` nor ``reset_classifier``.
-    """
-    if in_chans != 3 or drop_path_rate:
-        raise UserError(f"paddle/{function.__name__} has 3 input channels and no drop path, got in_chans={in_chans}, "
-                        f"drop_path_rate={drop_path_rate}")
-    try:
-        network = function(num_classes=num_classes, **arguments)
-    except TypeError as error:
-        raise UserError(f"paddle/{function.__name__} does not take these arguments: {error}") from None
-
-    def flatten(layer: nn.Layer, inputs: Any, output: Any) -> paddle.Tensor:
-        output = output[0] if isinstance(output, (list, tuple)) else output
-        return output.flatten(2).mean(-1) if output.ndim == 4 else output
-
-    network.register_forward_post_hook(flatten)
-    return network
+def _flatten(layer: nn.Layer, inputs: Any, output: Any) -> paddle.Tensor:
+    output = output[0] if isinstance(output, (list, tuple)) else output
+    return output.flatten(2).mean(-1) if output.ndim == 4 else output

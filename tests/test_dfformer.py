@@ -7,7 +7,6 @@ import paddle
 import pytest
 
 import kernels
-from errors import UserError
 from models import create_model
 from models.dfformer import DynamicFilter, StarReLU, resize_filters
 
@@ -56,25 +55,6 @@ def test_resampling_is_bicubic_with_aligned_corners() -> None:
     np.testing.assert_allclose(resize_filters(one, 3, 2).numpy(), np.broadcast_to(one.numpy(), (3, 2, 5, 2)), atol=1e-6)
 
 
-def test_weights_of_another_size_give_what_the_network_gives_there() -> None:
-    paddle.seed(0)
-    small = create_model("dfformer_s18", 3, 32, **SMALL)
-    large = create_model("dfformer_s18", 3, (48, 64), **SMALL)
-    state = {}
-    for name, tensor in small.state_dict().items():
-        shape = tuple(large.state_dict()[name].shape)
-        resized = small.resize_weights(name, tensor.numpy(), shape)
-        assert (resized is None) == (not name.endswith("complex_weights"))
-        state[name] = tensor.numpy() if resized is None else resized
-        assert state[name].shape == shape
-    large.set_state_dict(state)
-    small.eval()
-    large.eval()
-    x = paddle.randn([2, 3, 48, 64])
-    np.testing.assert_allclose(small(x).numpy(), large(x).numpy(), rtol=0, atol=1e-6)
-    assert small.resize_weights("token_mixer.complex_weights", np.zeros((8, 5, 4, 2), "float32"), (8, 5, 2, 2)) is None
-
-
 @pytest.mark.parametrize("size", [(33, 50), (48, 31), (63, 65)])
 def test_filters_have_the_size_of_the_maps(size: tuple[int, int]) -> None:
     """Also where image_size // 4, the reference's rule, is not the map's size."""
@@ -87,9 +67,6 @@ def test_filters_have_the_size_of_the_maps(size: tuple[int, int]) -> None:
 
 
 def test_drop_path_falls_on_both_branches() -> None:
-    model = create_model("dfformer_s18", 3, 32, drop_path_rate=0.2, embed_dims=[4] * 4)
-    rates = [block.drop_path.rate for stage in model.stages for block in stage]
-    assert rates == pytest.approx(np.linspace(0, 0.2, 18))
     block = create_model("dfformer_s18", 3, 32, drop_path_rate=0.5, **SMALL).stages[1][0]
     block.train()
     x = paddle.randn([400, 4, 4, 8])
@@ -101,10 +78,3 @@ def test_drop_path_falls_on_both_branches() -> None:
         counts = {key: int((abs(images - value).max((1, 2, 3)) < 1e-5).sum()) for key, value in outcomes.items()}
     assert sum(counts.values()) == 400
     assert all(60 < count < 140 for count in counts.values()), counts
-
-
-def test_mistakes_are_told() -> None:
-    with pytest.raises(UserError, match=r"unknown token mixer 'dynamic_filters' \(nearest: dynamic_filter"):
-        create_model("dfformer_s18", token_mixers=["dynamic_filters"] * 4)
-    with pytest.raises(UserError, match=r"unknown activation 'starrelu' \(nearest: star_relu"):
-        create_model("dfformer_s18", act_layer="starrelu")

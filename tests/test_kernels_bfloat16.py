@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import paddle
 import pytest
-from kernel_checks import assert_threads_change_no_bit, back_to_auto  # noqa: F401
+from kernel_checks import assert_threads_change_no_bit, back_to_auto, stock, with_gradients  # noqa: F401
 
 import kernels
 from configs.load import load_config
@@ -48,43 +48,33 @@ def test_number_of_threads_changes_no_bit() -> None:
     assert_threads_change_no_bit(product)
 
 
-def layer(kind: str) -> tuple[list[paddle.Tensor], object]:
-    rng = np.random.default_rng(1)
-    shapes = {"linear": [(40, 48), (48, 33), (33,)], "several chunks": [(5, 48, 60, 60), (24, 48, 1, 1), (24,)],
-              "pointwise": [(9, 48, 8, 8), (24, 48, 1, 1), (24,)],
-              "grouped": [(3, 32, 7, 7), (24, 16, 3, 3), (24,)]}[kind]
-    tensors = [paddle.to_tensor(rng.standard_normal(shape).astype(np.float32)) for shape in shapes]
-    if kind == "linear":
-        return tensors, kernels.linear
-    groups = 2 if kind == "grouped" else 1
-    return tensors, lambda x, w, b: kernels.conv2d(x, w, b, padding=groups - 1, groups=groups)
+# Shapes of image, weight and bias, and the groups of a convolution (None: a linear layer).
+LAYERS = {"linear": ([(40, 48), (48, 33), (33,)], None), "pointwise": ([(9, 48, 8, 8), (24, 48, 1, 1), (24,)], 1),
+          "several chunks": ([(5, 48, 60, 60), (24, 48, 1, 1), (24,)], 1),
+          "grouped": ([(3, 32, 7, 7), (24, 16, 3, 3), (24,)], 2)}
 
 
-@pytest.mark.parametrize("kind", ["linear", "pointwise", "several chunks", "grouped"])
+@pytest.mark.parametrize("kind", LAYERS)
 def test_layers_follow_the_context_backward_too(kind: str) -> None:
     """All operands rounded: as Paddle's operators in float64 say, with gradients of the rounded gradient."""
-    tensors, function = layer(kind)
+    shapes, groups = LAYERS[kind]
+    rng = np.random.default_rng(1)
+    values = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
 
-    def passes(function: object, inputs: list[paddle.Tensor], slope: paddle.Tensor | None = None) -> list[np.ndarray]:
-        for x in inputs:
-            x.stop_gradient = False
-        y = function(*inputs)
-        y.backward(paddle.to_tensor(np.cos(np.arange(y.size)).reshape(y.shape), y.dtype) if slope is None else slope)
-        return [y.numpy(), *(x.grad.numpy() for x in inputs)]
-
-    with kernels.bfloat16_products():
-        y = function(*tensors)
-    slope = np.cos(np.arange(y.size)).reshape(y.shape).astype(np.float32)
-    exact = [paddle.to_tensor(rounded(x.numpy())) for x in tensors[:2]] + [tensors[2].astype("float64")]
-    with kernels.using("stock"):
-        expected = passes(function, exact, paddle.to_tensor(rounded(slope)))
-    plain = passes(function, [x.clone().detach() for x in tensors])
+    def function(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor) -> paddle.Tensor:
+        if groups is None:
+            return kernels.linear(x, weight, bias)
+        return kernels.conv2d(x, weight, bias, padding=groups - 1, groups=groups)
 
     def mixed(*inputs: paddle.Tensor) -> paddle.Tensor:
         with kernels.bfloat16_products():
             return function(*inputs)
 
-    found = passes(mixed, [x.clone().detach() for x in tensors])
+    y = mixed(*map(paddle.to_tensor, values))
+    slope = np.cos(np.arange(y.size)).reshape(y.shape).astype(np.float32)
+    exact = [*map(rounded, values[:2]), values[2]]
+    expected = with_gradients(stock(function), exact, rounded(slope), "float64")
+    found, plain = (with_gradients(run, values, slope) for run in (mixed, function))
     for ours, reference, single in list(zip(found, expected, plain, strict=True))[:3]:
         spread = reference.std()
         assert abs(ours - reference).max() < 1e-5 * spread

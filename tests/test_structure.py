@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 from utils.paths import ROOT
 
@@ -13,15 +12,10 @@ ROOMS = ["tools", "deploy", "analysis", "engine", "datasets", "models", "configs
          "errors"]
 
 
-def _module(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
 def _imports() -> dict[str, set[str]]:
     """Return the modules of the suite that each module imports, type checking included."""
     files = [path for room in ROOMS for path in [*ROOT.glob(f"{room}.py"), *(ROOT / room).rglob("*.py")]]
-    modules = {_module(path): path for path in files}
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
     found: dict[str, set[str]] = {}
     for module, path in modules.items():
         found[module] = set()
