@@ -31,7 +31,8 @@ class Block(nn.Sequential):
         self.drop_path = layers.DropPath(drop_path)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        [[depthwise, norm]], pointwise, last_norm, drop_path = self
+        residual, pointwise, last_norm, drop_path = self
+        depthwise, norm = residual.fn
         x = norm(depthwise(x), residual=x, keep_scale=drop_path.keep_scale(x))
         return last_norm(pointwise(x))
 
