@@ -248,8 +248,7 @@ class CoAtNet(CoAtNetBase):
                  block_types: Sequence[str] = "CCTT", expand_ratio: float = 4.0, se_ratio: float = 0.25,
                  head_dim: int = 32, strides: Sequence[int] = (2, 2, 2, 2, 2)) -> None:
         super().__init__()
-        for stride in strides:
-            layers.check_choice("a stride of CoAtNet", stride, (2, 1))
+        layers.check_strides("CoAtNet", strides, [(2, 1)] * (1 + len(depths)))
         self.stem = nn.Sequential(  # S0
             ("conv1", layers.Conv2D(in_chans, stem_dim, 3, strides[0], padding=1, bias_attr=False)),
             ("norm1", layers.NormAct(stem_dim, after="gelu")),

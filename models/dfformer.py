@@ -194,8 +194,7 @@ class DFFormer(layers.Classifier):
                  head_drop_rate: float = 0.0, strides: Sequence[int] | None = None) -> None:
         super().__init__()
         strides = [4] + [2] * (len(depths) - 1) if strides is None else strides
-        for stage, stride in enumerate(strides):
-            layers.check_choice("a stride of DFFormer", stride, (2, 1) if stage else (4, 2, 1))
+        layers.check_strides("DFFormer", strides, [(4, 2, 1)] + [(2, 1)] * (len(depths) - 1))
         activations = {"star_relu": StarReLU, "gelu": layers.GELU, "relu": nn.ReLU}
         layers.check_choice("act_layer of DFFormer", act_layer, activations)
         act = activations[act_layer]

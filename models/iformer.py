@@ -138,7 +138,6 @@ class Stem(nn.Layer):
 
     def __init__(self, in_chans: int, embed_dim: int, stride: int) -> None:
         super().__init__()
-        layers.check_choice("the stem's stride of iFormer", stride, (4, 2, 1))
         self.proj1 = layers.Conv2D(in_chans, embed_dim // 2, 3, stride=2 if stride == 4 else 1, padding=1)
         self.norm1 = layers.NormAct(embed_dim // 2, after="gelu")
         self.proj2 = layers.Conv2D(embed_dim // 2, embed_dim, 3, stride=min(stride, 2), padding=1)
@@ -153,7 +152,6 @@ class PatchEmbed(nn.Layer):
 
     def __init__(self, in_chans: int, embed_dim: int, kernel_size: int, stride: int) -> None:
         super().__init__()
-        layers.check_choice("a stride of iFormer", stride, (2, 1))
         self.proj = layers.Conv2D(in_chans, embed_dim, kernel_size, stride=stride, padding=(kernel_size - 1) // 2)
         self.norm = layers.NormAct(embed_dim)
 
@@ -181,6 +179,7 @@ class InceptionTransformer(layers.Classifier):
                  pos_embed_stages: Sequence[int] = (1, 2, 3, 4),
                  layer_scale_init_value: float | None = 1e-6, strides: Sequence[int] = (4, 2, 2, 2)) -> None:
         super().__init__()
+        layers.check_strides("iFormer", strides, [(4, 2, 1), (2, 1), (2, 1), (2, 1)])
         if len(attention_heads) != sum(depths):
             raise UserError(f"attention_heads of iFormer has {len(attention_heads)} numbers, expected one for each of "
                             f"the {sum(depths)} blocks")

@@ -215,6 +215,13 @@ def each_stage(depths: Sequence[int], **lists: Sequence[Any]) -> Iterator[tuple[
     return zip(*lists.values(), strict=True)
 
 
+def check_strides(family: str, strides: Sequence[int], choices: Sequence[Sequence[int]]) -> None:
+    """Raise UserError unless ``strides`` has one of the ``choices`` for each stage."""
+    if len(strides) != len(choices) or any(s not in known for s, known in zip(strides, choices, strict=True)):
+        expected = ", ".join(" or ".join(map(str, known)) for known in choices)
+        raise UserError(f"strides of {family} is {list(strides)}, expected [{expected}]")
+
+
 def divide(what: str, value: int, divisor_name: str, divisor: int) -> int:
     """Return ``value`` / ``divisor``; raises UserError for a remainder, with which no forward pass would succeed."""
     if value % divisor:
