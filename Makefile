@@ -11,7 +11,7 @@ PY     := $(VENV)/bin/python
 # One thread for each of up to four processes: twice the throughput of one process with two threads.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: setup train test test-all lint clean
+.PHONY: setup train test test-all compat lint clean
 
 train: setup
 	$(PY) tools/train.py -c $(CONFIG) $(OPTS)
@@ -22,6 +22,10 @@ test: setup lint
 # What `make test` leaves out: twenty kills, large networks, several processes, notebooks, long fuzzing.
 test-all: test
 	$(PYTEST) -m slow $(TESTS)
+
+# The main jobs on Paddle 2.6.2, 3.0.0, 3.2.2 and 3.3.1, each in an environment of its own (3 GB; CIFAR10_ROOT).
+compat:
+	$(PYTHON) tests/compat.py $(PADDLE)
 
 lint: setup
 	$(PY) -m ruff check .
