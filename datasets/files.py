@@ -106,7 +106,8 @@ def find_images(folder: Path) -> tuple[list[str], Counter[str]]:
     """
     found: list[str] = []
     ignored: Counter[str] = Counter()
-    seen: set[tuple[int, int]] = set()
+    with reading(folder):  # a link to a folder around this one would add its other folders
+        seen = {(status.st_dev, status.st_ino) for status in map(os.stat, folder.resolve().parents)}
     pending = [""]
     while pending:
         prefix = pending.pop()
