@@ -41,6 +41,11 @@ def _is_size(value: int | list[int]) -> bool:
     return len(sides) == 2 and all(type(side) is int and 1 <= side <= 4096 for side in sides)
 
 
+def _is_text(path: str) -> bool:
+    """Return whether a path is printable but for bytes that are not UTF-8, which Python has as surrogates."""
+    return re.sub("[\udc80-\udcff]", "", path).isprintable()
+
+
 def _is_path(points: list[Any]) -> bool:
     rows = [isinstance(p, list) and len(p) == 2 and all(_is_number(x) and 0 <= x < math.inf for x in p) for p in points]
     if not rows or not all(rows):
@@ -55,6 +60,7 @@ _NON_NEGATIVE = _between(0)
 _FRACTION = _between(0.0, 1.0)
 _BELOW_1 = _between(0.0, 1.0, open_high=True)
 _IN_UNIT = "3 numbers in [0, 1], STD above 0: pixels are in [0, 1], so divide grey levels by 255"
+_FOLDER = (lambda path: bool(path) and _is_text(path), "the name of a folder")
 _NAME = (lambda name: name not in (".", "..") and not set("/\\") & set(name) and name.isprintable(),
          "a name without slashes and line breaks")
 _DEVICE = (lambda v: re.fullmatch("auto|cpu|gpu(:[0-9]{1,4})?", v) is not None,
@@ -66,7 +72,7 @@ _POINTS = (_is_path, "[part of training, factor of LR] pairs, the first part 0, 
 
 KEYS: dict[str, tuple[Any, Check]] = {
     "NAME": ("", _NAME),  # of the run and its folder; empty: the config file's name
-    "OUTPUT": ("output", (lambda path: bool(path) and path.isprintable(), "the name of a folder")),  # runs: OUTPUT/NAME
+    "OUTPUT": ("output", _FOLDER),  # runs: OUTPUT/NAME
 
     "MODEL.NAME": ("iformer_small", _ANY),  # from tools/summary.py, or paddle/<network of paddle.vision.models>
     "MODEL.NUM_CLASSES": (10, _between(1, 1_000_000)),  # outputs of the head; at least the classes of the dataset
@@ -74,7 +80,7 @@ KEYS: dict[str, tuple[Any, Check]] = {
     "MODEL.ARGS": (CfgNode(new_allowed=True), _ANY),  # constructor arguments: any architecture can be written here
 
     "DATA.NAME": ("cifar10", _DATASETS),  # digits come with scikit-learn, without a download
-    "DATA.ROOT": ("data", (str.isprintable, "a folder or an archive")),  # AI Studio's data/dataNNNN/ is found as well
+    "DATA.ROOT": ("data", (_is_text, "a folder or an archive")),  # AI Studio's data/dataNNNN/ is found as well
     "DATA.DOWNLOAD": (True, _ANY),  # fetch the archive into ROOT where it is missing
     "DATA.IMAGE_SIZE": (224, (_is_size, "a side or [height, width] in pixels, each from 1 to 4096")),  # of the input
     "DATA.BATCH_SIZE": (128, _COUNT),  # training images per optimizer step; a short last batch is dropped

@@ -231,10 +231,12 @@ def test_shipped_config_builds_and_trains(path: Path) -> None:
 
 @pytest.mark.parametrize(("override", "key", "value"), [
     ("NAME=20240101", "NAME", "20240101"), ("OUTPUT=runs #3", "OUTPUT", "runs #3"), ("NAME=yes", "NAME", "yes"),
-    ("OUTPUT=~/1:0", "OUTPUT", "~/1:0"), ("NAME=1e3", "NAME", "1e3"), ("NAME=", "NAME", "iformer_small"),
+    ("NAME=1e3", "NAME", "1e3"), ("NAME=", "NAME", "iformer_small"),
+    ("OUTPUT=~/1:0", "OUTPUT", str(Path.home() / "1:0")), ("DATA.ROOT=~", "DATA.ROOT", str(Path.home())),
+    ("DATA.ROOT=d\udcb9 ", "DATA.ROOT", "d\udcb9 "), ("OUTPUT=d\udcb9", "OUTPUT", "d\udcb9"),
 ])
 def test_overrides_of_text_keys_are_taken_as_typed(override: str, key: str, value: str) -> None:
-    assert load_config(None, [override])[key] == value
+    assert dict(flatten(load_config(None, [override])))[key] == value
 
 
 def test_a_text_key_of_digits_in_a_file_is_a_text(tmp_path: Path) -> None:

@@ -91,6 +91,20 @@ def test_mistake_names_what_is_wrong(arguments: list[str], said: list[str], tmp_
     assert not [path for path in leftovers if path.suffix in (".pdparams", ".tmp", ".safetensors")]
 
 
+@pytest.mark.parametrize(("name", "arguments"), [
+    ("train", ["-c", "~/a.yaml", "--resume=~/run", "--weights", "~/w"]), ("eval", ["-w", "~/w", "--json=~/a.json"]),
+    ("predict", ["-w", "~/w", "~/a.png", "~/folder", "--out=~/b.png"]), ("export", ["-w", "~/w", "~/out"]),
+    ("summary", ["--json=~/a.json", "--write=~/page.md"]), ("release", ["~/run", "--into=~/x", "--seeds", "~/a", "~/b"]),
+])
+def test_home_is_expanded_in_every_path(name: str, arguments: list[str], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    module, given = importlib.import_module(f"tools.{name}"), {}
+    with pytest.raises(SystemExit):
+        module.cli.run(lambda parsed: given.update(vars(parsed)), module.parser(), arguments)
+    said = repr(list(given.values()))
+    assert "~" not in said and said.count(str(tmp_path)) == sum("~" in word for word in arguments)
+
+
 def test_weights_that_do_not_fit_are_listed(run: Path, call) -> None:
     code, _, error = call("eval", "-w", run, *overrides("MODEL.ARGS.embed_dims=[8, 16, 32, 32]"))
     assert code == 2
