@@ -57,6 +57,7 @@ def _is_path(points: list[Any]) -> bool:
 _ANY = (lambda value: True), ""
 _COUNT = _between(1)
 _NON_NEGATIVE = _between(0)
+_RATE = _between(0.0, 10.0)  # beyond is a slip
 _FRACTION = _between(0.0, 1.0)
 _BELOW_1 = _between(0.0, 1.0, open_high=True)
 _IN_UNIT = "3 numbers in [0, 1], STD above 0: pixels are in [0, 1], so divide grey levels by 255"
@@ -116,7 +117,7 @@ KEYS: dict[str, tuple[Any, Check]] = {
     "LOSS.LABEL_SMOOTHING": (0.1, _BELOW_1),  # part of the target spread over all classes, in evaluation too
 
     "OPTIMIZER.NAME": ("adam", _one_of("adam", "adamw", "muon", "sgd")),  # decay: L2 in adam, sgd; else decoupled
-    "OPTIMIZER.LR": (1e-3, _NON_NEGATIVE),  # peak learning rate
+    "OPTIMIZER.LR": (1e-3, _RATE),  # peak learning rate
     "OPTIMIZER.WEIGHT_DECAY": (1e-5, _NON_NEGATIVE),
     "OPTIMIZER.DECAY_ALL": (True, _ANY),  # false: no decay of biases, norms and other one-dimensional parameters
     "OPTIMIZER.BETAS": ([0.9, 0.999], _numbers(2, "2 numbers with 0 <= value < 1", lambda v: max(v) < 1)),  # Adam's
@@ -125,9 +126,9 @@ KEYS: dict[str, tuple[Any, Check]] = {
 
     # The learning rate is a pure function of the global step.
     "SCHEDULE.NAME": ("cosine", _one_of("cosine", "piecewise_linear", "constant")),  # LR to MIN_LR; through POINTS; LR
-    "SCHEDULE.MIN_LR": (0.0, _NON_NEGATIVE),  # cosine: learning rate at the end
+    "SCHEDULE.MIN_LR": (0.0, _RATE),  # cosine: learning rate at the end
     "SCHEDULE.WARMUP_EPOCHS": (0.0, _NON_NEGATIVE),  # of linear rise from WARMUP_LR; fractions allowed
-    "SCHEDULE.WARMUP_LR": (0.0, _NON_NEGATIVE),
+    "SCHEDULE.WARMUP_LR": (0.0, _RATE),
     "SCHEDULE.POINTS": ([[0.0, 0.0], [0.4, 1.0], [0.8, 0.05], [1.0, 0.0]], _POINTS),  # [part of training, factor]
 
     "TRAIN.EPOCHS": (100, _between(1, 1_000_000)),

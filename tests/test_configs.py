@@ -141,7 +141,7 @@ def test_resolved_config_loads_as_itself(tmp_path: Path) -> None:
     *((override, [override.partition("=")[0]]) for override in (  # values that cannot be meant
         "TRAIN.EPOCHS=010", "TRAIN.EPOCHS=1:0", "TRAIN.EPOCHS=0x10", "TRAIN.EPOCHS=1_0", "OPTIMIZER.LR=01.5",
         "OPTIMIZER.LR=1:30.5", "RUNTIME.DEVICE=0", "AUGMENT.MEAN=[127.5, 127.5, 127.5]", "AUGMENT.STD=[58, 57, 57]",
-        "SCHEDULE.WARMUP_EPOCHS=101")),
+        "SCHEDULE.WARMUP_EPOCHS=101", "OPTIMIZER.LR=20")),
 ])
 def test_bad_override_is_refused(override: str, said: list[str]) -> None:
     with pytest.raises(UserError) as caught:
