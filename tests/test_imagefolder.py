@@ -210,7 +210,8 @@ def test_classes_without_images_are_reported(root, caplog):
     assert "2 classes, 4 images; no images of 1 classes: cat" in caplog.text
     (root / "train_list.txt").write_text("train/cat/cat_0.png 1\n" + 2 * "train/emu/emu_0.png 2\n")
     read_imagefolder("train", str(root))
-    assert "1 of these are there twice; no images of 1 classes: 0 (labels start at 0; do these start at 1?)" in caplog.text
+    assert ("1 of these are there twice; no images of 1 classes: 0 (labels start at 0; do these start at 1?)"
+            in caplog.text)
     (root / "train_list.txt").unlink()
     (root / "train/fox").mkdir()
     (root / "train/fox/x.heic").touch()

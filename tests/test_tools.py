@@ -94,7 +94,8 @@ def test_mistake_names_what_is_wrong(arguments: list[str], said: list[str], tmp_
 @pytest.mark.parametrize(("name", "arguments"), [
     ("train", ["-c", "~/a.yaml", "--resume=~/run", "--weights", "~/w"]), ("eval", ["-w", "~/w", "--json=~/a.json"]),
     ("predict", ["-w", "~/w", "~/a.png", "~/folder", "--out=~/b.png"]), ("export", ["-w", "~/w", "~/out"]),
-    ("summary", ["--json=~/a.json", "--write=~/page.md"]), ("release", ["~/run", "--into=~/x", "--seeds", "~/a", "~/b"]),
+    ("summary", ["--json=~/a.json", "--write=~/page.md"]),
+    ("release", ["~/run", "--into=~/x", "--seeds", "~/a", "~/b"]),
 ])
 def test_home_is_expanded_in_every_path(name: str, arguments: list[str], tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
