@@ -168,14 +168,21 @@ def test_what_the_file_system_refuses_ends_with_one_sentence(number: int, call, 
     assert capsys.readouterr().err.endswith("folder/file: refused\n")
 
 
-def test_defect_of_ours_keeps_its_traceback(call) -> None:
+@pytest.mark.parametrize(("error", "cause", "end"), [
+    (FileNotFoundError(errno.ENOENT, "gone", "x"), None, FileNotFoundError), (ImportError("x"), None, ImportError),
+    (ImportError("a C extension's, at Ctrl-C"), KeyboardInterrupt(), SystemExit),
+    (KeyboardInterrupt(), None, SystemExit),
+])
+def test_defects_of_ours_keep_their_traceback_and_interrupts_have_none(error, cause, end, capsys) -> None:
     from tools import cli
 
     def broken(arguments: argparse.Namespace) -> None:
-        raise FileNotFoundError(errno.ENOENT, "gone", "x")
+        raise error from cause
 
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(end) as caught:
         cli.run(broken, cli.argument_parser(""), [])
+    if end is SystemExit:
+        assert caught.value.code == 130 and capsys.readouterr().err == "interrupted\n"
 
 
 @pytest.mark.parametrize("how", [["-m", "tools.convert"], ["-P", str(ROOT / "tools" / "convert.py")]])

@@ -130,7 +130,9 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         code = 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ImportError) as error:
+        if KeyboardInterrupt not in map(type, (error, error.__cause__)):  # Ctrl-C while a C extension is imported
+            raise
         print("interrupted", file=sys.stderr)
         code = 130
     except BrokenPipeError:  # nobody reads our output, as after `| head`
