@@ -156,7 +156,8 @@ def test_what_is_there_instead_is_named(tmp_path):
     write_archive(tmp_path / f"{ARCHIVE}.part")  # a download that is not finished
     (tmp_path / "cifar10.rar").touch()
     (tmp_path / "images").mkdir()
-    with pytest.raises(UserError, match=r"no cifar-10-python.tar.gz .* \(it holds .*\.part, cifar10.rar, images/\): put it at"):
+    words = r"no cifar-10-python.tar.gz .* \(it holds .*\.part, cifar10.rar, images/\): put it at"
+    with pytest.raises(UserError, match=words):
         read_cifar("train", str(tmp_path), may_download=False)
 
 
