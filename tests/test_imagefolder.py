@@ -278,8 +278,9 @@ def test_what_is_missing_is_named(root, tmp_path_factory):
     (root / "val_list.txt").write_text("train/cat/cat_0.png 3")
     with pytest.raises(UserError, match="label 3, expected 0 to 2, the classes of training"):
         read_imagefolder("test", str(root))
-    with pytest.raises(UserError, match=r"https:/x/a.png: a URL; download the image first"):
-        files.read_image(Path("https://x/a.png"))
+    for scheme in ("https", "S3", "file"):
+        with pytest.raises(UserError, match=rf"{scheme}:/x/a.png: a URL; download the image first"):
+            files.read_image(Path(f"{scheme}://x/a.png"))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
