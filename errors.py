@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -16,6 +17,11 @@ def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
     lowered = {choice.lower(): choice for choice in choices}
     matches = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=count, cutoff=0.5)]
     return f" (nearest: {', '.join(matches)})" if matches else ""
+
+
+def is_url(path: object) -> bool:
+    """Return whether a path is a URL of any kind; as a `Path` it has one slash only."""
+    return re.match(r"[A-Za-z][\w+.-]+:/", str(path)) is not None
 
 
 def printable(text: object, limit: int = 100) -> str:

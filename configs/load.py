@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -41,6 +42,8 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> CfgNo
         raise UserError(f"SCHEDULE.WARMUP_EPOCHS is {config.SCHEDULE.WARMUP_EPOCHS:g}, longer than the training: the "
                         "learning rate never reaches OPTIMIZER.LR; expected less than TRAIN.EPOCHS "
                         f"({config.TRAIN.EPOCHS}), for example {config.TRAIN.EPOCHS / 10:g}")
+    for section, key in ((config, "OUTPUT"), (config.DATA, "ROOT")):
+        section[key] = os.path.expanduser(section[key])
     config.freeze()
     return config
 
@@ -152,7 +155,7 @@ def _read_with_bases(path: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path
     if not isinstance(bases, list) or not all(isinstance(base, str) and base.isprintable() for base in bases):
         raise UserError(f"{path}: _BASE_ takes a path or a list of paths, found {_describe(bases)}")
     for base in bases:
-        yield from _read_with_bases(path.parent / base, (*above, path.resolve()))
+        yield from _read_with_bases(path.parent / os.path.expanduser(base), (*above, path.resolve()))
     yield path, tree
 
 

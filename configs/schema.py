@@ -41,6 +41,11 @@ def _is_size(value: int | list[int]) -> bool:
     return len(sides) == 2 and all(type(side) is int and 1 <= side <= 4096 for side in sides)
 
 
+def _is_text(path: str) -> bool:
+    """Return whether a path is printable but for bytes that are not UTF-8, which Python has as surrogates."""
+    return re.sub("[\udc80-\udcff]", "", path).isprintable()
+
+
 def _is_path(points: list[Any]) -> bool:
     rows = [isinstance(p, list) and len(p) == 2 and all(_is_number(x) and 0 <= x < math.inf for x in p) for p in points]
     if not rows or not all(rows):
@@ -52,9 +57,11 @@ def _is_path(points: list[Any]) -> bool:
 _ANY = (lambda value: True), ""
 _COUNT = _between(1)
 _NON_NEGATIVE = _between(0)
+_RATE = _between(0.0, 10.0)  # beyond is a slip
 _FRACTION = _between(0.0, 1.0)
 _BELOW_1 = _between(0.0, 1.0, open_high=True)
 _IN_UNIT = "3 numbers in [0, 1], STD above 0: pixels are in [0, 1], so divide grey levels by 255"
+_FOLDER = (lambda path: bool(path) and _is_text(path), "the name of a folder")
 _NAME = (lambda name: name not in (".", "..") and not set("/\\") & set(name) and name.isprintable(),
          "a name without slashes and line breaks")
 _DEVICE = (lambda v: re.fullmatch("auto|cpu|gpu(:[0-9]{1,4})?", v) is not None,
@@ -66,7 +73,7 @@ _POINTS = (_is_path, "[part of training, factor of LR] pairs, the first part 0, 
 
 KEYS: dict[str, tuple[Any, Check]] = {
     "NAME": ("", _NAME),  # of the run and its folder; empty: the config file's name
-    "OUTPUT": ("output", (lambda path: bool(path) and path.isprintable(), "the name of a folder")),  # runs: OUTPUT/NAME
+    "OUTPUT": ("output", _FOLDER),  # runs: OUTPUT/NAME
 
     "MODEL.NAME": ("iformer_small", _ANY),  # from tools/summary.py, or paddle/<network of paddle.vision.models>
     "MODEL.NUM_CLASSES": (10, _between(1, 1_000_000)),  # outputs of the head; at least the classes of the dataset
@@ -74,7 +81,7 @@ KEYS: dict[str, tuple[Any, Check]] = {
     "MODEL.ARGS": (CfgNode(new_allowed=True), _ANY),  # constructor arguments: any architecture can be written here
 
     "DATA.NAME": ("cifar10", _DATASETS),  # digits come with scikit-learn, without a download
-    "DATA.ROOT": ("data", (str.isprintable, "a folder or an archive")),  # AI Studio's data/dataNNNN/ is found as well
+    "DATA.ROOT": ("data", (_is_text, "a folder or an archive")),  # AI Studio's data/dataNNNN/ is found as well
     "DATA.DOWNLOAD": (True, _ANY),  # fetch the archive into ROOT where it is missing
     "DATA.IMAGE_SIZE": (224, (_is_size, "a side or [height, width] in pixels, each from 1 to 4096")),  # of the input
     "DATA.BATCH_SIZE": (128, _COUNT),  # training images per optimizer step; a short last batch is dropped
@@ -110,7 +117,7 @@ KEYS: dict[str, tuple[Any, Check]] = {
     "LOSS.LABEL_SMOOTHING": (0.1, _BELOW_1),  # part of the target spread over all classes, in evaluation too
 
     "OPTIMIZER.NAME": ("adam", _one_of("adam", "adamw", "muon", "sgd")),  # decay: L2 in adam, sgd; else decoupled
-    "OPTIMIZER.LR": (1e-3, _NON_NEGATIVE),  # peak learning rate
+    "OPTIMIZER.LR": (1e-3, _RATE),  # peak learning rate
     "OPTIMIZER.WEIGHT_DECAY": (1e-5, _NON_NEGATIVE),
     "OPTIMIZER.DECAY_ALL": (True, _ANY),  # false: no decay of biases, norms and other one-dimensional parameters
     "OPTIMIZER.BETAS": ([0.9, 0.999], _numbers(2, "2 numbers with 0 <= value < 1", lambda v: max(v) < 1)),  # Adam's
@@ -119,9 +126,9 @@ KEYS: dict[str, tuple[Any, Check]] = {
 
     # The learning rate is a pure function of the global step.
     "SCHEDULE.NAME": ("cosine", _one_of("cosine", "piecewise_linear", "constant")),  # LR to MIN_LR; through POINTS; LR
-    "SCHEDULE.MIN_LR": (0.0, _NON_NEGATIVE),  # cosine: learning rate at the end
+    "SCHEDULE.MIN_LR": (0.0, _RATE),  # cosine: learning rate at the end
     "SCHEDULE.WARMUP_EPOCHS": (0.0, _NON_NEGATIVE),  # of linear rise from WARMUP_LR; fractions allowed
-    "SCHEDULE.WARMUP_LR": (0.0, _NON_NEGATIVE),
+    "SCHEDULE.WARMUP_LR": (0.0, _RATE),
     "SCHEDULE.POINTS": ([[0.0, 0.0], [0.4, 1.0], [0.8, 0.05], [1.0, 0.0]], _POINTS),  # [part of training, factor]
 
     "TRAIN.EPOCHS": (100, _between(1, 1_000_000)),

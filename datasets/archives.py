@@ -156,6 +156,7 @@ class _Bounded:
 
 ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
 CACHES = ("~/.keras/datasets", "~/.cache/paddle/dataset")
+OF_SYSTEMS = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 SHOWN = 8  # entries of a folder in a message
 
 
@@ -192,9 +193,9 @@ def contents(folder: Path) -> str:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a visible folder or a link to one."""
+    """Return whether an entry is a visible folder or a link to one, and not a system's own."""
     try:
-        return entry.is_dir() and not entry.name.startswith(".")
+        return entry.is_dir() and not entry.name.startswith(".") and entry.name not in OF_SYSTEMS
     except OSError:  # a link to itself
         return False
 

@@ -30,6 +30,7 @@ from utils import pickles
 
 SIDE = 32
 ARCHIVE_LIMIT = 512 << 20  # bytes when unpacked; an official archive has 186 million
+UNFINISHED = (".part", ".partial", ".crdownload", ".download", ".aria2", ".tmp")  # downloads of browsers and tools
 
 _FINE = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
 castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
@@ -139,17 +140,21 @@ def find_cifar(name: str, root: str = "") -> Path | None:
     for path in search_paths(root, CACHES):
         if path.is_file():
             return path
+        incomplete = None
         for folder in (path, *folders_below(path, 3)):
             enough = any if folder == path else all  # of a folder that is named, missing files are reported
             if enough((folder / file).is_file() for file in release.files):
                 return folder
             if (folder / release.archive).is_file():
                 return folder / release.archive
-            copies = (copy for stem in release.stems for copy in sorted(folder.glob(f"{glob.escape(stem)}*")))
+            copies = (copy for stem in release.stems for copy in sorted(folder.glob(f"{glob.escape(stem)}*"))
+                      if copy.suffix not in UNFINISHED)
             if found := next(filter(is_archive, copies), None):
                 return found
-            if (folder / release.folder).is_dir():
-                return folder / release.folder
+            if (folder / release.folder).is_dir() and incomplete is None:
+                incomplete = folder / release.folder
+        if incomplete:
+            return incomplete
     return None
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from datasets.archives import is_folder
-from errors import UserError, printable
+from errors import UserError, is_url, printable
 from utils.fileio import reading
 
 log = logging.getLogger("suite")
@@ -60,7 +60,7 @@ def read_image(path: Path) -> np.ndarray:
 def _check_exists(path: Path) -> str:
     """Return the path as messages show it; UserError where it is not a file."""
     title = printable(path, 300)
-    if title.startswith(("http:/", "https:/", "ftp:/")):
+    if is_url(path):
         raise UserError(f"{title}: a URL; download the image first, for example with curl -LO, and pass the file")
     with reading(path):
         if not path.is_file():
@@ -106,7 +106,8 @@ def find_images(folder: Path) -> tuple[list[str], Counter[str]]:
     """
     found: list[str] = []
     ignored: Counter[str] = Counter()
-    seen: set[tuple[int, int]] = set()
+    with reading(folder):  # a link to a folder around this one would add its other folders
+        seen = {(status.st_dev, status.st_ino) for status in map(os.stat, folder.resolve().parents)}
     pending = [""]
     while pending:
         prefix = pending.pop()

@@ -11,6 +11,7 @@ import codecs
 import functools
 import logging
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -154,12 +155,14 @@ def _report(source: Path, paths: np.ndarray, labels: np.ndarray, names: tuple[st
     counts = np.bincount(labels, minlength=len(names))
     empty = [names[label] for label in np.flatnonzero(counts == 0)]
     text = f"{printable(source, 300)}: {len(names) - len(empty)} classes, {len(labels):,} images{listed(ignored)}"
+    if twice := len(paths) - len(set(paths.tolist())):
+        text += f"; {twice} of these are there twice"
     if empty:
         rest = f" and {len(empty) - SHOWN} more" if len(empty) > SHOWN else ""
         text += f"; no images of {len(empty)} classes: {', '.join(empty[:SHOWN])}{rest}"
         if counts[0] == 0 and len(empty) == 1 and source.suffix == ".txt":
             text += " (labels start at 0; do these start at 1?)"
-    _log_once(logging.WARNING if empty or ignored else logging.INFO, text)
+    _log_once(logging.WARNING if empty or ignored or twice else logging.INFO, text)
 
 
 @functools.cache
@@ -181,14 +184,15 @@ def _read_list(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _parse_list(path: Path, changed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     paths: list[bytes] = []
     labels: list[int] = []
-    title = printable(path, 300)
+    title, folder = printable(path, 300), os.fsencode(path.parent.absolute()) + b"/"
     for number, line in enumerate(_utf8(read_file(path, LIST_LIMIT, "expected a list of images")).splitlines(), 1):
         parts = line.rsplit(None, 1)
         if not parts:
             continue
         if len(parts) != 2 or not (parts[1].isdigit() and len(parts[1]) < 8 and int(parts[1]) < MAX_CLASSES):
             raise UserError(f"{title}, line {number}: found {_shown(line)}, expected an image's path and its label")
-        name = parts[0].strip().replace(b"\\", b"/").removeprefix(b"./")
+        name = re.sub(rb'^"(.*)"$', rb"\1", parts[0].strip()).replace(b"\\", b"/").removeprefix(b"./")
+        name = name.removeprefix(folder)
         if name.startswith(b"/") or name[1:3] == b":/" or b".." in name.split(b"/") or b"\0" in name:
             raise UserError(f"{title}, line {number}: found the path {_shown(name)}, expected one below "
                             f"{printable(path.parent, 300)}")

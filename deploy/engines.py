@@ -16,6 +16,7 @@ from paddle import nn
 from errors import UserError, nearest, printable
 
 PROGRAM, PARAMETERS, ONNX = "inference.json", "inference.pdiparams", "inference.onnx"
+PROGRAMS = (PROGRAM, "inference.pdmodel")  # as Paddle 3 and Paddle 2 write it; both are read
 DESCRIPTION, CONFIG = "inference.yml", "config.yaml"
 REQUIREMENTS = "requirements-deploy.txt"
 Run = Callable[[np.ndarray], np.ndarray]
@@ -58,7 +59,7 @@ def load_exported(folder: str | Path, engine: str | None = None, threads: int = 
     """
     folder = Path(folder)
     description = read_description(folder)
-    fitting = [name for name, (file, _, _) in ENGINES.items() if (folder / file).is_file()]
+    fitting = [name for name, (files, _, _) in ENGINES.items() if any((folder / file).is_file() for file in files)]
     if not fitting:
         raise UserError(f"{folder}: no program, expected {PROGRAM} or {ONNX}")
     if engine is None:
@@ -104,13 +105,14 @@ def require(*packages: str) -> None:
 def _start_paddle(folder: Path, threads: int, onednn: bool = False) -> Run:
     from paddle import inference
 
-    config = inference.Config(str(folder / PROGRAM), str(folder / PARAMETERS))
+    program = next(folder / name for name in PROGRAMS if (folder / name).is_file())
+    config = inference.Config(str(program), str(folder / PARAMETERS))
     config.disable_gpu()
     config.disable_glog_info()
     if onednn:
         config.enable_mkldnn()
     else:
-        config.disable_onednn()
+        config.disable_mkldnn()
     if threads:
         config.set_cpu_math_library_num_threads(threads)
     predictor = inference.create_predictor(config)
@@ -148,10 +150,10 @@ def _start_openvino(folder: Path, threads: int) -> Run:
     return lambda images: compiled(images)[0]
 
 
-# The program of each engine, its package, and what loads it.
-ENGINES: dict[str, tuple[str, str, Callable[[Path, int], Run]]] = {
-    "paddle": (PROGRAM, "paddle", _start_paddle),
-    "onednn": (PROGRAM, "paddle", _start_onednn),
-    "onnxruntime": (ONNX, "onnxruntime", _start_onnxruntime),
-    "openvino": (ONNX, "openvino", _start_openvino),
+# The programs of each engine, its package, and what loads it.
+ENGINES: dict[str, tuple[tuple[str, ...], str, Callable[[Path, int], Run]]] = {
+    "paddle": (PROGRAMS, "paddle", _start_paddle),
+    "onednn": (PROGRAMS, "paddle", _start_onednn),
+    "onnxruntime": ((ONNX,), "onnxruntime", _start_onnxruntime),
+    "openvino": ((ONNX,), "openvino", _start_openvino),
 }

@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 from configs.load import dump_config
 from datasets import build_dataset
 from datasets.transforms import build_eval_transforms
-from deploy.engines import CONFIG, DESCRIPTION, ONNX, PARAMETERS, PROGRAM, load_exported, require
+from deploy.engines import CONFIG, DESCRIPTION, ONNX, PARAMETERS, PROGRAM, PROGRAMS, load_exported, require
 from deploy.operators import exportable
 from errors import UserError
 from utils.fileio import replaced_folder, write_text
@@ -30,7 +30,7 @@ MAX_DEVIATION = 1e-4  # of the logits, in their standard deviations
 CHECKED_BATCHES = (1, 3)
 CALIBRATION = 512  # training images
 TOP = 5
-FILES = {PROGRAM, PARAMETERS, ONNX, DESCRIPTION, CONFIG}
+FILES = {*PROGRAMS, PARAMETERS, ONNX, DESCRIPTION, CONFIG}
 
 
 def export(config: CfgNode, model: nn.Layer, folder: Path, classes: Sequence[str], *, format: str = "paddle",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -56,6 +57,15 @@ def save_checkpoint(folder: Path, global_step: int, parts: Mapping[str, Arrays],
     for old in list_checkpoints(folder)[keep:]:
         old.unlink(missing_ok=True)
     return path
+
+
+def check_space(folder: Path, model: nn.Layer, ema: bool) -> None:
+    """Raise UserError where the disk has no room for two checkpoints: a new one is complete before an old one goes."""
+    size = (3 + ema) * sum(4 * tensor.size for tensor in model.state_dict().values())  # weights, two moments, EMA
+    free = shutil.disk_usage(folder).free
+    if free < 2 * size:
+        raise UserError(f"{printable(folder, 300)}: its disk has {free / 1e6:,.0f} MB free, expected at least "
+                        f"{2 * size / 1e6:,.0f} MB for checkpoints: free some, or choose another with -o OUTPUT=...")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -170,7 +170,7 @@ class RunFolder:
                 entry.unlink()
 
     def _start_log(self) -> None:
-        file = logging.FileHandler(self / "train.log", encoding="utf-8")
+        file = logging.FileHandler(self / "train.log", encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         console = _Console()
         console.setFormatter(logging.Formatter("%(message)s"))

@@ -19,6 +19,7 @@ from yacs.config import CfgNode
 from datasets.files import DamageCheck
 from datasets.loader import EvalLoader
 from engine import distributed, runtime
+from engine.checkpoint import check_space
 from engine.data import build_eval_loader, build_train_loader, record_data
 from engine.evaluate import Evaluation, evaluate
 from engine.interrupts import Interrupted, StopRequest
@@ -104,6 +105,7 @@ def _fit(config: CfgNode, run: RunFolder, precision: str, resume: bool, weights:
 
     # Network, optimizer, progress ----------------------------------------------------------------
     state = distributed.on_all_processes(lambda: TrainingState(config, precision))
+    distributed.on_main_process(lambda: check_space(run.path, state.model, state.ema is not None))
     if weights:
         distributed.on_main_process(lambda: _load_weights(state.model, weights))
     if resume:

@@ -226,6 +226,6 @@ def _build(folder: Path, compiler: list[str]) -> Path:
 def _call(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
     if done.returncode:
-        reason = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise RuntimeError(f"{shlex.join(command)} failed: {reason[0] if reason else done.returncode}")
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or [f"exit code {done.returncode}"]
+        raise RuntimeError(f"{shlex.join(command)} failed: {next((x for x in lines if 'error' in x), lines[0])}")
     return done.stdout

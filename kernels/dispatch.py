@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import paddle
-from paddle import _C_ops
+from paddle.base import core
 
 from kernels import build, settings
 
@@ -39,7 +39,7 @@ def run(name: str, *arguments: paddle.Tensor | list[paddle.Tensor] | float | boo
     if len(arguments) != expected:  # Paddle reads beyond their end
         raise TypeError(f"{name} takes {expected} arguments, got {len(arguments)}")
     try:
-        results = _C_ops._run_custom_op(f"hybrid_{name}", *arguments)
+        results = core.eager._run_custom_op(f"hybrid_{name}", *arguments)
     except OSError as error:
         raise ValueError(f"{name}: {str(error).splitlines()[0]}") from None
     return results[0] if type(results) is list else results

@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "paddle/common/ddim.h"
 #include "paddle/phi/api/ext/op_meta_info.h"
 #include "paddle/phi/api/include/tensor.h"
 
@@ -43,10 +44,20 @@ inline Shape sizes(const char* name, const Tensor& x, size_t least) {
   return shape;
 }
 
+// Whether the numbers of a tensor lie one after the other: Tensor::is_contiguous, which Paddle 2.6 lacks.
+inline bool is_contiguous(const Tensor& x) {
+  const auto &shape = x.dims(), &strides = x.strides();
+  int64_t step = 1;
+  for (int axis = shape.size() - 1; axis >= 0; step *= shape[axis--]) {
+    if (shape[axis] != 1 && strides[axis] != step) return false;
+  }
+  return true;
+}
+
 // The numbers of a tensor, of any shape.
 inline const float* floats(const char* name, const Tensor& x) {
   require(x.initialized() && x.is_dense_tensor() && x.is_cpu() && x.dtype() == paddle::DataType::FLOAT32 &&
-              x.is_contiguous(),
+              is_contiguous(x),
           name, " is not a contiguous float32 tensor on the CPU");
   return x.data<float>();
 }

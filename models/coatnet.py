@@ -212,11 +212,11 @@ class CoAtNetBase(layers.Classifier):
         for out_dim, kind, stride, rates in stages:
             layers.check_choice("a block type of CoAtNet", kind, ("C", "T"))
             size = tuple(-(-side // stride) for side in size)
-            blocks = nn.Sequential()
+            blocks = []
             for rate in rates:
                 blocks.append(block[kind](dim, out_dim, stride, rate, size=size))
                 dim, stride = out_dim, 1
-            yield blocks
+            yield nn.Sequential(*blocks)
 
     def resize_weights(self, name: str, array: np.ndarray, expected_shape: Sequence[int]) -> np.ndarray | None:
         """Resample a table of offsets of a square image to ours; None for other tensors.
@@ -253,12 +253,11 @@ class CoAtNet(CoAtNetBase):
             ("conv1", layers.Conv2D(in_chans, stem_dim, 3, strides[0], padding=1, bias_attr=False)),
             ("norm1", layers.NormAct(stem_dim, after="gelu")),
             ("conv2", layers.Conv2D(stem_dim, stem_dim, 3, padding=1, bias_attr=False))).apply(init_conv)
-        self.stages = nn.Sequential()
         block = {"C": lambda *common, size: MBConvBlock(*common, expand_ratio, se_ratio),
                  "T": lambda *common, size: TransformerBlock(*common, expand_ratio, head_dim, size)}
-        for blocks in self.build_stages(block, stem_dim, image_size, drop_path_rate, depths, embed_dims, block_types,
-                                        strides):
-            self.stages.append(nn.Sequential(("blocks", blocks)))
+        stages = self.build_stages(block, stem_dim, image_size, drop_path_rate, depths, embed_dims, block_types,
+                                   strides)
+        self.stages = nn.Sequential(*(nn.Sequential(("blocks", blocks)) for blocks in stages))
         dim = self.num_features
         self.head = nn.Layer()
         self.head.norm = layers.LayerNorm(dim, epsilon=1e-6)

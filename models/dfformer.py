@@ -215,12 +215,12 @@ class DFFormer(layers.Classifier):
             size = [(side - 1) // stride + 1 for side in size]
             in_dim = embed_dims[stage - 1] if stage else in_chans
             self.downsample_layers.append(Downsampling(in_dim, dim, stage == 0, stride))
-            blocks = nn.Sequential()
+            blocks = []
             for rate in rates:
                 token_mixer = mixers[mixer](dim, size)
                 mlp = layers.Mlp(dim, int(mlp_ratio * dim), act, bias_attr=False)
                 blocks.append(Block(dim, token_mixer, mlp, rate, res_scale=stage + 1 >= res_scale_stage))
-            self.stages.append(blocks)
+            self.stages.append(nn.Sequential(*blocks))
         self.norm = layers.LayerNorm(self.num_features, epsilon=1e-6)
         self.apply(layers.init_trunc_normal)
         self.reset_classifier(num_classes)

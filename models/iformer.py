@@ -201,13 +201,13 @@ class InceptionTransformer(layers.Classifier):
             if stage in self.pos_embed_stages:
                 table = self.create_parameter([1, *sides, dim], default_initializer=layers.trunc_normal_)
                 self.add_parameter(f"pos_embed{stage}", table)
-            blocks = nn.Sequential()
+            blocks = []
             for rate in rates:
                 pool_size = 2 if stage <= 2 else 1
                 mixer = Mixer(dim, heads, next(ramp), pool_size, qkv_bias, attn_drop_rate, drop_rate)
                 mlp = layers.Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate)
                 blocks.append(Block(dim, mixer, mlp, rate, layer_scale_init_value if stage >= 3 else None))
-            self.add_sublayer(f"blocks{stage}", blocks)
+            self.add_sublayer(f"blocks{stage}", nn.Sequential(*blocks))
         self.norm = Norm(self.num_features)
         self.apply(layers.init_trunc_normal)
         self.reset_classifier(num_classes)

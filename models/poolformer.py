@@ -86,11 +86,11 @@ class PoolFormer(layers.Classifier):
         for stage, (dim, rates) in enumerate(stages):
             if stage > 0:
                 self.network.append(PatchEmbed(embed_dims[stage - 1], dim, kernel_size=3, stride=2, padding=1))
-            blocks = nn.Sequential()
+            blocks = []
             for rate in rates:
                 mlp = layers.Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate, layer=layers.PointwiseConv2D)
                 blocks.append(Block(dim, pool_size, mlp, rate, layer_scale_init_value))
-            self.network.append(blocks)
+            self.network.append(nn.Sequential(*blocks))
         self.norm = GroupNorm(self.num_features)
         self.reset_classifier(num_classes)
 

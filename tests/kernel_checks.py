@@ -27,8 +27,9 @@ def back_to_auto():
 def ours(monkeypatch):
     """The names of the compiled operators that were called."""
     calls = []
-    run = dispatch._C_ops._run_custom_op
-    monkeypatch.setattr(dispatch._C_ops, "_run_custom_op", lambda name, *rest: calls.append(name) or run(name, *rest))
+    run = dispatch.core.eager._run_custom_op
+    monkeypatch.setattr(dispatch.core.eager, "_run_custom_op",
+                        lambda name, *rest: calls.append(name) or run(name, *rest))
     return calls
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -32,6 +33,16 @@ def test_round_trip_is_exact_and_old_ones_go(tmp_path: Path) -> None:
         for name, array in arrays.items():
             assert loaded.parts[part][name].dtype == array.dtype
             np.testing.assert_array_equal(loaded.parts[part][name], array)
+
+
+def test_a_full_disk_is_found_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two checkpoints: 100 weights with 2 moments and the EMA, 4 bytes a number."""
+    free = {"free": 3200}
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(**free))
+    checkpoint.check_space(tmp_path, nn.Linear(99, 1), ema=True)
+    free["free"] -= 1
+    with pytest.raises(UserError, match="its disk has 0 MB free, expected at least 0 MB for checkpoints"):
+        checkpoint.check_space(tmp_path, nn.Linear(99, 1), ema=True)
 
 
 def test_every_damage_is_seen_and_the_one_before_is_used(tmp_path: Path) -> None:

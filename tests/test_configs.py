@@ -141,7 +141,7 @@ def test_resolved_config_loads_as_itself(tmp_path: Path) -> None:
     *((override, [override.partition("=")[0]]) for override in (  # values that cannot be meant
         "TRAIN.EPOCHS=010", "TRAIN.EPOCHS=1:0", "TRAIN.EPOCHS=0x10", "TRAIN.EPOCHS=1_0", "OPTIMIZER.LR=01.5",
         "OPTIMIZER.LR=1:30.5", "RUNTIME.DEVICE=0", "AUGMENT.MEAN=[127.5, 127.5, 127.5]", "AUGMENT.STD=[58, 57, 57]",
-        "SCHEDULE.WARMUP_EPOCHS=101")),
+        "SCHEDULE.WARMUP_EPOCHS=101", "OPTIMIZER.LR=20")),
 ])
 def test_bad_override_is_refused(override: str, said: list[str]) -> None:
     with pytest.raises(UserError) as caught:
@@ -231,10 +231,12 @@ def test_shipped_config_builds_and_trains(path: Path) -> None:
 
 @pytest.mark.parametrize(("override", "key", "value"), [
     ("NAME=20240101", "NAME", "20240101"), ("OUTPUT=runs #3", "OUTPUT", "runs #3"), ("NAME=yes", "NAME", "yes"),
-    ("OUTPUT=~/1:0", "OUTPUT", "~/1:0"), ("NAME=1e3", "NAME", "1e3"), ("NAME=", "NAME", "iformer_small"),
+    ("NAME=1e3", "NAME", "1e3"), ("NAME=", "NAME", "iformer_small"),
+    ("OUTPUT=~/1:0", "OUTPUT", str(Path.home() / "1:0")), ("DATA.ROOT=~", "DATA.ROOT", str(Path.home())),
+    ("DATA.ROOT=d\udcb9 ", "DATA.ROOT", "d\udcb9 "), ("OUTPUT=d\udcb9", "OUTPUT", "d\udcb9"),
 ])
 def test_overrides_of_text_keys_are_taken_as_typed(override: str, key: str, value: str) -> None:
-    assert load_config(None, [override])[key] == value
+    assert dict(flatten(load_config(None, [override])))[key] == value
 
 
 def test_a_text_key_of_digits_in_a_file_is_a_text(tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ PLACES = {  # where the data are below the home folder, and DATA.ROOT
     f"data/data9/{ARCHIVE}": ("", "data"),
     f"up/{FOLDER}/": ("~/up", f"~/up/{FOLDER}"),
     f"up/cifar-10-python/{FOLDER}/": ("~/up",),  # unpacked into a folder of its own
+    f"up/{FOLDER}/{FOLDER}/": ("~/up",),  # into one of its name
     "up/cifar-10-python (1).tar.gz": ("~/up",),  # a browser's second download
     "up/cifar-10-python.tar": ("~/up",),  # Safari unpacks
     f".keras/datasets/cifar-10-batches-py-target/{FOLDER}/": ("", "~/.keras/datasets"),
@@ -152,9 +153,11 @@ def test_cifar10_is_found(place, tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("small")
 def test_what_is_there_instead_is_named(tmp_path):
+    write_archive(tmp_path / f"{ARCHIVE}.part")  # a download that is not finished
     (tmp_path / "cifar10.rar").touch()
     (tmp_path / "images").mkdir()
-    with pytest.raises(UserError, match=r"no cifar-10-python.tar.gz .* \(it holds cifar10.rar, images/\): put it at"):
+    words = r"no cifar-10-python.tar.gz .* \(it holds .*\.part, cifar10.rar, images/\): put it at"
+    with pytest.raises(UserError, match=words):
         read_cifar("train", str(tmp_path), may_download=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def test_a_flat_folder_with_a_list(root):
 
 
 def test_two_lists_as_paddleclas_has_them(root):
-    train = [f"train/{name}/{name}_0.png\t{label}" for label, name in ((7, "cat"), (0, "emu"))]
+    train = [f"{root}/train/cat/cat_0.png\t7", "train/emu/emu_0.png\t0"]
     (root / "train_list.txt").write_text("\n".join(train))
     (root / "val_list.txt").write_text("./val/cat/cat_0.png 7")
     dataset = read_imagefolder("train", str(root))
@@ -163,9 +164,10 @@ def test_strange_lists_are_refused(lines, words, root):
 @pytest.mark.parametrize("encode", [
     lambda text: b"\xef\xbb\xbf" + text.encode(), lambda text: text.replace("/", "\\").encode(),
     lambda text: text.replace("\n", "\r\n").encode(), lambda text: text.replace("\n", "\r").encode("utf-16"),
+    lambda text: re.sub("(.*) (.)", r'"\1" \2', text).encode(),
     lambda text: text.encode("gb18030"), lambda text: unicodedata.normalize("NFD", text).encode()])
 def test_lists_of_other_systems(encode, root):
-    """Of Windows: a byte order mark, backslashes, line ends, UTF-16, GBK; of a Mac: decomposed characters."""
+    """Of Windows: a byte order mark, backslashes, line ends, UTF-16, quotes, GBK; of a Mac: decomposed characters."""
     save(root / "train/猫é/猫 0.png", 5)
     (root / "train_list.txt").write_bytes(encode("train/猫é/猫 0.png 0\ntrain/emu/emu_0.png 1\n"))
     dataset = read_imagefolder("train", str(root))
@@ -181,6 +183,7 @@ def test_every_format_is_read_from_folders_and_other_files_are_counted(root, cap
     for name in ("a.heic", "b.heic", "plain"):
         (root / "train/emu" / name).touch()
     save(root / "train/stray.png", 0)
+    (root / "train/__MACOSX").mkdir()
     dataset = read_imagefolder("train", str(root))
     assert len(dataset) == 21 + len(files.SUFFIXES) and len([dataset.images[index] for index in range(len(dataset))])
     assert (f"{root}/train: 3 classes, 37 images; ignored: 2 .heic files, 1 .txt files, 1 files without suffix, "
@@ -194,8 +197,9 @@ def test_links_are_followed_and_loops_end(root, tmp_path_factory, caplog):
     (root / "train/dog/more").symlink_to(elsewhere)
     (root / "train/dog/more/up").symlink_to(root / "train/dog")
     (root / "train/dog/self").symlink_to("self")
+    (root / "train/dog/all").symlink_to(root)
     dataset = read_imagefolder("train", str(root))
-    assert len(dataset) == 24 and "1 links to folders read already" in caplog.text
+    assert len(dataset) == 24 and "2 links to folders read already" in caplog.text
     np.testing.assert_array_equal(dataset.images[13], pixels(0))
 
 
@@ -204,9 +208,10 @@ def test_classes_without_images_are_reported(root, caplog):
     (root / "val/cat").mkdir()
     assert len(read_imagefolder("test", str(root))) == 4
     assert "2 classes, 4 images; no images of 1 classes: cat" in caplog.text
-    (root / "train_list.txt").write_text("train/cat/cat_0.png 1\ntrain/emu/emu_0.png 2")
+    (root / "train_list.txt").write_text("train/cat/cat_0.png 1\n" + 2 * "train/emu/emu_0.png 2\n")
     read_imagefolder("train", str(root))
-    assert "no images of 1 classes: 0 (labels start at 0; do these start at 1?)" in caplog.text
+    assert ("1 of these are there twice; no images of 1 classes: 0 (labels start at 0; do these start at 1?)"
+            in caplog.text)
     (root / "train_list.txt").unlink()
     (root / "train/fox").mkdir()
     (root / "train/fox/x.heic").touch()
@@ -273,8 +278,9 @@ def test_what_is_missing_is_named(root, tmp_path_factory):
     (root / "val_list.txt").write_text("train/cat/cat_0.png 3")
     with pytest.raises(UserError, match="label 3, expected 0 to 2, the classes of training"):
         read_imagefolder("test", str(root))
-    with pytest.raises(UserError, match=r"https:/x/a.png: a URL; download the image first"):
-        files.read_image(Path("https://x/a.png"))
+    for scheme in ("https", "S3", "file"):
+        with pytest.raises(UserError, match=rf"{scheme}:/x/a.png: a URL; download the image first"):
+            files.read_image(Path(f"{scheme}://x/a.png"))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -91,6 +91,21 @@ def test_mistake_names_what_is_wrong(arguments: list[str], said: list[str], tmp_
     assert not [path for path in leftovers if path.suffix in (".pdparams", ".tmp", ".safetensors")]
 
 
+@pytest.mark.parametrize(("name", "arguments"), [
+    ("train", ["-c", "~/a.yaml", "--resume=~/run", "--weights", "~/w"]), ("eval", ["-w", "~/w", "--json=~/a.json"]),
+    ("predict", ["-w", "~/w", "~/a.png", "~/folder", "--out=~/b.png"]), ("export", ["-w", "~/w", "~/out"]),
+    ("summary", ["--json=~/a.json", "--write=~/page.md"]),
+    ("release", ["~/run", "--into=~/x", "--seeds", "~/a", "~/b"]),
+])
+def test_home_is_expanded_in_every_path(name: str, arguments: list[str], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    module, given = importlib.import_module(f"tools.{name}"), {}
+    with pytest.raises(SystemExit):
+        module.cli.run(lambda parsed: given.update(vars(parsed)), module.parser(), arguments)
+    said = repr(list(given.values()))
+    assert "~" not in said and said.count(str(tmp_path)) == sum("~" in word for word in arguments)
+
+
 def test_weights_that_do_not_fit_are_listed(run: Path, call) -> None:
     code, _, error = call("eval", "-w", run, *overrides("MODEL.ARGS.embed_dims=[8, 16, 32, 32]"))
     assert code == 2
@@ -153,14 +168,21 @@ def test_what_the_file_system_refuses_ends_with_one_sentence(number: int, call, 
     assert capsys.readouterr().err.endswith("folder/file: refused\n")
 
 
-def test_defect_of_ours_keeps_its_traceback(call) -> None:
+@pytest.mark.parametrize(("error", "cause", "end"), [
+    (FileNotFoundError(errno.ENOENT, "gone", "x"), None, FileNotFoundError), (ImportError("x"), None, ImportError),
+    (ImportError("a C extension's, at Ctrl-C"), KeyboardInterrupt(), SystemExit),
+    (KeyboardInterrupt(), None, SystemExit),
+])
+def test_defects_of_ours_keep_their_traceback_and_interrupts_have_none(error, cause, end, capsys) -> None:
     from tools import cli
 
     def broken(arguments: argparse.Namespace) -> None:
-        raise FileNotFoundError(errno.ENOENT, "gone", "x")
+        raise error from cause
 
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(end) as caught:
         cli.run(broken, cli.argument_parser(""), [])
+    if end is SystemExit:
+        assert caught.value.code == 130 and capsys.readouterr().err == "interrupted\n"
 
 
 @pytest.mark.parametrize("how", [["-m", "tools.convert"], ["-P", str(ROOT / "tools" / "convert.py")]])

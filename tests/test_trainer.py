@@ -89,7 +89,7 @@ def test_losses_that_are_not_finite_stop_the_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the holdout loss is nan"):
         trained(tmp_path, "OPTIMIZER.WEIGHT_DECAY=1e300", "TRAIN.MAX_STEPS=1")
     with pytest.raises(UserError, match=r"the training loss is .* try a lower OPTIMIZER\.LR"):
-        trained(tmp_path, "OPTIMIZER.NAME=sgd", "OPTIMIZER.LR=1e30", "SCHEDULE.NAME=constant",
+        trained(tmp_path, "OPTIMIZER.NAME=sgd", "OPTIMIZER.WEIGHT_DECAY=1e30", "SCHEDULE.NAME=constant",
                 "SCHEDULE.WARMUP_EPOCHS=0", "TRAIN.LOG_EVERY=1", overwrite=True)
     assert not (tmp_path / "quickstart" / "best_model.pdparams").exists()
 

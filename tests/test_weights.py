@@ -97,6 +97,16 @@ def test_parameters_and_missing_averages() -> None:
         read_weights(DATA / "compiled.pt", ema=True)
 
 
+@pytest.mark.parametrize("others", [{}, {"epoch": 3, "optimizer": {"0_moment1_0": rule(3)}}])
+def test_a_state_dict_under_any_one_key(others: dict, tmp_path: Path) -> None:
+    path = tmp_path / "a.pdparams"
+    path.write_bytes(pickle.dumps({"student": {"w": rule(3)}, **others}))
+    assert read_weights(path).nested_under == "student" and list(read_weights(path).arrays) == ["w"]
+    path.write_bytes(pickle.dumps({"student": {"w": rule(3)}, "teacher": {"w": rule(3)}, **others}))
+    with pytest.raises(UserError, match="its keys are student, teacher"):
+        read_weights(path)
+
+
 def test_only_averages(tmp_path: Path) -> None:
     """Where a file holds averaged weights and no others, they are taken, and the report says so."""
     arrays = {name: rule(*shape) for name, shape in SHAPES.items()}

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.runtime import launched_processes
 from engine.weights import released
@@ -71,7 +71,7 @@ def config_of(arguments: argparse.Namespace) -> Path:
     if checkpoint:
         released.check_released(checkpoint)
         return checkpoint / released.CONFIG
-    weights = Path(os.path.expanduser(arguments.weights))
+    weights = Path(arguments.weights)
     for folder in (weights, weights.parent):
         if (folder / "config.yaml").is_file():
             return folder / "config.yaml"
@@ -90,7 +90,7 @@ def work_folder(weights: str, config: CfgNode) -> Path:
     checkpoint = released.find_released(weights)
     if checkpoint:
         return Path(config.OUTPUT) / "released" / checkpoint.name
-    path = Path(os.path.expanduser(weights))
+    path = Path(weights)
     run = path if path.is_dir() else path.parent
     return run if (run / "config.yaml").is_file() else Path(config.OUTPUT) / config.NAME
 
@@ -105,6 +105,13 @@ def _open_outputs() -> None:
             stream.reconfigure(errors="replace")
 
 
+def _expanded(value: Any) -> Any:
+    """Return an argument with ``~`` expanded in paths: in quotes and after ``=`` a shell leaves it as it is."""
+    if isinstance(value, list):
+        return list(map(_expanded, value))
+    return type(value)(os.path.expanduser(value)) if isinstance(value, (str, Path)) else value
+
+
 def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser,
         argv: Sequence[str] | None = None, *, several_processes: bool = False) -> None:
     """Parse, call ``main`` and exit with 0 or what it returns.
@@ -114,6 +121,7 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     """
     _open_outputs()
     arguments = parser.parse_args(argv)
+    vars(arguments).update({name: _expanded(value) for name, value in vars(arguments).items()})
     try:
         if not several_processes and launched_processes() > 1:
             raise UserError("this command runs in one process: start it without paddle.distributed.launch")
@@ -122,7 +130,9 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         code = 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ImportError) as error:
+        if KeyboardInterrupt not in map(type, (error, error.__cause__)):  # Ctrl-C while a C extension is imported
+            raise
         print("interrupted", file=sys.stderr)
         code = 130
     except BrokenPipeError:  # nobody reads our output, as after `| head`

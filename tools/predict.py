@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -78,7 +77,7 @@ def main(arguments: argparse.Namespace) -> None:
             guess, probability = best[0]
             captions.append(f"{title[-22:]}\n{guess} {probability:.0%}" + (f"\ntrue: {truth}" if truth else ""))
             colours.append(UNKNOWN if not truth else RIGHT if guess == truth else WRONG)
-    out = Path(os.path.expanduser(arguments.out))
+    out = Path(arguments.out)
     draw_grid(shown, captions, colours, out)
     print(f"wrote {out}" + (f": the first {SHOWN} images" if count > SHOWN else ""))
     write_text(out.with_suffix(".csv"), table.getvalue())

@@ -22,7 +22,7 @@ from utils.fileio import reading
 from utils.pickles import MAX_BYTES, Array, Tensor
 
 NESTS = ("state_dict", "model", "model_state_dict", "params", "net")
-EMA_NESTS = ("state_dict_ema", "model_ema", "params_ema")
+EMA_NESTS = ("state_dict_ema", "model_ema", "params_ema", "ema")
 PADDLE_NAMES = "StructuredToParameterName@@"
 PADDLE_SLICES = "UnpackBigParamInfor@@"
 SAFETENSORS_KINDS = {
@@ -69,7 +69,8 @@ def read_weights(path: str | os.PathLike, ema: bool = False) -> Weights:
     """Read a file of weights (``.pdparams`` may be left out of its name).
 
     The state dict is the top level or under the first of `NESTS` that holds arrays, also nested; with ``ema``, or where
-    there is no other, under the first of `EMA_NESTS`. Raises UserError for anything but a whole file of weights.
+    there is no other, under the first of `EMA_NESTS`, else under the only other key that holds arrays. Raises UserError
+    for anything but a whole file of weights.
     """
     path = Path(os.path.expanduser(path))
     if not path.exists() and path.with_name(path.name + ".pdparams").exists():
@@ -159,6 +160,9 @@ def _gather(tree: object, fetch: Callable, path: Path, title: str, ema: bool, ki
     state, nests = _find_state(tree, EMA_NESTS if ema else NESTS)
     if state is None and not ema:
         state, nests = _find_state(tree, EMA_NESTS)
+    if state is None and not ema and isinstance(tree, dict):
+        others = [key for key, value in tree.items() if "optim" not in str(key) and _find_state(value, NESTS)[0]]
+        state, nests = _find_state(tree, tuple(others)) if len(others) == 1 else (None, ())
     if state is None or (ema and not nests):
         raise _no_weights(tree, title, ema)
     arrays, skipped = {}, []
@@ -172,7 +176,8 @@ def _gather(tree: object, fetch: Callable, path: Path, title: str, ema: bool, ki
             arrays[name] = weight.values
         else:
             arrays[name] = fetch(weight)
-    return Weights(arrays, layout or _layout_by_names(arrays), ".".join(nests) or None, path, kind, tuple(skipped))
+    under = ".".join(map(str, nests)) or None
+    return Weights(arrays, layout or _layout_by_names(arrays), under, path, kind, tuple(skipped))
 
 
 # Paddle's .pdparams, pickles of numpy arrays. Source: paddle/framework/io.py, io_utils.py of 2.0 to 3.3 --------------

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from errors import UserError, nearest, printable
+from errors import UserError, is_url, nearest, printable
 from utils.fileio import reading
 from utils.paths import ROOT
 
@@ -99,7 +99,7 @@ def file_sha256(path: Path) -> str:
 def unknown_weights(weights: str | Path) -> UserError:
     """Return the error for weights that do not exist."""
     names = released_names()
-    if str(weights).startswith(("http:/", "https:/")):
+    if is_url(weights):
         return UserError(f"{printable(weights, 300)} is a URL; download the file first, for example with curl -LO")
     kinds = "a run folder, .pdparams, .safetensors, a PyTorch file" + (", or a name in checkpoints/" if names else "")
     return UserError(f"{printable(weights, 300)}: no such weights{nearest(str(weights), names)}; expected {kinds}")
