@@ -44,8 +44,8 @@ def compare(config: CfgNode, model: nn.Layer, name: str, images: np.ndarray, lab
         classes = [str(index) for index in range(config.MODEL.NUM_CLASSES)]
         export(config, model, out, classes, format=format, overwrite=out.exists(), calibration=calibration)
         size = sum(path.stat().st_size for path in out.iterdir() if path.name.startswith("inference"))
-        for engine, (file, package, _) in ENGINES.items():
-            if (out / file).is_file() and installed(package):
+        for engine, (program, packages, _) in ENGINES.items():
+            if (out / program).is_file() and installed(*packages):
                 label = f"{engine} int8" if format == "int8" else engine
                 runs[label] = load_exported(out, engine, config.RUNTIME.THREADS).run, size
         if format == "paddle" and installed("paddlex"):
