@@ -11,7 +11,7 @@ PY     := $(VENV)/bin/python
 # One thread for each of up to four processes: twice the throughput of one process with two threads.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: setup train test test-all lint clean
+.PHONY: setup setup-deploy train test test-all lint clean
 
 train: setup
 	$(PY) tools/train.py -c $(CONFIG) $(OPTS)
@@ -19,8 +19,8 @@ train: setup
 test: setup lint
 	$(PYTEST) -m "not slow" $(TESTS)
 
-# What `make test` leaves out: twenty kills, large networks, several processes, notebooks, long fuzzing.
-test-all: test
+# What `make test` leaves out: twenty kills, large networks, several processes, notebooks, long fuzzing, deployment.
+test-all: test setup-deploy
 	$(PYTEST) -m slow $(TESTS)
 
 lint: setup
@@ -35,6 +35,16 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt requirements-explain.t
 	$(PY) -m pip install -q --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
 	$(PY) -m pip install -q --disable-pip-version-check -r requirements-explain.txt
 	$(PY) -m pip install -q --disable-pip-version-check --no-deps interpretdl==0.8.0
+	@touch $@
+
+# PaddleX, ONNX, OpenVINO and the demo: 0.8 GB. PaddleX asks for another PyYAML and OpenCV.
+setup-deploy: $(VENV)/.installed-deploy
+
+$(VENV)/.installed-deploy: $(VENV)/.installed requirements-deploy.txt
+	@$(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	    { echo "requirements-deploy.txt is for Python 3.11: its tests are skipped" >&2; touch $@; exit 0; }; \
+	$(PY) -m pip install -q --disable-pip-version-check -r requirements-deploy.txt && \
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps paddlex==3.7.2
 	@touch $@
 
 clean:

@@ -35,11 +35,12 @@ FULL_SIZE = ["iformer_small", "coatnet_0", "coatnet_0_simple", "dfformer_s18", "
              "mobileformer_26m", "mobileformer_26m_pvit", "convmixer_768_32", "poolformer_s12"]
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=needs_onnx) for name in [*FAMILIES, *FULL_SIZE]])
-def test_every_family_is_converted(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "size"), [pytest.param(name, size, marks=needs_onnx) for names, size in (
+    (FAMILIES, 32), (FULL_SIZE, 64)) for name in names])
+def test_every_family_is_converted(name: str, size: int, tmp_path: Path) -> None:
     """Small networks take every batch; full-size ones, at 64 pixels, one."""
-    size, counts = (64, (9,)) if name in FULL_SIZE else (32, range(1, 34))
-    model = exported_as("onnx", name, tmp_path / "out", size, **FAMILIES.get(name, {}))
+    counts, arguments = (range(1, 34), FAMILIES[name]) if size == 32 else ((9,), {})
+    model = exported_as("onnx", name, tmp_path / "out", size, **arguments)
     for engine in ("onnxruntime", *(["openvino"] if installed("openvino") else [])):
         check_batches(model, tmp_path / "out", engine, counts, size)
 

@@ -226,7 +226,8 @@ def test_programs_that_reach_outside_are_refused(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused_when_run(tmp_path: Path) -> None:
     config, model = small_network()
-    export(config, model, tmp_path, ["class"] * 9, overwrite=True)
+    export(config, model, tmp_path, ["class"] * 10, overwrite=True)
+    (tmp_path / DESCRIPTION).write_text(yaml.safe_dump(describe(config, ["class"] * 9)))
     with pytest.raises(UserError, match=r"paddle with images \[2, 3, 32, 32\] gives \[2, 10\], expected \[2, 9\]"):
         load_exported(tmp_path).run(np.ones((2, 3, 32, 32), np.float32))
     with pytest.raises(UserError, match=r"paddle with images \[2, 4, 32, 32\]: .*channel"):
