@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from configs.load import load_config
 from engine.runtime import launched_processes
 from engine.weights import released
 from errors import UserError
@@ -38,17 +39,16 @@ def argument_parser(description: str, *, config: bool = True) -> argparse.Argume
 def add_override(parser: argparse.ArgumentParser) -> None:
     """Add the repeatable ``-o KEY=VALUE``."""
     parser.add_argument("-o", "--override", metavar="KEY=VALUE", action="append", default=[],
-                        help="override a key of the config, for example TRAIN.EPOCHS=3 (repeatable)")
+                        help="override a key, such as TRAIN.EPOCHS=3 (repeatable)")
 
 
 def add_weights(parser: argparse.ArgumentParser, *, exported: bool = False) -> None:
     """Add ``-w W``, required; ``exported`` adds ``--engine E`` for the folders that ``load_network`` takes."""
-    also = ", an exported folder" if exported else ""
+    folder = "a run or exported folder" if exported else "a run folder"
     parser.add_argument("-w", "--weights", required=True, metavar="W",
-                        help=f"a run folder, .pdparams, .safetensors, a PyTorch file{also}, or a name in checkpoints/")
+                        help=f"{folder}, .pdparams, .safetensors, a PyTorch file, or a name in checkpoints/")
     if exported:
-        parser.add_argument("--engine", metavar="E", help="of an exported folder: paddle onednn onnxruntime openvino "
-                            "openvino_bf16 (default: the first that fits and is installed)")
+        parser.add_argument("--engine", metavar="E", help="of an exported folder, see docs/DEPLOY.md")
 
 
 def add_image_size(parser: argparse.ArgumentParser, meaning: str = "") -> None:
@@ -68,15 +68,17 @@ def image_size(text: str | None) -> tuple[int, int] | None:
     return int(sides[0]), int(sides[-1])
 
 
-def config_of(arguments: argparse.Namespace) -> Path:
-    """Return the config of ``-c``, or that of the run folder or released checkpoint of ``-w``."""
-    if arguments.config:
-        return Path(arguments.config)
-    checkpoint = released.find_released(arguments.weights)
+def config_of(weights: str, overrides: Sequence[str], config: str | None = None) -> CfgNode:
+    """Return the config of ``-c``, or that of the run folder or released checkpoint of ``-w``, with overrides."""
+    return load_config(config or _config_beside(weights), overrides)
+
+
+def _config_beside(name: str) -> Path:
+    checkpoint = released.find_released(name)
     if checkpoint:
         released.check_released(checkpoint)
         return checkpoint / released.CONFIG
-    weights = Path(os.path.expanduser(arguments.weights))
+    weights = Path(os.path.expanduser(name))
     for folder in (weights, weights.parent):
         if (folder / "config.yaml").is_file():
             return folder / "config.yaml"

@@ -9,7 +9,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configs.load import load_config
 from engine import runtime
 from tools import cli
 
@@ -29,8 +28,7 @@ def main(arguments: argparse.Namespace) -> None:
 
     folder, results = Path(arguments.out), {}
     for name in arguments.weights:
-        path = cli.config_of(argparse.Namespace(config=None, weights=name))
-        config = load_config(path, [*arguments.override, "RUNTIME.DEVICE=cpu", f"RUNTIME.THREADS={threads}"])
+        config = cli.config_of(name, [*arguments.override, "RUNTIME.DEVICE=cpu", f"RUNTIME.THREADS={threads}"])
         runtime.start(config)
         dataset = build_dataset(config.DATA, "test")
         count = arguments.count or len(dataset)

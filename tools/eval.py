@@ -10,7 +10,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configs.load import load_config
 from engine import runtime
 from engine.weights import released
 from errors import UserError
@@ -22,7 +21,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Print the metrics of one split; write them as JSON, as a table of batches and as a picture where asked."""
     if arguments.report_every < 1:
         raise UserError(f"--report-every is {arguments.report_every}, expected 1 or more")
-    config = load_config(cli.config_of(arguments), arguments.override)
+    config = cli.config_of(arguments.weights, arguments.override, arguments.config)
     runtime.prepare(config.RUNTIME.THREADS)
 
     from analysis.confusion import confusion_table, draw_confusion

@@ -8,7 +8,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configs.load import load_config
 from engine import runtime
 from errors import UserError
 from tools import cli
@@ -19,7 +18,7 @@ FORWARD_ONLY = {"lime", "occlusion"}  # methods for exported networks
 def main(arguments: argparse.Namespace) -> None:
     """Write explanations of images as arrays and as one sheet."""
     _check(arguments)
-    config = load_config(cli.config_of(arguments), arguments.override)
+    config = cli.config_of(arguments.weights, arguments.override, arguments.config)
     runtime.prepare(config.RUNTIME.THREADS)
 
     from analysis.explain.faithfulness import curves_text

@@ -9,7 +9,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configs.load import load_config
 from engine import runtime
 from errors import UserError, printable
 from tools import cli
@@ -23,7 +22,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Print the five likeliest classes of images, draw the first ones as a grid, and write a CSV of all."""
     if not arguments.images and not arguments.index:
         raise UserError("no images: name files or folders, or test images by --index 0 1 2")
-    config = load_config(cli.config_of(arguments), arguments.override)
+    config = cli.config_of(arguments.weights, arguments.override, arguments.config)
     runtime.prepare(config.RUNTIME.THREADS)
 
     import csv
