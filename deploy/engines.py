@@ -42,7 +42,7 @@ class ExportedModel(nn.Layer):
     def __init__(self, run: Run, description: dict[str, Any], engine: str, path: Path) -> None:
         super().__init__()
         self._run, self.description, self.engine, self.path = run, description, engine, path
-        self.classes = [str(name) for name in description["PostProcess"]["Topk"]["label_list"]]
+        self.classes = [printable(name, 1000) for name in description["PostProcess"]["Topk"]["label_list"]]
         self.eval()
 
     def run(self, images: np.ndarray) -> np.ndarray:
@@ -124,8 +124,9 @@ def _reason(error: Exception) -> str:
     """Return what an engine says in one line, without Paddle's and OpenVINO's places in C++."""
     said = str(error)
     lines = (said.partition("Error Message Summary:")[2] or said).splitlines()
-    lines = [line for line in lines if line.strip("- ") and not line.startswith(("Exception from", "Check '"))]
-    return printable(lines[0], 300) if lines else type(error).__name__
+    places = ("Exception from", "Check '", "In user code:")
+    lines = [line for line in lines if line.strip("- ") and not line.startswith(places)]
+    return printable(lines[0].strip(), 300) if lines else type(error).__name__
 
 
 def _check_program(path: Path) -> None:
