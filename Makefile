@@ -37,14 +37,15 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt requirements-explain.t
 	$(PY) -m pip install -q --disable-pip-version-check --no-deps interpretdl==0.8.0
 	@touch $@
 
-# PaddleX, ONNX, OpenVINO and the demo: 0.8 GB. PaddleX asks for another PyYAML and OpenCV.
+# PaddleX, ONNX, OpenVINO and the demo: 0.8 GB, see requirements-deploy.txt.
 setup-deploy: $(VENV)/.installed-deploy
 
 $(VENV)/.installed-deploy: $(VENV)/.installed requirements-deploy.txt
 	@$(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 	    { echo "requirements-deploy.txt is for Python 3.11: its tests are skipped" >&2; touch $@; exit 0; }; \
 	$(PY) -m pip install -q --disable-pip-version-check -r requirements-deploy.txt && \
-	$(PY) -m pip install -q --disable-pip-version-check --no-deps paddlex==3.7.2
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps --force-reinstall \
+	    paddlex==3.7.2 opencv-python-headless==5.0.0.93
 	@touch $@
 
 clean:
