@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import paddle
@@ -17,56 +16,59 @@ from deploy.engines import ENGINES, Run, installed, load_exported
 from deploy.export import calibration_batches, export, log_probabilities
 
 BATCH = 128
-COLUMNS = ("network", "engine", "deviation", "top-1 %", "MB", "ms at batch 1", f"images/s at batch {BATCH}")
+SINGLE_IMAGES = 20  # of the latency
+METRICS = ("top-1 %", "deviation", "MB", "ms at batch 1", f"images/s at batch {BATCH}")
 
 
-def compare(config: CfgNode, model: nn.Layer, name: str, images: np.ndarray, labels: np.ndarray, folder: Path,
-            rounds: int = 5) -> list[dict[str, Any]]:
+def compare(config: CfgNode, model: nn.Layer, images: np.ndarray, labels: np.ndarray,
+            folder: Path) -> dict[str, list[str]]:
     """Export a network in every format and run it in every engine that is installed.
 
     Args:
         config: of the network.
         model: with its weights, on the CPU.
-        name: for the table.
         images: transformed test images, float32 ``[N, 3, H, W]``.
         labels: ``[N]``.
         folder: for the exported models, one folder each.
-        rounds: of timing; engines take turns, so that a busy machine slows all alike.
 
     Returns:
-        A row for each engine with the keys ``COLUMNS``. Deviations are the largest of all test logits, in standard
-        deviations of the network's.
+        The ``METRICS`` of each engine, as text. Deviations are the largest of all test logits, in standard deviations
+        of the network's.
     """
-    runs: dict[str, tuple[Run, int]] = {"suite": (_network(model), sum(4 * p.size for p in model.parameters()))}
+    runs, sizes = {"suite": _network(model)}, {"suite": sum(4 * parameter.size for parameter in model.parameters())}
     for format in ("paddle", "onnx", "int8") if installed("onnxruntime") else ("paddle",):
-        out = folder / f"{name}-{format}"
+        out = folder / f"{config.NAME}-{format}"
         calibration = calibration_batches(config) if format == "int8" else ()
         classes = [str(index) for index in range(config.MODEL.NUM_CLASSES)]
         export(config, model, out, classes, format=format, overwrite=out.exists(), calibration=calibration)
         size = sum(path.stat().st_size for path in out.iterdir() if path.name.startswith("inference"))
-        for engine, (files, package, _) in ENGINES.items():
-            if any((out / file).is_file() for file in files) and installed(package):
-                label = f"{engine} int8" if format == "int8" else engine
-                runs[label] = load_exported(out, engine, config.RUNTIME.THREADS).run, size
+        if format == "int8":
+            runs["onnxruntime int8"] = load_exported(out, "onnxruntime", config.RUNTIME.THREADS).run
+        else:
+            for name, engine in ENGINES.items():
+                if engine.program_in(out) and installed(*engine.packages):
+                    runs[name] = load_exported(out, name, config.RUNTIME.THREADS).run
         if format == "paddle" and installed("paddlex"):
-            runs["paddlex"] = _paddlex(out, config), size
-    outputs = {engine: _in_batches(run, images) for engine, (run, _) in runs.items()}
-    expected = log_probabilities(outputs["suite"])
-    latency, seconds = (_seconds({key: run for key, (run, _) in runs.items()}, images[:count], rounds)
-                        for count in (1, BATCH))
-    rows = []
-    for engine, (_, size) in runs.items():
+            runs["paddlex"] = _paddlex(out, config)
+        sizes.update(dict.fromkeys(runs.keys() - sizes.keys(), size))
+    _, latency = _take_turns(runs, [images[:1]] * SINGLE_IMAGES)
+    outputs, seconds = _take_turns(runs, (images[start : start + BATCH] for start in range(0, len(images), BATCH)))
+    expected, found = log_probabilities(outputs["suite"]), {}
+    for engine in runs:
         deviation = np.abs(log_probabilities(outputs[engine]) - expected).max() / expected.std()
-        rows.append(dict(zip(COLUMNS, (
-            name, engine, "" if engine in ("suite", "paddlex") else f"{deviation:.1e}",
-            f"{100 * (outputs[engine].argmax(1) == labels).mean():.2f}", f"{size / 1e6:.1f}",
-            f"{1000 * latency[engine]:.2f}", f"{min(BATCH, len(images)) / seconds[engine]:.0f}"), strict=True)))
-    return rows
+        found[engine] = [f"{100 * (outputs[engine].argmax(1) == labels).mean():.2f}",
+                         "–" if engine in ("suite", "paddlex") else f"{deviation:.1e}", f"{sizes[engine] / 1e6:.1f}",
+                         f"{1000 * latency[engine]:.2f}", f"{min(BATCH, len(images)) / seconds[engine]:.0f}"]
+    return found
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """Return rows as a table."""
-    lines = [COLUMNS, ["---"] * 2 + ["---:"] * (len(COLUMNS) - 2), *([row[key] for key in COLUMNS] for row in rows)]
+def markdown(results: Mapping[str, Mapping[str, Sequence[str]]]) -> str:
+    """Return results of ``compare`` by network as a table: a row a network, a column an engine."""
+    engines = list(dict.fromkeys(engine for found in results.values() for engine in found))
+    lines = [["network", "", *engines], ["---", "---", *["---:"] * len(engines)]]
+    for name, found in results.items():
+        cells = [METRICS, *(found.get(engine, ()) for engine in engines)]
+        lines.append([name, *("<br>".join(cell) for cell in cells)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -98,22 +100,14 @@ def _paddlex(folder: Path, config: CfgNode) -> Run:
     return run
 
 
-def _in_batches(run: Run, images: np.ndarray) -> np.ndarray:
-    return np.concatenate([run(images[start : start + BATCH]) for start in range(0, len(images), BATCH)])
-
-
-def _seconds(runs: dict[str, Run], images: np.ndarray, rounds: int) -> dict[str, float]:
-    """Return each engine's median seconds for a batch, after a warm-up."""
-    timed: dict[str, list[float]] = {key: [] for key in runs}
-    for index in range(rounds + 1):
+def _take_turns(runs: dict[str, Run], batches: Iterable[np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Return each engine's logits, and its median seconds for a batch; a busy machine slows all alike."""
+    outputs: dict[str, list[np.ndarray]] = {key: [] for key in runs}
+    seconds: dict[str, list[float]] = {key: [] for key in runs}
+    for batch in batches:
         for key, run in runs.items():
-            seconds = _timed(lambda run=run: run(images))
-            if index:
-                timed[key].append(seconds)
-    return {key: median(values) for key, values in timed.items()}
-
-
-def _timed(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+            start = time.perf_counter()
+            outputs[key].append(run(batch))
+            seconds[key].append(time.perf_counter() - start)
+    return ({key: np.concatenate(parts) for key, parts in outputs.items()},
+            {key: median(times) for key, times in seconds.items()})

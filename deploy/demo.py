@@ -90,8 +90,12 @@ def build(names: Sequence[str] = (), folder: Path = Path("output/demo")) -> Any:
     return page
 
 
-def launch(page: Any, host: str, port: int | None) -> None:
-    """Serve the page until it is stopped; fonts are the reader's own, and nothing outside is asked for."""
+def launch(page: Any, host: str | None = None, port: int | None = None) -> None:
+    """Serve the page until it is stopped; fonts are the reader's own, and nothing outside is asked for.
+
+    Host and port are GRADIO_SERVER_NAME and GRADIO_SERVER_PORT where not given, else 127.0.0.1 and the first free port
+    from 7860.
+    """
     import gradio as gr
 
     page.launch(server_name=host, server_port=port, i18n=gr.I18n(**TEXTS), theme=gr.themes.Default(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-from collections.abc import Callable
+import json
+import math
+import os
+import re
+import struct
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import paddle
@@ -21,6 +26,13 @@ DESCRIPTION, CONFIG = "inference.yml", "config.yaml"
 REQUIREMENTS = "requirements-deploy.txt"
 Run = Callable[[np.ndarray], np.ndarray]
 
+# Names in a program's JSON: weights, regions and blocks, and types and operators of Paddle's own dialects (builtin,
+# pd_op, control flow). An operator of another dialect is code that somebody registered.
+_NAME = re.compile(r"p|(?:region|block)_\d+|[012]\.\w+", re.ASCII)
+# Operators that read or write files, call Python, start another engine, or talk to other processes.
+_UNSAFE = re.compile(
+    r"load|save|file|py_func|pylayer|run_program|engine|print|send|recv|barrier|comm_|\bc_|distributed")
+
 
 class ExportedModel(nn.Layer):
     """An exported network that replaces the network: float32 ``[B, 3, H, W]`` to logits ``[B, num_classes]``.
@@ -29,15 +41,22 @@ class ExportedModel(nn.Layer):
     gradients.
     """
 
-    def __init__(self, run: Run, description: dict[str, Any], engine: str) -> None:
+    def __init__(self, run: Run, description: dict[str, Any], engine: str, path: Path) -> None:
         super().__init__()
-        self._run, self.description, self.engine = run, description, engine
-        self.classes: list[str] = [str(name) for name in description["PostProcess"]["Topk"]["label_list"]]
+        self._run, self.description, self.engine, self.path = run, description, engine, path
+        self.classes = [printable(name, 1000) for name in description["PostProcess"]["Topk"]["label_list"]]
         self.eval()
 
     def run(self, images: np.ndarray) -> np.ndarray:
-        """Return logits of numpy images."""
-        outputs = self._run(np.ascontiguousarray(images, np.float32))
+        """Return logits of numpy images; raises UserError where the program cannot take them."""
+        where = f"{self.path}: {self.engine} with images {list(images.shape)}"
+        try:
+            outputs = np.asarray(self._run(np.ascontiguousarray(images, np.float32)), np.float32)
+        except Exception as error:  # whatever an engine raises
+            raise UserError(f"{where}: {_reason(error)}") from error
+        if outputs.shape != (len(images), len(self.classes)):
+            raise UserError(f"{where} gives {list(outputs.shape)}, expected {[len(images), len(self.classes)]}: an "
+                            f"output for each label of {DESCRIPTION}")
         if self.description["Global"].get("output") == "logits":
             return outputs
         return np.log(np.maximum(outputs, np.finfo(np.float32).tiny))
@@ -47,7 +66,7 @@ class ExportedModel(nn.Layer):
 
 
 def load_exported(folder: str | Path, engine: str | None = None, threads: int = 0) -> ExportedModel:
-    """Load the exported network of a folder.
+    """Load the exported network of a folder. Nothing in it is executed but operators on tensors.
 
     Args:
         folder: as ``deploy.export`` writes it, or a classification model of PaddleClas with its label list.
@@ -55,26 +74,26 @@ def load_exported(folder: str | Path, engine: str | None = None, threads: int = 
         threads: of the engine; 0 leaves them to it.
 
     Raises:
-        UserError: for a folder that is none, an unknown engine, an engine that is not installed, a damaged program.
+        UserError: for a folder that is none, an unknown engine, an engine that is not installed, a damaged program,
+            and one with operators or weights from outside the folder's files.
     """
     folder = Path(folder)
     description = read_description(folder)
-    fitting = [name for name, (files, _, _) in ENGINES.items() if any((folder / file).is_file() for file in files)]
+    fitting = [name for name, each in ENGINES.items() if each.program_in(folder)]
     if not fitting:
         raise UserError(f"{folder}: no program, expected {PROGRAM} or {ONNX}")
     if engine is None:
-        engine = next((name for name in fitting if installed(ENGINES[name][1])), fitting[0])
+        engine = next((name for name in fitting if installed(*ENGINES[name].packages)), fitting[0])
     elif engine not in fitting:
-        raise UserError(f"{folder}: no program for engine {engine!r}{nearest(engine, ENGINES)}; expected "
-                        f"{', '.join(fitting)}")
-    _, package, start = ENGINES[engine]
-    require(package)
+        unknown = "" if engine in ENGINES else nearest(engine, ENGINES)
+        raise UserError(f"{folder}: no program for engine {engine!r}{unknown}; expected {', '.join(fitting)}")
+    require(*ENGINES[engine].packages)
+    program = ENGINES[engine].program_in(folder)
     try:
-        run = start(folder, threads)
+        run = ENGINES[engine].start(folder, threads)
     except Exception as error:  # whatever an engine raises on a file that it cannot read
-        reason = printable(str(error).strip().partition("\n")[0])
-        raise UserError(f"{folder}: {engine} cannot load it: {reason}") from error
-    return ExportedModel(run, description, engine)
+        raise UserError(f"{program}: {engine} cannot load it: {_reason(error)}") from error
+    return ExportedModel(run, description, engine, program)
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -82,7 +101,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(found["Global"]["model_name"], str) or not found["PostProcess"]["Topk"]["label_list"]:
+        labels = found["PostProcess"]["Topk"]["label_list"]
+        if not (isinstance(found["Global"]["model_name"], str) and isinstance(labels, list) and labels):
             raise ValueError("no Global.model_name or PostProcess.Topk.label_list")
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
@@ -90,9 +110,9 @@ def read_description(folder: Path) -> dict[str, Any]:
     return found
 
 
-def installed(package: str) -> bool:
-    """Return whether a package can be imported."""
-    return importlib.util.find_spec(package) is not None
+def installed(*packages: str) -> bool:
+    """Return whether packages can be imported."""
+    return all(importlib.util.find_spec(package) for package in packages)
 
 
 def require(*packages: str) -> None:
@@ -102,10 +122,85 @@ def require(*packages: str) -> None:
         raise UserError(f"{', '.join(missing)} is not installed: python -m pip install -r {REQUIREMENTS}")
 
 
+def _reason(error: Exception) -> str:
+    """Return what an engine says in one line, without Paddle's and OpenVINO's places in C++."""
+    said = str(error)
+    lines = (said.partition("Error Message Summary:")[2] or said).splitlines()
+    places = ("Exception from", "Check '", "In user code:")
+    lines = [line for line in lines if line.strip("- ") and not line.startswith(places)]
+    return printable(lines[0].strip(), 300) if lines else type(error).__name__
+
+
+def _check_program(path: Path) -> None:
+    """Raise ValueError for a Paddle program with other operators than computations on tensors."""
+    if path.suffix == ".pdmodel":
+        from paddle.base.proto.framework_pb2 import ProgramDesc
+
+        for block in ProgramDesc.FromString(path.read_bytes()).blocks:
+            for operator in block.ops:
+                if _UNSAFE.search(operator.type):
+                    raise ValueError(f"operator {operator.type!r} is refused, expected computations on tensors")
+        return
+
+    def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for key, name in pairs:  # of repeated keys too
+            if key == "#" and not (isinstance(name, str) and _NAME.fullmatch(name) and not _UNSAFE.search(name)):
+                raise ValueError(f"operator {name!r} is refused, expected computations on tensors")
+        return dict(pairs)
+
+    json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=check)
+
+
+def _check_parameters(path: Path) -> None:
+    """Raise ValueError for weights whose headers do not fit the file: Paddle allocates what they say.
+
+    A tensor is its version, levels of detail, version, and size of the description (20 bytes), the description, values.
+    """
+    from paddle.base import core
+    from paddle.base.proto.framework_pb2 import VarType
+
+    left = path.stat().st_size
+    with path.open("rb") as file:
+        while left:
+            *zeros, size = struct.unpack("<IQIi", file.read(20))
+            if any(zeros) or not 0 < size < 1000:
+                raise ValueError(f"{path.name} is damaged")
+            description = VarType.TensorDesc.FromString(file.read(size))
+            values = math.prod(description.dims) * core.size_of_dtype(core.VarDesc.VarType(description.data_type))
+            left -= 20 + size + values
+            if left < 0 or min(description.dims, default=0) < 0:
+                raise ValueError(f"{path.name} is damaged")
+            file.seek(values, os.SEEK_CUR)
+
+
+def _read_onnx(path: Path) -> bytes:
+    """Return the bytes of an ONNX program; raises ValueError for custom operators and weights in other files."""
+    import onnx
+
+    content = path.read_bytes()
+    for message in _messages(onnx.load_model_from_string(content)):
+        if isinstance(message, onnx.NodeProto) and message.domain not in ("", "ai.onnx"):
+            raise ValueError(f"operator {message.domain}.{message.op_type} is refused, expected ONNX' own")
+        if isinstance(message, onnx.TensorProto) and (message.external_data or message.data_location):
+            raise ValueError(f"weights in other files are refused, expected those of {message.name!r} in {ONNX}")
+    return content
+
+
+def _messages(message: Any) -> Iterator[Any]:
+    """Yield a protobuf message and all messages in it."""
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type:
+            for each in [value] if hasattr(value, "ListFields") else value:
+                yield from _messages(each)
+
+
 def _start_paddle(folder: Path, threads: int, onednn: bool = False) -> Run:
     from paddle import inference
 
-    program = next(folder / name for name in PROGRAMS if (folder / name).is_file())
+    program = ENGINES["paddle"].program_in(folder)
+    _check_program(program)
+    _check_parameters(folder / PARAMETERS)
     config = inference.Config(str(program), str(folder / PARAMETERS))
     config.disable_gpu()
     config.disable_glog_info()
@@ -127,33 +222,45 @@ def _start_paddle(folder: Path, threads: int, onednn: bool = False) -> Run:
     return run
 
 
-def _start_onednn(folder: Path, threads: int) -> Run:
-    return _start_paddle(folder, threads, onednn=True)
-
-
 def _start_onnxruntime(folder: Path, threads: int) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(folder / ONNX, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(_read_onnx(folder / ONNX), options, providers=["CPUExecutionProvider"],
+                                           enable_fallback=0)  # prints
     name = session.get_inputs()[0].name
     return lambda images: session.run(None, {name: images})[0]
 
 
-def _start_openvino(folder: Path, threads: int) -> Run:
+def _start_openvino(folder: Path, threads: int, precision: str = "f32") -> Run:
     import openvino
 
-    settings = {"INFERENCE_NUM_THREADS": threads} if threads else {}
-    compiled = openvino.Core().compile_model(folder / ONNX, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **settings})
+    core = openvino.Core()
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise ValueError("this CPU has no bfloat16")
+    settings = {"INFERENCE_PRECISION_HINT": precision, **({"INFERENCE_NUM_THREADS": threads} if threads else {})}
+    compiled = core.compile_model(core.read_model(_read_onnx(folder / ONNX)), "CPU", settings)
     return lambda images: compiled(images)[0]
 
 
-# The programs of each engine, its package, and what loads it.
-ENGINES: dict[str, tuple[tuple[str, ...], str, Callable[[Path, int], Run]]] = {
-    "paddle": (PROGRAMS, "paddle", _start_paddle),
-    "onednn": (PROGRAMS, "paddle", _start_onednn),
-    "onnxruntime": ((ONNX,), "onnxruntime", _start_onnxruntime),
-    "openvino": ((ONNX,), "openvino", _start_openvino),
+class Engine(NamedTuple):
+    """The programs that an engine runs, the packages that it needs, and what loads it."""
+
+    programs: tuple[str, ...]
+    packages: tuple[str, ...]
+    start: Callable[[Path, int], Run]
+
+    def program_in(self, folder: Path) -> Path | None:
+        """Return the engine's program in a folder; None where it has none."""
+        return next((folder / name for name in self.programs if (folder / name).is_file()), None)
+
+
+ENGINES = {
+    "paddle": Engine(PROGRAMS, (), _start_paddle),
+    "onednn": Engine(PROGRAMS, (), partial(_start_paddle, onednn=True)),
+    "onnxruntime": Engine((ONNX,), ("onnxruntime", "onnx"), _start_onnxruntime),
+    "openvino": Engine((ONNX,), ("openvino", "onnx"), _start_openvino),
+    "openvino_bf16": Engine((ONNX,), ("openvino", "onnx"), partial(_start_openvino, precision="bf16")),
 }

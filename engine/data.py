@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,11 @@ def record_data(run: Path, dataset: ImageDataset, resume: bool) -> None:
                             f"{dataset.name} now has {now[key]} (DATA.ROOT)")
 
 
-def check_classes(weights: Path, dataset: ImageDataset) -> None:
-    """Raise UserError where the run folder of ``weights`` records other classes."""
-    before = _read(weights.parent / NAME)
-    if before is not None:
-        _compare(weights.parent / NAME, before["classes"], dataset)
+def check_classes(weights: Path, dataset: ImageDataset, classes: Sequence[str] | None = None) -> None:
+    """Raise UserError where ``dataset`` has other classes than ``classes``, or than the run folder of ``weights``."""
+    classes = classes or trained_classes(weights)
+    if classes:
+        _compare(weights.parent, list(classes), dataset)
 
 
 def trained_classes(weights: Path) -> tuple[str, ...] | None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,23 @@ def test_without_gradio_the_line_that_installs_it_is_printed() -> None:
     done = tool("demo", "-w", NAME)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "gradio is not installed: python -m pip install -r requirements-deploy.txt" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not installed("gradio"), reason="gradio is not installed")
+def test_the_app_of_ai_studio_listens_where_it_is_told(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with open(tmp_path / "log", "w") as log:
+        server = subprocess.Popen([sys.executable, ROOT / "app.gradio.py"], cwd=tmp_path, stdout=log, stderr=log,
+                                  env={**os.environ, "GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": str(port)})
+    try:
+        answer = wait(lambda: urllib.request.urlopen(f"http://127.0.0.2:{port}/", timeout=10).read().decode(), server)
+        assert "Image classification" in answer
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(30)
 
 
 @pytest.fixture(scope="module")

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
 import pytest
 from paddle import nn
-from test_export import FAMILIES, SMALL, small_network
+from test_export import FAMILIES, SMALL, check_batches, exported_as, small_network
 
 from configs.load import load_config
 from deploy.engines import ONNX, installed, load_exported
-from deploy.export import export, log_probabilities
+from deploy.export import export
 from engine.data import build_eval_loader
 from engine.model import load_model
 from errors import UserError
-from models import create_model
 from processes import tool
 
 
@@ -34,20 +35,61 @@ FULL_SIZE = ["iformer_small", "coatnet_0", "coatnet_0_simple", "dfformer_s18", "
              "mobileformer_26m", "mobileformer_26m_pvit", "convmixer_768_32", "poolformer_s12"]
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=needs_onnx) for name in [*FAMILIES, *FULL_SIZE]])
-def test_every_family_is_converted(name: str, tmp_path: Path) -> None:
-    """Full-size networks at 64 pixels; ``export`` itself compares batches of 1 and 3."""
-    size = 64 if name in FULL_SIZE else 32
-    config = load_config(SMALL, [f"MODEL.NAME={name}", f"DATA.IMAGE_SIZE={size}"])
-    paddle.seed(0)
-    model = create_model(name, num_classes=10, image_size=size)
-    model.eval()
-    export(config, model, tmp_path / "out", ["class"] * 10, format="onnx")
-    images = np.random.default_rng(1).standard_normal((9, 3, size, size)).astype(np.float32)
-    expected = log_probabilities(model(paddle.to_tensor(images)).numpy())
+@pytest.mark.parametrize(("name", "size"), [pytest.param(name, size, marks=needs_onnx) for names, size in (
+    (FAMILIES, 32), (FULL_SIZE, 64)) for name in names])
+def test_every_family_is_converted(name: str, size: int, tmp_path: Path) -> None:
+    """Small networks take every batch; full-size ones, at 64 pixels, one."""
+    counts, arguments = (range(1, 34), FAMILIES[name]) if size == 32 else ((9,), {})
+    model = exported_as("onnx", name, tmp_path / "out", size, **arguments)
     for engine in ("onnxruntime", *(["openvino"] if installed("openvino") else [])):
-        found = log_probabilities(load_exported(tmp_path / "out", engine).run(images))
-        np.testing.assert_allclose(found, expected, atol=1e-4 * expected.std())
+        check_batches(model, tmp_path / "out", engine, counts, size)
+
+
+@pytest.mark.parametrize("engine", [pytest.param(name, marks=needs_onnx) for name in ("onnxruntime", "openvino")])
+def test_programs_that_reach_outside_are_refused(engine: str, tmp_path: Path) -> None:
+    import onnx
+
+    config, network = small_network()
+    export(config, network, tmp_path, ["class"] * 10, format="onnx", overwrite=True)
+    path = tmp_path / ONNX
+    content = path.read_bytes()
+
+    def changed(change: Callable[[Any], object]) -> bytes:
+        model = onnx.load_model_from_string(content)
+        change(model)
+        return model.SerializeToString()
+
+    def outside(tensor: Any) -> None:
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="../../../etc/passwd")
+
+    def branch(model: Any) -> None:
+        """Put a tensor with other values into a graph in a node's attribute."""
+        graph = onnx.helper.make_graph([], "branch", [], [], [onnx.helper.make_tensor("inner", 1, [1], [0.0])])
+        outside(graph.initializer[0])
+        model.graph.node[0].attribute.append(onnx.helper.make_attribute("then_branch", graph))
+
+    hostile = {
+        "weights in other files": [changed(lambda model: outside(model.graph.initializer[0])), changed(branch)],
+        "operator evil.Softmax is refused": [changed(lambda model: setattr(model.graph.node[-1], "domain", "evil"))],
+        f"{engine} cannot load it": [changed(lambda model: setattr(model.graph.node[-1], "op_type", "Nothing")),
+                                     content[:-1000], b"", b"<?xml version='1.0'?><net name='x' version='11'/>"],
+    }
+    for words, contents in hostile.items():
+        for each in contents:
+            path.write_bytes(each)
+            with pytest.raises(UserError, match=words):
+                load_exported(tmp_path, engine)
+    path.write_bytes(changed(lambda model: setattr(
+        model.graph.input[0].type.tensor_type.shape.dim[0], "dim_value", 1)))
+    with pytest.raises(UserError, match=rf"{engine} with images \[2, 3, 32, 32\]: "):
+        load_exported(tmp_path, engine).run(np.ones((2, 3, 32, 32), np.float32))
+    path.write_bytes(content)
+    if engine == "openvino":
+        images = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+        whole, half = (load_exported(tmp_path, name).run(images) for name in ("openvino", "openvino_bf16"))
+        assert 0 < abs(half - whole).max() < 0.1 * whole.std()
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import paddle
 import pytest
 import yaml
 from paddle import nn
+from paddle.base.proto.framework_pb2 import VarType
 from yacs.config import CfgNode
 
 from configs.load import load_config
@@ -21,7 +24,7 @@ from deploy.export import describe, export, log_probabilities
 from engine.model import load_model, predict
 from errors import UserError
 from models import create_model
-from processes import ROOT, tool
+from processes import ROOT, call, tool
 from utils.fileio import replaced_folder
 
 SMALL = ROOT / "configs" / "convmixer_256_8_cifar10.yaml"
@@ -74,21 +77,40 @@ FAMILIES = {
 SLOW = {"coatnet_0_simple", "mobileformer_26m_pvit", "gfformer_s18", "cdfformer_cifar"}  # share code with the others
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
-                                  for name in FAMILIES])
-def test_every_family_is_exported(name: str, tmp_path: Path) -> None:
-    config = load_config(SMALL, [f"MODEL.NAME={name}"])
+def exported_as(format: str, name: str, folder: Path, size: int = 32, **arguments: object) -> nn.Layer:
+    """Export a fresh network, which compares batches of 1 and 3, and return it."""
     paddle.seed(0)
-    model = create_model(name, num_classes=10, image_size=32, **FAMILIES[name])
+    model = create_model(name, num_classes=10, image_size=size, **arguments)
     model.eval()
-    export(config, model, tmp_path / "exported", ["class"] * 10)  # compares batches of 1 and 3
-    images = np.random.default_rng(1).standard_normal((33, 3, 32, 32)).astype(np.float32)
-    expected = log_probabilities(model(paddle.to_tensor(images)).numpy())
+    export(load_config(SMALL, [f"MODEL.NAME={name}", f"DATA.IMAGE_SIZE={size}"]), model, folder, ["class"] * 10,
+           format=format)
+    return model
+
+
+def check_batches(model: nn.Layer, folder: Path, engine: str, counts: Iterable[int], size: int = 32) -> None:
+    """Compare an engine's logits with the network's, in batches of several sizes."""
+    images = np.random.default_rng(1).standard_normal((33, 3, size, size)).astype(np.float32)[: max(counts)]
+    with paddle.no_grad():
+        expected = log_probabilities(model(paddle.to_tensor(images)).numpy())
+    run = load_exported(folder, engine).run
+    for count in counts:
+        found = log_probabilities(run(images[:count]))
+        np.testing.assert_allclose(found, expected[:count], rtol=0, atol=1e-4 * expected.std(), err_msg=f"{count}")
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in SLOW])
+def test_every_family_is_exported(name: str, tmp_path: Path) -> None:
+    model = exported_as("paddle", name, tmp_path / "exported", **FAMILIES[name])
     for engine in ("paddle", "onednn"):
-        run = load_exported(tmp_path / "exported", engine).run
-        for count in (33, 2):
-            found = log_probabilities(run(images[:count]))
-            np.testing.assert_allclose(found, expected[:count], atol=1e-4 * expected.std())
+        check_batches(model, tmp_path / "exported", engine, (33, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_takes_every_batch(name: str, tmp_path: Path) -> None:
+    model = exported_as("paddle", name, tmp_path / "exported", **FAMILIES[name])
+    for engine in ("paddle", "onednn"):
+        check_batches(model, tmp_path / "exported", engine, range(1, 34))
 
 
 def small_network() -> tuple[CfgNode, nn.Layer]:
@@ -152,13 +174,10 @@ def test_damaged_and_hostile_folders_are_refused(tmp_path: Path, monkeypatch: py
     np.testing.assert_allclose(load_exported(out).run(images), model(paddle.to_tensor(images)).numpy(), atol=1e-5)
     with pytest.raises(UserError, match=r"no program for engine 'onnxruntim'.*nearest: onnxruntime.*expected paddle"):
         load_exported(out, "onnxruntim")
-    monkeypatch.setattr(engines, "installed", lambda package: package == "paddle")
+    monkeypatch.setattr(engines, "installed", lambda *packages: not packages)
     (out / engines.ONNX).write_bytes(b"")
-    with pytest.raises(UserError, match=r"openvino is not installed: .*pip install -r requirements-deploy\.txt"):
+    with pytest.raises(UserError, match=r"openvino, onnx is not installed: .*pip install -r requirements-deploy\.txt"):
         load_exported(out, "openvino")
-    (out / PROGRAM).write_text("{}")
-    with pytest.raises(UserError, match="paddle cannot load it"):
-        load_exported(out)
     for text in ("!!python/object/apply:os.system [touch ran]", "Global: 1", "[" * 10_000, "\x00"):
         (out / DESCRIPTION).write_text(text)
         with pytest.raises(UserError, match=r"inference\.yml: not the description"):
@@ -166,6 +185,91 @@ def test_damaged_and_hostile_folders_are_refused(tmp_path: Path, monkeypatch: py
     assert not Path("ran").exists()
     with pytest.raises(UserError, match=r"inference\.yml: not the description.*No such file"):
         load_exported(tmp_path)
+
+
+HOSTILE: dict[str, tuple[Callable[[str], str], str]] = {
+    "empty": (lambda program: "{}", "paddle cannot load it"),
+    "cut": (lambda program: program[:-1000], "Unterminated|Expecting"),
+    "deep": (lambda program: "[" * 100_000, "recursion"),
+    "writes a file": (lambda program: program.replace("1.softmax", "1.save_combine"), "'1.save_combine' is refused"),
+    "hidden": (lambda program: program.replace('"#":"1.softmax"', '"\\u0023":"1.py_func","#":"1.softmax"'),
+               "'1.py_func' is refused"),
+    "custom": (lambda program: program.replace("1.softmax", "3.kernel"), "'3.kernel' is refused"),
+    "unknown": (lambda program: program.replace("1.softmax", "1.softmacks"), "paddle cannot load it"),
+    "misfit": (lambda program: program.replace("1.softmax", "1.matmul"), "size of inputs must be equal to 2"),
+}
+
+
+def test_programs_that_reach_outside_are_refused(tmp_path: Path) -> None:
+    config, model = small_network()
+    export(config, model, tmp_path, ["class"] * 10, overwrite=True)
+    program, weights = (tmp_path / PROGRAM).read_text(), (tmp_path / PARAMETERS).read_bytes()
+    for change, words in HOSTILE.values():
+        assert change(program) != program
+        (tmp_path / PROGRAM).write_text(change(program))
+        with pytest.raises(UserError, match=words):
+            load_exported(tmp_path)
+    (tmp_path / PROGRAM).write_text(program)
+    assert load_exported(tmp_path).run(np.ones((1, 3, 32, 32), np.float32)).shape == (1, 10)
+
+    size = int.from_bytes(weights[16:20], "little")
+    bomb = VarType.TensorDesc(data_type=VarType.FP32, dims=[1 << 40]).SerializeToString()
+    bomb = weights[:16] + len(bomb).to_bytes(4, "little") + bomb + weights[20 + size:]
+    for damaged in (bomb, weights[:-100], weights[100:], bytes(100)):
+        (tmp_path / PARAMETERS).write_bytes(damaged)
+        with pytest.raises(UserError, match="paddle cannot load it"):
+            load_exported(tmp_path)
+    (tmp_path / PARAMETERS).unlink()  # Paddle would run without weights
+    with pytest.raises(UserError, match="No such file"):
+        load_exported(tmp_path)
+
+
+def test_what_does_not_fit_is_refused_when_run(tmp_path: Path) -> None:
+    config, model = small_network()
+    export(config, model, tmp_path, ["class"] * 10, overwrite=True)
+    (tmp_path / DESCRIPTION).write_text(yaml.safe_dump(describe(config, ["class"] * 9)))
+    with pytest.raises(UserError, match=r"paddle with images \[2, 3, 32, 32\] gives \[2, 10\], expected \[2, 9\]"):
+        load_exported(tmp_path).run(np.ones((2, 3, 32, 32), np.float32))
+    with pytest.raises(UserError, match=r"paddle with images \[2, 4, 32, 32\]: .*channel"):
+        load_exported(tmp_path).run(np.ones((2, 4, 32, 32), np.float32))
+
+
+def test_commands_run_an_exported_folder(runs: list[Path], tmp_path: Path) -> None:
+    """The same metrics, classes and, from LIME, superpixels as with the run itself."""
+    out = tmp_path / "exported"
+    home = ["-o", f"OUTPUT={tmp_path}"]
+    assert call("export", "-w", runs[0], out).returncode == 0
+    found = []
+    for weights in ([runs[0]], [out], [out / PROGRAM, "--engine", "onednn"]):
+        done = call("eval", "-w", *weights, "--json", tmp_path / "eval.json")
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads((tmp_path / "eval.json").read_text()))
+        done = call("predict", "-w", *weights, "--index", *map(str, range(40)), "--out", tmp_path / "grid.png")
+        assert done.returncode == 0, done.stderr
+        found[-1]["predicted"] = [line.split(",")[2] for line in (tmp_path / "grid.csv").read_text().splitlines()]
+        done = call("explain", "-w", *weights, *home, "--index", "0", "--samples", "200", "--superpixels", "9",
+                    "--out", tmp_path / "lime")
+        assert done.returncode == 0, done.stderr
+        found[-1]["lime"] = np.load(next((tmp_path / "lime").glob("*.npz")))["maps"]
+    assert [each["device"] for each in found] == ["cpu", "paddle", "onednn"]
+    for each in found[1:]:
+        assert all(each[key] == found[0][key] for key in ("top1", "confusion", "per_class", "predicted"))
+        assert each["loss"] == pytest.approx(found[0]["loss"], rel=1e-5)
+        np.testing.assert_allclose(each["lime"], found[0]["lime"], atol=1e-4)
+
+    for arguments, words in [(["explain", "--method", "gradcam", "--index", "0"], "needs gradients"),
+                             (["explain", "--method", "all", "--index", "0"], "expected lime or occlusion"),
+                             (["eval", "--engine", "openvino"], "no program for engine 'openvino'"),
+                             (["eval", "-o", "MODEL.NUM_CLASSES=11"], "10 labels, expected the 11")]:
+        done = call(arguments[0], "-w", out, *arguments[1:])
+        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    done = call("eval", "-w", runs[0], "--engine", "paddle")
+    assert done.returncode == 2 and "--engine paddle is for a folder that tools/export.py wrote" in done.stderr
+    assert sorted(path.name for path in out.iterdir()) == [CONFIG, PROGRAM, PARAMETERS, DESCRIPTION]
+    if not engines.installed("onnxruntime"):
+        (out / PROGRAM).rename(out / engines.ONNX)
+        done = call("eval", "-w", out)
+        assert done.returncode == 2 and "python -m pip install -r requirements-deploy.txt" in done.stderr
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ pytest.importorskip("interpretdl", reason="requirements-explain.txt is not insta
 from nbclient import NotebookClient  # noqa: E402
 
 NOTEBOOKS = ("quickstart", "iformer", "coatnet_convmixer", "mobileformer", "dfformer")
-SUITE = ("analysis", "configs", "datasets", "engine", "kernels", "models", "notebooks", "references", "utils",
+SUITE = ("analysis", "configs", "datasets", "deploy", "engine", "kernels", "models", "notebooks", "references", "utils",
          "errors.py", "constraints.txt", "requirements.txt", "requirements-explain.txt")
 RUN_FILES = {"config.yaml", "environment.json", "train.log", "history.csv", "steps.csv", "best_model.pdparams",
              "final_model.pdparams", "results.json", "loss.png", "accuracy.png", "predictions.png", "explain/lime.png",

@@ -11,8 +11,9 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from configs.load import load_config
 from engine.runtime import launched_processes
 from engine.weights import released
 from errors import UserError
@@ -22,6 +23,7 @@ _OF_THE_MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.E
                    errno.ENAMETOOLONG, errno.ELOOP}
 
 if TYPE_CHECKING:
+    from paddle import nn
     from yacs.config import CfgNode
 
 
@@ -37,13 +39,16 @@ def argument_parser(description: str, *, config: bool = True) -> argparse.Argume
 def add_override(parser: argparse.ArgumentParser) -> None:
     """Add the repeatable ``-o KEY=VALUE``."""
     parser.add_argument("-o", "--override", metavar="KEY=VALUE", action="append", default=[],
-                        help="override a key of the config, for example TRAIN.EPOCHS=3 (repeatable)")
+                        help="override a key, such as TRAIN.EPOCHS=3 (repeatable)")
 
 
-def add_weights(parser: argparse.ArgumentParser) -> None:
-    """Add ``-w W``, required."""
+def add_weights(parser: argparse.ArgumentParser, *, exported: bool = False) -> None:
+    """Add ``-w W``, required; ``exported`` adds ``--engine E`` for the folders that ``load_network`` takes."""
+    folder = "a run or exported folder" if exported else "a run folder"
     parser.add_argument("-w", "--weights", required=True, metavar="W",
-                        help="a run folder, .pdparams, .safetensors, a PyTorch file, or a name in checkpoints/")
+                        help=f"{folder}, .pdparams, .safetensors, a PyTorch file, or a name in checkpoints/")
+    if exported:
+        parser.add_argument("--engine", metavar="E", help="of an exported folder, see docs/DEPLOY.md")
 
 
 def add_image_size(parser: argparse.ArgumentParser, meaning: str = "") -> None:
@@ -63,15 +68,17 @@ def image_size(text: str | None) -> tuple[int, int] | None:
     return int(sides[0]), int(sides[-1])
 
 
-def config_of(arguments: argparse.Namespace) -> Path:
-    """Return the config of ``-c``, or that of the run folder or released checkpoint of ``-w``."""
-    if arguments.config:
-        return Path(arguments.config)
-    checkpoint = released.find_released(arguments.weights)
+def config_of(weights: str, overrides: Sequence[str], config: str | None = None) -> CfgNode:
+    """Return the config of ``-c``, or that of the run folder or released checkpoint of ``-w``, with overrides."""
+    return load_config(config or _config_beside(weights), overrides)
+
+
+def _config_beside(name: str) -> Path:
+    checkpoint = released.find_released(name)
     if checkpoint:
         released.check_released(checkpoint)
         return checkpoint / released.CONFIG
-    weights = Path(arguments.weights)
+    weights = Path(name)
     for folder in (weights, weights.parent):
         if (folder / "config.yaml").is_file():
             return folder / "config.yaml"
@@ -82,17 +89,60 @@ def config_of(arguments: argparse.Namespace) -> Path:
     raise UserError(f"no config: name one with -c ({weights} is in no run folder)")
 
 
+class Loaded(NamedTuple):
+    """A network in evaluation mode, its file, the recorded names of its outputs, and what to print about loading it.
+
+    ``engine`` is "" for the suite's own forward pass.
+    """
+
+    network: nn.Layer
+    path: Path
+    classes: Sequence[str] | None
+    lines: list[str]
+    engine: str = ""
+
+
+def exported_folder(weights: str) -> Path | None:
+    """Return the exported folder that ``weights`` names, itself or by a program in it, or None."""
+    path = Path(os.path.expanduser(weights))
+    folder = path.parent if path.is_file() and path.stem == "inference" else path
+    return folder if (folder / "inference.yml").is_file() else None
+
+
+def load_network(config: CfgNode, weights: str, engine: str | None) -> Loaded:
+    """Return the network of ``-w``; ``engine`` runs an exported folder and is refused for other weights."""
+    folder = exported_folder(weights)
+    if folder:
+        from deploy.engines import load_exported
+
+        exported = load_exported(folder, engine, config.RUNTIME.THREADS)
+        if len(exported.classes) != config.MODEL.NUM_CLASSES:
+            raise UserError(f"{folder}: inference.yml has {len(exported.classes)} labels, expected the "
+                            f"{config.MODEL.NUM_CLASSES} of the config's MODEL.NUM_CLASSES")
+        return Loaded(exported, exported.path, exported.classes, [f"{exported.path}: run by {exported.engine}"],
+                      exported.engine)
+    if engine:
+        raise UserError(f"--engine {engine} is for a folder that tools/export.py wrote, and {weights} is none")
+    from engine.data import trained_classes
+    from engine.model import load_model
+
+    network, report = load_model(config, weights)
+    return Loaded(network, report.path, trained_classes(report.path), report.lines())
+
+
 def work_folder(weights: str, config: CfgNode) -> Path:
     """Return the folder for results about weights.
 
-    That is their run's folder, ``OUTPUT/released/NAME`` for a released checkpoint, ``OUTPUT/NAME`` for other files.
+    That is their run's folder, ``OUTPUT/released/NAME`` for a released checkpoint, ``OUTPUT/NAME`` for other files and
+    exported folders.
     """
     checkpoint = released.find_released(weights)
     if checkpoint:
         return Path(config.OUTPUT) / "released" / checkpoint.name
     path = Path(weights)
     run = path if path.is_dir() else path.parent
-    return run if (run / "config.yaml").is_file() else Path(config.OUTPUT) / config.NAME
+    known = (run / "config.yaml").is_file() and not exported_folder(weights)
+    return run if known else Path(config.OUTPUT) / config.NAME
 
 
 def _open_outputs() -> None:

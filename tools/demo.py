@@ -26,8 +26,9 @@ def parser() -> argparse.ArgumentParser:
     result = cli.argument_parser(__doc__, config=False)
     result.add_argument("-w", "--weights", nargs="*", default=[], metavar="NAME",
                         help="released checkpoints to offer first (default: all)")
-    result.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: 127.0.0.1)")
-    result.add_argument("--port", type=int, metavar="P", help="default: the first free one from 7860")
+    result.add_argument("--host", metavar="H", help="address to listen on (default: GRADIO_SERVER_NAME, 127.0.0.1)")
+    result.add_argument("--port", type=int, metavar="P",
+                        help="default: GRADIO_SERVER_PORT, or the first free one from 7860")
     result.add_argument("--out", default="output/demo", metavar="FOLDER", help="for uploads (default: output/demo)")
     return result
 

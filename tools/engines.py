@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configs.load import load_config
 from engine import runtime
 from tools import cli
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Export networks in every format, run them in every installed engine on the test images, and print a table."""
-    runtime.prepare(1)
+    threads = os.cpu_count() or 1
+    runtime.prepare(threads)
 
     import numpy as np
 
@@ -25,20 +26,19 @@ def main(arguments: argparse.Namespace) -> None:
     from engine.model import load_model
     from utils.fileio import write_text
 
-    folder, rows = Path(arguments.out), []
+    folder, results = Path(arguments.out), {}
     for name in arguments.weights:
-        path = cli.config_of(argparse.Namespace(config=None, weights=name))
-        config = load_config(path, [*arguments.override, "RUNTIME.DEVICE=cpu", "RUNTIME.THREADS=1"])
+        config = cli.config_of(name, [*arguments.override, "RUNTIME.DEVICE=cpu", f"RUNTIME.THREADS={threads}"])
         runtime.start(config)
         dataset = build_dataset(config.DATA, "test")
         count = arguments.count or len(dataset)
         transform = build_eval_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE)
         images = transform.batch(dataset.images, np.arange(count), (0,))
         model, _ = load_model(config, name)
-        new = compare(config, model, Path(name).name, images, dataset.labels[:count], folder)
-        rows += new
-        print(markdown(new), flush=True)
-        write_text(folder / "engines.md", markdown(rows) + "\n")
+        results[name] = compare(config, model, images, dataset.labels[:count], folder)
+        write_text(folder / "engines.md", markdown(results) + "\n")
+        print(f"compared {len(results)} of {len(arguments.weights)}: {name}", flush=True)
+    print(markdown(results))
     print(f"wrote {folder / 'engines.md'}")
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configs.load import load_config
 from engine import runtime
 from engine.weights import released
 from errors import UserError
@@ -22,7 +21,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Print the metrics of one split; write them as JSON, as a table of batches and as a picture where asked."""
     if arguments.report_every < 1:
         raise UserError(f"--report-every is {arguments.report_every}, expected 1 or more")
-    config = load_config(cli.config_of(arguments), arguments.override)
+    config = cli.config_of(arguments.weights, arguments.override, arguments.config)
     runtime.prepare(config.RUNTIME.THREADS)
 
     from analysis.confusion import confusion_table, draw_confusion
@@ -30,28 +29,27 @@ def main(arguments: argparse.Namespace) -> None:
     from engine.data import build_eval_loader, check_classes
     from engine.evaluate import LabelSmoothingCrossEntropy, evaluate
     from engine.evaluation_report import EvaluationReport
-    from engine.model import load_model
     from utils.fileio import read_json, write_json
 
     checkpoint = released.find_released(arguments.weights)
     device = runtime.start(config)
+    loaded = cli.load_network(config, arguments.weights, arguments.engine)
+    print("\n".join(loaded.lines))
     loader = build_eval_loader(config, arguments.split)
-    model, report = load_model(config, arguments.weights)
-    print("\n".join(report.lines()))
-    check_classes(report.path, loader.dataset)
+    check_classes(loaded.path, loader.dataset, loaded.classes)
     with batches(f"{arguments.split} split", len(loader)) as bar:
         table = EvaluationReport(len(loader), arguments.report_every, bar.write if arguments.report else None)
-        result = evaluate(model, loader, LabelSmoothingCrossEntropy(config.LOSS.LABEL_SMOOTHING),
+        result = evaluate(loaded.network, loader, LabelSmoothingCrossEntropy(config.LOSS.LABEL_SMOOTHING),
                           lambda images: bar.update(), table.add)
     names = loader.dataset.class_names
     outputs = [*names, *(f"class {index}" for index in range(len(names), len(result.per_class)))]
     confusion, metrics = result.confusion.tolist(), metrics_of(config, result, loader.dataset)
-    figures = {"model": config.MODEL.NAME, "weights": str(report.path), "dataset": loader.dataset.name,
+    figures = {"model": config.MODEL.NAME, "weights": str(loaded.path), "dataset": loader.dataset.name,
                "split": arguments.split, **metrics, "confusion": confusion,
-               "images_per_second": result.images_per_second, "device": device}
+               "images_per_second": result.images_per_second, "device": loaded.engine or device}
 
     print(f"{config.MODEL.NAME} on {metrics['data']}, {arguments.split}: {result.images:,} images, "
-          f"{result.images_per_second:.1f} images/s on {device}")
+          f"{result.images_per_second:.1f} images/s on {figures['device']}")
     print(f"top-1  {result.top1:8.4%}")
     if result.top5 is not None:
         print(f"top-5  {result.top5:8.4%}")
@@ -91,7 +89,7 @@ def _beside_recorded(metrics: Mapping[str, Any], recorded: Sequence[Mapping[str,
 def parser() -> argparse.ArgumentParser:
     """Return the arguments of this command."""
     result = cli.argument_parser(__doc__)
-    cli.add_weights(result)
+    cli.add_weights(result, exported=True)
     result.add_argument("--split", default="test", choices=("test", "holdout", "train"), help="default: test")
     result.add_argument("--json", metavar="F", help="write all metrics to this file")
     result.add_argument("--confusion", metavar="PNG", help="draw the confusion matrix")

@@ -8,16 +8,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configs.load import load_config
 from engine import runtime
 from errors import UserError
 from tools import cli
+
+FORWARD_ONLY = {"lime", "occlusion"}  # methods for exported networks
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Write explanations of images as arrays and as one sheet."""
     _check(arguments)
-    config = load_config(cli.config_of(arguments), arguments.override)
+    config = cli.config_of(arguments.weights, arguments.override, arguments.config)
     runtime.prepare(config.RUNTIME.THREADS)
 
     from analysis.explain.faithfulness import curves_text
@@ -27,9 +28,11 @@ def main(arguments: argparse.Namespace) -> None:
     from analysis.explain.methods import method_names
     from datasets import build_dataset
     from datasets.files import read_image
-    from engine.model import load_model
 
     methods = method_names(arguments.method)
+    if cli.exported_folder(arguments.weights) and not {*methods} <= FORWARD_ONLY:
+        raise UserError(f"--method {arguments.method} needs gradients or feature maps, which the exported network of "
+                        f"{arguments.weights} does not give: expected {' or '.join(sorted(FORWARD_ONLY))}")
     if "lime" in methods or arguments.curves:
         load_interpretdl()  # raises UserError before anything is computed
     runtime.start(config)
@@ -40,7 +43,7 @@ def main(arguments: argparse.Namespace) -> None:
             if not 0 <= index < len(dataset):
                 raise UserError(f"--index {index}: expected 0 to {len(dataset) - 1}, the test images of {dataset.name}")
             pictures.append(Picture(f"test image {index}", dataset.images[index], int(dataset.labels[index])))
-    model = ImageModel(config, load_model(config, arguments.weights)[0])
+    model = ImageModel(config, cli.load_network(config, arguments.weights, arguments.engine).network)
     settings = Settings(methods, arguments.samples, arguments.superpixels, arguments.layer, arguments.seed,
                         arguments.curves, arguments.cover)
     folder = Path(arguments.out) if arguments.out else cli.work_folder(arguments.weights, config) / "explain"
@@ -63,7 +66,7 @@ def _check(arguments: argparse.Namespace) -> None:
 def parser() -> argparse.ArgumentParser:
     """Return the arguments of this command."""
     result = cli.argument_parser(__doc__)
-    cli.add_weights(result)
+    cli.add_weights(result, exported=True)
     result.add_argument("images", nargs="*", metavar="IMAGE", help="image files")
     result.add_argument("--index", type=int, nargs="+", default=[], metavar="I", help="test images by number")
     result.add_argument("--count", type=int, default=0, metavar="N", help="the first N test images")

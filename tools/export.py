@@ -8,14 +8,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configs.load import load_config
 from engine import runtime
 from tools import cli
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Write the program, its weights and ``inference.yml``, and print how far its logits are from the network's."""
-    config = load_config(cli.config_of(arguments), [*arguments.override, "RUNTIME.DEVICE=cpu"])
+    config = cli.config_of(arguments.weights, [*arguments.override, "RUNTIME.DEVICE=cpu"], arguments.config)
     runtime.prepare(config.RUNTIME.THREADS)
 
     from datasets import class_names

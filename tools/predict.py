@@ -8,7 +8,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configs.load import load_config
 from engine import runtime
 from errors import UserError, printable
 from tools import cli
@@ -22,7 +21,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Print the five likeliest classes of images, draw the first ones as a grid, and write a CSV of all."""
     if not arguments.images and not arguments.index:
         raise UserError("no images: name files or folders, or test images by --index 0 1 2")
-    config = load_config(cli.config_of(arguments), arguments.override)
+    config = cli.config_of(arguments.weights, arguments.override, arguments.config)
     runtime.prepare(config.RUNTIME.THREADS)
 
     import csv
@@ -33,25 +32,24 @@ def main(arguments: argparse.Namespace) -> None:
     from analysis.grids import RIGHT, UNKNOWN, WRONG, class_name, draw_grid
     from datasets import build_dataset, class_names
     from datasets.files import expand_images, read_image
-    from engine.data import check_classes, trained_classes
-    from engine.model import find_weights, load_model, predict
+    from engine.data import check_classes
+    from engine.model import predict
     from utils.fileio import write_text
 
     runtime.start(config)
     paths = list(expand_images(arguments.images))
     titles = [printable(path.name if len(arguments.images) == len(paths) else path, 300) for path in paths]
-    weights = find_weights(arguments.weights)
-    names = trained_classes(weights) or class_names(config.DATA.NAME, config.DATA.ROOT)
+    loaded = cli.load_network(config, arguments.weights, arguments.engine)
+    names = loaded.classes or class_names(config.DATA.NAME, config.DATA.ROOT)
     truths: list[str] = [""] * len(paths)
     if arguments.index:
         dataset = build_dataset(config.DATA, "test")
-        check_classes(weights, dataset)
+        check_classes(loaded.path, dataset, loaded.classes)
         for index in arguments.index:
             if not 0 <= index < len(dataset):
                 raise UserError(f"--index {index}: expected 0 to {len(dataset) - 1}, the test images of {dataset.name}")
             titles.append(f"test image {index}")
             truths.append(names[dataset.labels[index]])
-    model, _ = load_model(config, weights)
 
     count, size = len(titles), config.DATA.EVAL_BATCH_SIZE
     shown, probabilities = [], []
@@ -59,7 +57,7 @@ def main(arguments: argparse.Namespace) -> None:
         for start in range(0, count, size):
             images = [read_image(paths[i]) if i < len(paths) else dataset.images[arguments.index[i - len(paths)]]
                       for i in range(start, min(start + size, count))]
-            probabilities.append(predict(config, model, images))
+            probabilities.append(predict(config, loaded.network, images))
             shown += images[: max(SHOWN - start, 0)]
             bar.update(len(images))
 
@@ -87,7 +85,7 @@ def main(arguments: argparse.Namespace) -> None:
 def parser() -> argparse.ArgumentParser:
     """Return the arguments of this command."""
     result = cli.argument_parser(__doc__)
-    cli.add_weights(result)
+    cli.add_weights(result, exported=True)
     result.add_argument("images", nargs="*", metavar="IMAGE", help="image files, or folders of them")
     result.add_argument("--index", type=int, nargs="+", default=[], metavar="I", help="test images by number")
     result.add_argument("--out", default="predictions.png", metavar="PNG",

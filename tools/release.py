@@ -8,7 +8,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configs.load import load_config
 from engine import runtime
 from engine.weights import released
 from errors import UserError
@@ -21,8 +20,7 @@ def main(arguments: argparse.Namespace) -> None:
     run = Path(arguments.run)
     if released.find_released(arguments.run):
         raise UserError(f"{run} is a released checkpoint, expected the folder of a run")
-    config = load_config(cli.config_of(argparse.Namespace(config=None, weights=arguments.run)),
-                         ["RUNTIME.DEVICE=auto"])
+    config = cli.config_of(arguments.run, ["RUNTIME.DEVICE=auto"])
     runtime.prepare(config.RUNTIME.THREADS)
 
     from analysis.results.release import LARGEST_TOGETHER, release

@@ -8,7 +8,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configs.load import load_config
 from engine import runtime
 from engine.weights.released import find_released
 from tools import cli
@@ -18,8 +17,7 @@ from utils.progress import batches
 def main(arguments: argparse.Namespace) -> None:
     """Evaluate the selected weights, draw curves and errors, and write the page."""
     run = find_released(arguments.run) or Path(arguments.run)
-    path = cli.config_of(argparse.Namespace(config=None, weights=arguments.run))
-    config = load_config(path, arguments.override)
+    config = cli.config_of(arguments.run, arguments.override)
     runtime.prepare(config.RUNTIME.THREADS)
 
     from analysis.report import write_report

@@ -10,7 +10,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from yacs.config import CfgNode
 
-from configs.load import load_config
 from engine import runtime
 from engine.weights.released import find_released
 from errors import UserError
@@ -22,10 +21,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Draw the spectra of one or more networks, and write and print the numbers."""
     if arguments.count < 1:
         raise UserError(f"--count is {arguments.count}, expected 1 or more test images")
-    runs = []
-    for weights in arguments.weights:
-        chosen = argparse.Namespace(config=arguments.config, weights=weights)
-        runs.append((weights, load_config(cli.config_of(chosen), arguments.override)))
+    runs = [(each, cli.config_of(each, arguments.override, arguments.config)) for each in arguments.weights]
     out = Path(arguments.out) if arguments.out else _default_out(runs)
     runtime.prepare(runs[0][1].RUNTIME.THREADS)
 
