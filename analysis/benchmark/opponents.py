@@ -1,0 +1,273 @@
+"""Time PyTorch, ONNX Runtime or OpenVINO beside the suite: a worker for ``tools/benchmark.py --against``.
+
+It needs numpy and the named program, and nothing of the suite, and runs in an environment of its own:
+
+    python -m pip install torch timm onnxruntime openvino
+    python opponents.py pytorch --references DIR [--bfloat16] [--compile]
+    python opponents.py onnxruntime --exported DIR
+    python opponents.py openvino --exported DIR [--bfloat16]
+
+DIR of ``--references`` holds clones of the papers' repositories under their own names: iFormer, MobileFormer, dfformer,
+poolformer, convmixer (CoAtNet is timm's). DIR of ``--exported`` is what ``tools/benchmark.py --export DIR`` has written.
+
+PyTorch trains with fused AdamW. bfloat16 is autocast on channels-last tensors, or in inference a network cast as a whole
+if that runs and is faster. OpenVINO takes one request, or two halves of the batch side by side, whichever is faster.
+docs/PERFORMANCE.md describes the protocol.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import time
+import types
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Question = dict[str, Any]
+Step = Callable[[], object]
+PRODUCT_SIZE = 2048
+# The clone and module of each network, and what builds it from the module, the number of classes and the image size.
+REFERENCES: dict[str, tuple[str, str, Callable[[Any, int, int], Any]]] = {
+    "iformer_small": ("iFormer", "models.inception_transformer", lambda it, classes, size: it.InceptionTransformer(
+        depths=[3, 3, 9, 3], embed_dims=[96, 192, 320, 384], num_heads=[3, 6, 10, 12],
+        attention_heads=[1] * 3 + [3] * 3 + [7] * 4 + [9] * 5 + [11] * 3, use_layer_scale=True, img_size=size,
+        layer_scale_init_value=1e-6, num_classes=classes)),
+    "mobileformer_26m": ("MobileFormer", "mobile_former", lambda it, classes, size: it.mobile_former_26m(
+        num_classes=classes, img_size=size)),
+    "dfformer_s18": ("dfformer", "models.dfformer", lambda it, classes, size: it.MetaFormer(
+        depths=[3, 3, 9, 3], dims=[64, 128, 320, 512], token_mixers=it.DynamicFilter, head_fn=it.MlpHead,
+        input_size=(3, size, size), num_classes=classes)),
+    "cdfformer_s18": ("dfformer", "models.dfformer", lambda it, classes, size: it.MetaFormer(
+        depths=[3, 3, 9, 3], dims=[64, 128, 320, 512], token_mixers=[it.SepConv] * 2 + [it.DynamicFilter] * 2, head_fn=it.MlpHead,
+        input_size=(3, size, size), num_classes=classes)),
+    "poolformer_s12": ("poolformer", "models.poolformer", lambda it, classes, _: it.poolformer_s12(num_classes=classes)),
+    "convmixer_256_8": ("convmixer", "convmixer", lambda it, classes, _: it.ConvMixer(
+        256, 8, kernel_size=5, patch_size=2, n_classes=classes)),
+}
+
+
+class Pytorch:
+    """The references' networks in PyTorch."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        import torch
+
+        self.torch, self.arguments = torch, arguments
+        self.name = " ".join(["PyTorch", *["compile"] * arguments.compile, *["bf16"] * arguments.bfloat16])
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        if arguments.compile:
+            import torch._inductor.config
+
+            torch._inductor.config.freezing = True  # folds weights into constants, in inference only
+
+    def product(self, question: Question) -> Step:
+        a, b = (self.torch.randn(PRODUCT_SIZE, PRODUCT_SIZE) for _ in range(2))
+        if self.arguments.bfloat16:
+            a, b = a.bfloat16(), b.bfloat16()
+        return lambda: float((a @ b)[0, 0])
+
+    def training(self, question: Question) -> Step:
+        torch, network, images = self.torch, *self._network(question)
+        network.train()
+        labels = torch.arange(len(images)) % question["num_classes"]
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
+        run = torch.compile(network) if self.arguments.compile else network
+
+        def step() -> None:
+            with self._autocast():
+                loss = torch.nn.functional.cross_entropy(run(images), labels, label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            float(loss)
+
+        return step
+
+    def inference(self, question: Question) -> Step:
+        torch, network, images = self.torch, *self._network(question)
+        network.eval()
+        run = torch.compile(network) if self.arguments.compile else network
+
+        def step() -> None:
+            with torch.no_grad(), self._autocast():
+                run(images).float().numpy()
+
+        if not self.arguments.bfloat16:
+            return step
+        whole, halves = self._network(question)[0].eval().bfloat16(), images.bfloat16()
+        cast = torch.compile(whole) if self.arguments.compile else whole
+
+        def cast_step() -> None:
+            with torch.no_grad():
+                cast(halves).float().numpy()
+
+        return fastest(step, cast_step)
+
+    def _autocast(self) -> Any:
+        return self.torch.autocast("cpu", self.torch.bfloat16) if self.arguments.bfloat16 else nullcontext()
+
+    def _network(self, question: Question) -> tuple[Any, Any]:
+        """Return a network and images, channels last."""
+        network, images = self._reference(question), self.torch.from_numpy(images_of(question))
+        return tuple(made.to(memory_format=self.torch.channels_last) for made in (network, images))
+
+    def _reference(self, question: Question) -> Any:
+        import timm.layers.helpers
+        import timm.models
+
+        model, classes, size = question["model"], question["num_classes"], question["image_size"]
+        if model == "coatnet_0":
+            return timm.create_model("coatnet_0_224", num_classes=classes, img_size=size)
+        if model not in REFERENCES:
+            raise LookupError(f"no reference for {model}")
+        clone, module, build = REFERENCES[model]
+        # The clones expect timm as it was, or lie in its folder of models.
+        sys.modules["timm.models.layers.helpers"] = timm.layers.helpers
+        package = sys.modules[clone] = types.ModuleType(clone)
+        package.__path__ = [str(self.arguments.references / clone), *timm.models.__path__]
+        for name in ("features", "hub", "layers"):
+            sys.modules[f"{clone}.{name}"] = OldTimm(name)
+        return build(importlib.import_module(f"{clone}.{module}"), classes, size)
+
+
+class OldTimm(types.ModuleType):
+    """A module of timm as it was: today's layers, and None for what is only imported."""
+
+    def __getattr__(self, name: str) -> Any:
+        import timm.layers
+
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(timm.layers, name, None)
+
+
+class OnnxRuntime:
+    """ONNX Runtime on an exported network."""
+
+    name = "ONNX Runtime"
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        import onnxruntime
+
+        self.engine, self.folder = onnxruntime, arguments.exported
+
+    def inference(self, question: Question) -> Step:
+        options = self.engine.SessionOptions()
+        options.intra_op_num_threads = len(os.sched_getaffinity(0))
+        session = self.engine.InferenceSession(exported(self.folder, question), options,
+                                               providers=["CPUExecutionProvider"])
+        images, name = images_of(question), session.get_inputs()[0].name
+        return lambda: session.run(None, {name: images})
+
+
+class OpenVino:
+    """OpenVINO on an exported network."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        import openvino
+
+        self.core, self.folder = openvino.Core(), arguments.exported
+        self.name = "OpenVINO bf16" if arguments.bfloat16 else "OpenVINO"
+        self.settings = {"INFERENCE_PRECISION_HINT": "bf16" if arguments.bfloat16 else "f32",
+                         "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0))}
+
+    def inference(self, question: Question) -> Step:
+        images, path = images_of(question), exported(self.folder, question)
+
+        def compiled(batch: int, hint: str) -> Any:
+            network = self.core.read_model(path)
+            network.reshape([batch, *images.shape[1:]])
+            return self.core.compile_model(network, "CPU", {"PERFORMANCE_HINT": hint, **self.settings})
+
+        whole = compiled(len(images), "LATENCY")
+        if len(images) == 1:
+            return lambda: whole(images)
+        streams = min(len(os.sched_getaffinity(0)), len(images))
+        parts = np.array_split(images, streams)
+        requests = [compiled(len(part), "THROUGHPUT").create_infer_request() for part in parts[:1]]
+        requests += [requests[0].get_compiled_model().create_infer_request() for _ in parts[1:]]
+
+        def side_by_side() -> None:
+            for request, part in zip(requests, parts, strict=True):
+                request.start_async(part)
+            for request in requests:
+                request.wait()
+
+        return fastest(lambda: whole(images), side_by_side)
+
+
+def exported(folder: Path, question: Question) -> Path:
+    return folder / f"{question['model']}_{question['image_size']}" / "inference.onnx"
+
+
+def images_of(question: Question) -> np.ndarray:
+    shape = question["batch_size"], 3, question["image_size"], question["image_size"]
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def fastest(*steps: Step) -> Step:
+    """Return the step that takes the least time, after a warm-up; one that fails is left out."""
+    taken = {}
+    for step in steps:
+        try:
+            step()
+            taken[step] = min(timed(step, 0.2))
+        except RuntimeError as error:
+            print(error, file=sys.stderr)
+    return min(taken, key=taken.get)
+
+
+def timed(step: Step, seconds: float) -> list[float]:
+    """Return the seconds of each step, of as many as fill ``seconds``, and of one at least."""
+    taken: list[float] = []
+    while not taken or sum(taken) < seconds:
+        started = time.perf_counter()
+        step()
+        taken.append(time.perf_counter() - started)
+    return taken
+
+
+def main() -> None:
+    """Answer a question a line, with the program of the arguments, until the input ends."""
+    programs = {"pytorch": Pytorch, "onnxruntime": OnnxRuntime, "openvino": OpenVino}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("program", choices=programs)
+    parser.add_argument("--bfloat16", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="torch.compile")
+    parser.add_argument("--references", type=Path, default=".", help="PyTorch: the folder of clones")
+    parser.add_argument("--exported", type=Path, default=".", help="the others: the folder of ONNX programs")
+    arguments = parser.parse_args()
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries is no answer
+    warnings.filterwarnings("ignore")
+    program, asked, step = programs[arguments.program](arguments), None, None
+    for line in sys.stdin:
+        question = json.loads(line)
+        seconds = question.pop("seconds", 0)
+        try:
+            if question["work"] == "describe":
+                answer = {"name": program.name}
+            elif not hasattr(program, question["work"]):
+                answer = {"error": f"{program.name} does not measure {question['work']}"}
+            else:
+                if question != asked:
+                    step = None  # frees the memory of the one before
+                    asked, step = question, getattr(program, question["work"])(question)
+                answer = {"seconds": timed(step, seconds)}
+        except Exception as error:  # whatever a program raises
+            print(error, file=sys.stderr)
+            answer = {"error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:150]}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
