@@ -6,6 +6,24 @@
 #include "depthwise.h"
 #include "operator.h"
 
+#ifdef HYBRID_ONEDNN
+#define DENSE(call) require(has_product(bfloat16), "this processor has no bfloat16 products"), call
+#else
+#define DENSE(call) require(false, "this Paddle carries no oneDNN")
+#endif
+
+#ifdef HYBRID_ONEDNN
+#define DENSE(call) require(has_product(bfloat16), "this processor has no bfloat16 products"), call
+#else
+#define DENSE(call) require(false, "this Paddle carries no oneDNN")
+#endif
+
+#ifdef HYBRID_ONEDNN
+#define DENSE(call) require(has_product(bfloat16), "this processor has no bfloat16 products"), call
+#else
+#define DENSE(call) require(false, "this Paddle carries no oneDNN")
+#endif
+
 namespace {
 
 // x [batch, channels, height, width] and weight [out_channels, channels / groups, kernel_height, kernel_width]. Zeros
@@ -36,7 +54,7 @@ static Tensors conv2d(const Tensor& X, const Tensor& Weight, const MaybeTensor& 
   if (depthwise)
     depthwise::forward(s, x, weight, bias, Y.data<float>());
   else
-    check_product(dense::forward(s, product_of(bfloat16), x, weight, bias, Y.data<float>()));
+    DENSE(dense::forward(s, bfloat16, x, weight, bias, Y.data<float>()));
   return {Y};
 }
 
@@ -56,7 +74,7 @@ static Tensors conv2d_gradient(const Tensor& X, const Tensor& Weight, const Mayb
   if (depthwise)
     depthwise::backward(s, x, weight, grad, grad_x, grad_weight, grad_bias);
   else
-    check_product(dense::backward(s, product_of(bfloat16), x, weight, grad, grad_x, grad_weight, grad_bias));
+    DENSE(dense::backward(s, bfloat16, x, weight, grad, grad_x, grad_weight, grad_bias));
   return grads;
 }
 
