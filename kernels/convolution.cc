@@ -12,18 +12,6 @@
 #define DENSE(call) require(false, "this Paddle carries no oneDNN")
 #endif
 
-#ifdef HYBRID_ONEDNN
-#define DENSE(call) require(has_product(bfloat16), "this processor has no bfloat16 products"), call
-#else
-#define DENSE(call) require(false, "this Paddle carries no oneDNN")
-#endif
-
-#ifdef HYBRID_ONEDNN
-#define DENSE(call) require(has_product(bfloat16), "this processor has no bfloat16 products"), call
-#else
-#define DENSE(call) require(false, "this Paddle carries no oneDNN")
-#endif
-
 namespace {
 
 // x [batch, channels, height, width] and weight [out_channels, channels / groups, kernel_height, kernel_width]. Zeros
