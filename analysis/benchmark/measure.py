@@ -2,6 +2,7 @@
 
 Each round asks every worker once, so that a disturbance of the machine affects all. A ratio is the median of the
 rounds' ratios; the first round warms up and is not counted. Results are plain data that grow as they are measured.
+An arm whose name ends in bf16 computes in bfloat16, all others in float32.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from analysis.benchmark.process import Arm, WorkerFailed, WorkerProcess, other_arm, stock_arm, suite_arm
-from engine import runtime
+from analysis.benchmark.process import Arm, WorkerFailed, WorkerProcess, other_arm, own_arm
 from errors import UserError
 
 Results = dict[str, Any]
@@ -23,10 +23,8 @@ Report = Callable[[str], None]
 
 FAMILIES = ("iformer_small", "coatnet_0", "convmixer_256_8", "mobileformer_26m", "dfformer_s18", "cdfformer_s18",
             "poolformer_s12")
-WORKS = ("inference", "training")  # in this order: a process that has trained keeps more memory
-PASSES = {"inference": 1, "training": 3}  # a backward pass costs two forward passes
-BATCH_SIZES = (1, 8, 32, 128)
-IMAGE_SIZES = (32, 64, 128, 224)
+WORKS = ("latency", "inference", "training")  # in this order: a process that has trained keeps more memory
+PASSES = {"latency": 1, "inference": 1, "training": 3}  # a backward pass costs two forward passes
 NUM_CLASSES = 10
 PAUSE = 0.3  # seconds after an answer: OpenMP threads spin on a core for up to 0.2 seconds
 
@@ -35,16 +33,16 @@ PAUSE = 0.3  # seconds after an answer: OpenMP threads spin on a core for up to 
 class Plan:
     """What is measured. ``batch_sizes`` has one for each image size; ``seconds`` is the length of a turn.
 
-    ``against`` are the commands of other programs, each an opponent beside stock Paddle.
+    ``against`` are the commands of other programs; ``stock`` is whether stock Paddle takes part.
     """
 
     models: tuple[str, ...] = FAMILIES
     image_sizes: tuple[int, ...] = (32, 224)
     batch_sizes: tuple[int, ...] = (32, 2)
-    sections: tuple[str, ...] = ("ceilings", "speed", "pipelines", "sizes")
     rounds: int = 3
     seconds: float = 0.5
     against: tuple[str, ...] = ()
+    stock: bool = True
 
     def batch_size(self, model: str, image_size: int) -> int:
         """Return the batch of a cell: a quarter for ConvMixer-256/8 at 224, whose maps have half the image's side."""
@@ -54,10 +52,7 @@ class Plan:
 
 def count_cells(plan: Plan) -> int:
     """Return how often ``measure`` calls ``report``."""
-    works = len(WORKS)
-    each = {"ceilings": 1, "speed": works * len(plan.models) * len(plan.image_sizes), "pipelines": 2,
-            "sizes": works * (len(BATCH_SIZES) + len(IMAGE_SIZES))}
-    return sum(each[section] for section in plan.sections)
+    return 1 + len(WORKS) * len(plan.models) * len(plan.image_sizes)
 
 
 def measure(plan: Plan, results: Results, report: Report) -> None:
@@ -66,35 +61,42 @@ def measure(plan: Plan, results: Results, report: Report) -> None:
     Raises UserError for an unknown network, and for a command that cannot be started.
     """
     started = time.perf_counter()
-    arms = [suite_arm(), stock_arm(), *map(other_arm, plan.against)]
-    with WorkerProcess(arms[0]) as worker:
+    with WorkerProcess(own_arm("suite")) as worker:
         try:
             worker.ask({"work": "describe", "models": plan.models})
         except WorkerFailed as failure:
             raise UserError(str(failure)) from None
         machine = worker.ask({"work": "describe"})
+    # Others get the suite's threads and allocator too.
+    settings = dict(setting.split("=", 1) for setting in machine["set_by_the_suite"] if setting.startswith("MALLOC_"))
+    settings["OMP_NUM_THREADS"] = str(machine["threads"])
+    own = ["suite", *["suite bf16"] * bool((machine["kernels"] or {}).get("bfloat16")), *["stock"] * plan.stock]
+    arms = [*map(own_arm, own), *(other_arm(command, settings) for command in plan.against)]
     results |= {"plan": asdict(plan), "complete": False,
                 "machine": {key: value for key, value in machine.items() if key != "command"}}
-    for section in plan.sections:
-        SECTIONS[section](plan, arms, results, report)
+    results["ceilings"] = _ceilings(plan, arms)
+    report("matrix products, GFLOP/s: " + ", ".join(f"{name} {gflops:.0f}"
+                                                    for name, gflops in results["ceilings"].items()))
+    for size in plan.image_sizes:
+        for model in plan.models:
+            for cell in _network(plan, arms, model, size, results["ceilings"]):
+                _put(results.setdefault("speed", []), cell)
+                report(describe(cell))
     results["seconds"] = results.get("seconds", 0.0) + time.perf_counter() - started
     results["complete"] = True
 
 
-def compare(turns: Sequence[tuple[str, WorkerProcess, Cell]], question: Cell, images: int, rounds: int,
-            seconds: float) -> Cell:
-    """Ask all workers in turn; return the images/s of each, and the ratios of the first to the others.
-
-    A turn is a name, a worker, and additions to the question. A worker that fails drops out with an ``error``.
-    """
-    rates: dict[str, list[float]] = {name: [] for name, _, _ in turns}
+def compare(workers: Sequence[WorkerProcess], question: Cell, images: int, rounds: int, seconds: float) -> Cell:
+    """Ask all workers in turn; return the images/s of each. A worker that fails drops out with an ``error``."""
+    rates: dict[str, list[float]] = {worker.arm.name: [] for worker in workers}
     arms: dict[str, Cell] = {}
     for number in range(rounds + 1):
-        for name, worker, additions in turns:
+        for worker in workers:
+            name = worker.arm.name
             if "error" in arms.get(name, {}):
                 continue
             try:
-                taken = worker.ask({**question, **additions, "seconds": seconds if number else 0})["seconds"]
+                taken = worker.ask({**question, "seconds": seconds if number else 0})["seconds"]
             except WorkerFailed as failure:
                 arms[name] = {"error": str(failure)}
                 continue
@@ -103,105 +105,76 @@ def compare(turns: Sequence[tuple[str, WorkerProcess, Cell]], question: Cell, im
                 arms[name] = {"images_per_second": statistics.median(rates[name]), "rounds": rates[name],
                               "peak_bytes": worker.peak_bytes()}
             time.sleep(PAUSE)
-    first, *others = (name for name, _, _ in turns)
-    ratios = {}
-    for name in others:
-        if "error" not in arms[first] and "error" not in arms[name]:
-            values = sorted(a / b for a, b in zip(rates[first], rates[name], strict=True))
-            ratios[name] = {"median": statistics.median(values), "low": values[0], "high": values[-1]}
-    return {"arms": arms, "ratios": ratios}
+    return {"arms": arms, "ratios": ratios(arms)}
 
 
-def _ceilings(plan: Plan, arms: Sequence[Arm], results: Results, report: Report) -> None:
-    """Measure the fastest matrix product of 2048×2048, which utilisation is relative to."""
+def ratios(arms: dict[str, Cell]) -> dict[str, Cell]:
+    """Return the ratios of the suite's fastest arm to the fastest opponent: ``best``, and ``float32`` among such arms.
+
+    ``stock`` is the ratio to stock Paddle. Each has ``median``, ``low``, ``high``, and the names of both sides.
+    """
+    measured = {name: arm for name, arm in arms.items() if "error" not in arm}
+    float32 = [name for name in measured if not name.endswith("bf16")]
+    found = {}
+    for kind, names in (("best", list(measured)), ("float32", float32), ("stock", list(measured))):
+        ours = [name for name in names if name.startswith("suite")]
+        theirs = [name for name in names if name not in ours and (name == "stock") == (kind == "stock")]
+        if ours and theirs:
+            suite, opponent = (max(side, key=lambda name: measured[name]["images_per_second"])
+                               for side in (ours, theirs))
+            values = sorted(a / b for a, b in zip(measured[suite]["rounds"], measured[opponent]["rounds"], strict=True))
+            found[kind] = {"median": statistics.median(values), "low": values[0], "high": values[-1], "suite": suite,
+                           "opponent": opponent}
+    return found
+
+
+def _ceilings(plan: Plan, arms: Sequence[Arm]) -> dict[str, float]:
+    """Return the GFLOP/s of matrix products of 2048×2048, which utilisation is relative to."""
     with ExitStack() as stack:
         workers = [stack.enter_context(WorkerProcess(arm)) for arm in arms]
-        turns = [("kernels", workers[0], {"by": "kernels"}),
-                 *((worker.arm.name, worker, {"by": "paddle"}) for worker in workers)]
-        cell = compare(turns, {"work": "product"}, 1, plan.rounds, plan.seconds)
-    operations = 2 * 2048**3
-    products = {name: {"gflops": operations * arm["images_per_second"] / 1e9,
-                       "best": operations * max(arm["rounds"]) / 1e9}
-                for name, arm in cell["arms"].items() if "error" not in arm}
-    results["ceilings"] = {"threads": runtime.available_cores(), "products": products}
-    report("matrix product: " + ", ".join(f"{name} {found['gflops']:.0f}" for name, found in products.items())
-         + " GFLOP/s")
+        cell = compare(workers, {"work": "product"}, 1, plan.rounds, plan.seconds)
+    return {name: 2 * 2048**3 * max(arm["rounds"]) / 1e9 for name, arm in cell["arms"].items() if "error" not in arm}
 
 
-def _speed(plan: Plan, arms: Sequence[Arm], results: Results, report: Report) -> None:
-    for size in plan.image_sizes:
-        for model in plan.models:
-            for cell in _network(arms, model, size, plan.batch_size(model, size), plan, results):
-                _put(results, "speed", cell)
-                report(describe(cell))
-
-
-def _network(arms: Sequence[Arm], model: str, size: int, batch: int, plan: Plan, results: Results) -> Iterable[Cell]:
+def _network(plan: Plan, arms: Sequence[Arm], model: str, size: int, ceilings: dict[str, float]) -> Iterable[Cell]:
     """Yield the cells of one network, measured in new processes, so that peaks of memory are its own."""
-    question = {"model": model, "image_size": size, "batch_size": batch, "num_classes": NUM_CLASSES}
     with ExitStack() as stack:
         workers = [stack.enter_context(WorkerProcess(arm)) for arm in arms]
-        try:
-            macs = workers[0].ask({**question, "work": "describe"})["macs"]
-        except WorkerFailed as failure:
-            raise UserError(f"{model} at {size}×{size}: {failure}") from None
         for work in WORKS:
-            turns = [(worker.arm.name, worker, {}) for worker in workers]
-            cell = compare(turns, {**question, "work": work}, batch, plan.rounds, plan.seconds)
-            yield {**question, "work": work, "macs": macs, **with_utilisation(cell, macs, work, results)}
+            batch = 1 if work == "latency" else plan.batch_size(model, size)
+            question = {"model": model, "image_size": size, "batch_size": batch, "num_classes": NUM_CLASSES}
+            try:
+                macs = workers[0].ask({**question, "work": "describe"})["macs"]
+            except WorkerFailed as failure:
+                raise UserError(f"{model} at {size}×{size}: {failure}") from None
+            asked = {**question, "work": "training" if work == "training" else "inference"}
+            cell = compare(workers, asked, batch, plan.rounds, plan.seconds)
+            yield {**question, "work": work, "macs": macs, **with_utilisation(cell, macs, work, ceilings)}
 
 
-def with_utilisation(cell: Cell, macs: int, work: str, results: Results) -> Cell:
-    """Add to each arm its operations a second over those of the fastest matrix product measured."""
-    products = results.get("ceilings", {}).get("products", {})
-    best = max((product["best"] for product in products.values()), default=None)
-    for arm in cell["arms"].values():
+def with_utilisation(cell: Cell, macs: int, work: str, ceilings: dict[str, float]) -> Cell:
+    """Add to each arm its operations a second over those of the fastest matrix product in its precision."""
+    for name, arm in cell["arms"].items():
+        best = max((gflops for other, gflops in ceilings.items() if other.endswith("bf16") == name.endswith("bf16")),
+                   default=None)
         if best and "error" not in arm:
             arm["utilisation"] = 2 * macs * PASSES[work] * arm["images_per_second"] / (best * 1e9)
     return cell
 
 
-def _sizes(plan: Plan, arms: Sequence[Arm], results: Results, report: Report) -> None:
-    """Measure the first network against batch size, at the smallest image, and image size, at the smallest batch."""
-    cells = [("batch_sizes", min(plan.image_sizes), size) for size in BATCH_SIZES]
-    cells += [("image_sizes", size, min(plan.batch_sizes)) for size in IMAGE_SIZES]
-    for section, image_size, batch_size in cells:
-        for cell in _network(arms[:1], plan.models[0], image_size, batch_size, plan, results):
-            _put(results, section, cell)
-            report(describe(cell))
-
-
-def _pipelines(plan: Plan, arms: Sequence[Arm], results: Results, report: Report) -> None:
-    from analysis.benchmark.pipelines import BATCH_SIZE, PIPELINES, RECIPES
-
-    with ExitStack() as stack:
-        turns = [(pipeline, stack.enter_context(WorkerProcess(arms[0])), {"pipeline": pipeline})
-                 for pipeline in PIPELINES]
-        for name, recipe in RECIPES.items():
-            question = {"work": "pipeline", "recipe": recipe, "workers": runtime.available_cores()}
-            cell = {"recipe": name, **compare(turns, question, BATCH_SIZE, plan.rounds, plan.seconds)}
-            _put(results, "pipelines", cell)
-            report(describe(cell))
-
-
-SECTIONS = {"ceilings": _ceilings, "speed": _speed, "pipelines": _pipelines, "sizes": _sizes}
-
-
 def describe(cell: Cell) -> str:
     """Return a cell in one line."""
-    where = cell.get("recipe") or (f"{cell['model']} {cell['image_size']}×{cell['image_size']}, batch "
-                                   f"{cell['batch_size']}, {cell['work']}")
     rates = ", ".join(f"{name} {arm['images_per_second']:.4g}" if "error" not in arm else f"{name}: {arm['error']}"
                       for name, arm in cell["arms"].items())
-    ratios = "".join(f"; {found['median']:.2f}× {name}" for name, found in cell["ratios"].items())
-    return f"{where}: {rates} images/s{ratios}"
+    found = "".join(f"; {kind} {ratio['median']:.2f}× {ratio['opponent']}" for kind, ratio in cell["ratios"].items())
+    return (f"{cell['model']} {cell['image_size']}×{cell['image_size']}, batch {cell['batch_size']}, {cell['work']}: "
+            f"{rates} images/s{found}")
 
 
-def _put(results: Results, section: str, cell: Cell) -> None:
+def _put(cells: list[Cell], cell: Cell) -> None:
     """Add a cell, replacing an older one of the same name."""
     def key(of: Cell) -> list[Any]:
-        return [of.get(name) for name in ("model", "image_size", "batch_size", "work", "recipe")]
+        return [of[name] for name in ("model", "image_size", "work")]
 
-    cells = results.setdefault(section, [])
     known = next((index for index, other in enumerate(cells) if key(other) == key(cell)), len(cells))
     cells[known : known + 1] = [cell]

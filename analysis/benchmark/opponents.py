@@ -7,17 +7,19 @@ It needs numpy and the named program, and nothing of the suite, and runs in an e
     python opponents.py onnxruntime --exported DIR
     python opponents.py openvino --exported DIR [--bfloat16]
 
-DIR of ``--references`` holds clones of the papers' repositories under their own names: iFormer, MobileFormer, dfformer,
-poolformer, convmixer (CoAtNet is timm's). DIR of ``--exported`` is what ``tools/benchmark.py --export DIR`` has written.
+DIR of ``--references`` holds clones of the papers' repositories under their own names: iFormer, MobileFormer,
+dfformer, poolformer, convmixer (CoAtNet is timm's). DIR of ``--exported`` is what ``tools/benchmark.py --export DIR``
+has written.
 
-PyTorch trains with fused AdamW. bfloat16 is autocast on channels-last tensors, or in inference a network cast as a whole
-if that runs and is faster. OpenVINO takes one request, or two halves of the batch side by side, whichever is faster.
+PyTorch's tensors are channels-last, AdamW is fused. bfloat16 is autocast, or in inference a network cast as a whole, if
+that runs and is faster. OpenVINO takes a batch at once, or a part for each thread side by side, whichever is faster.
 docs/PERFORMANCE.md describes the protocol.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib
 import json
 import os
@@ -43,27 +45,48 @@ REFERENCES: dict[str, tuple[str, str, Callable[[Any, int, int], Any]]] = {
         layer_scale_init_value=1e-6, num_classes=classes)),
     "mobileformer_26m": ("MobileFormer", "mobile_former", lambda it, classes, size: it.mobile_former_26m(
         num_classes=classes, img_size=size)),
-    "dfformer_s18": ("dfformer", "models.dfformer", lambda it, classes, size: it.MetaFormer(
-        depths=[3, 3, 9, 3], dims=[64, 128, 320, 512], token_mixers=it.DynamicFilter, head_fn=it.MlpHead,
-        input_size=(3, size, size), num_classes=classes)),
-    "cdfformer_s18": ("dfformer", "models.dfformer", lambda it, classes, size: it.MetaFormer(
-        depths=[3, 3, 9, 3], dims=[64, 128, 320, 512], token_mixers=[it.SepConv] * 2 + [it.DynamicFilter] * 2, head_fn=it.MlpHead,
-        input_size=(3, size, size), num_classes=classes)),
-    "poolformer_s12": ("poolformer", "models.poolformer", lambda it, classes, _: it.poolformer_s12(num_classes=classes)),
+    "dfformer_s18": ("dfformer", "models.dfformer", lambda it, *given: _dfformer(it, it.DynamicFilter, *given)),
+    "cdfformer_s18": ("dfformer", "models.dfformer", lambda it, *given: _dfformer(
+        it, [it.SepConv] * 2 + [it.DynamicFilter] * 2, *given)),
+    "poolformer_s12": ("poolformer", "models.poolformer", lambda it, classes, _: it.poolformer_s12(
+        num_classes=classes)),
     "convmixer_256_8": ("convmixer", "convmixer", lambda it, classes, _: it.ConvMixer(
         256, 8, kernel_size=5, patch_size=2, n_classes=classes)),
 }
 
 
-class Pytorch:
+def _dfformer(module: Any, mixers: Any, classes: int, size: int) -> Any:
+    return module.MetaFormer(depths=[3, 3, 9, 3], dims=[64, 128, 320, 512], token_mixers=mixers, head_fn=module.MlpHead,
+                             input_size=(3, size, size), num_classes=classes)
+
+
+class Opponent:
+    """A program that is timed; its methods return one step of a question's work."""
+
+    name = ""
+    expected = (Exception,)  # whatever a program raises leaves its cell empty
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+
+    def describe(self, question: Question) -> dict[str, str]:
+        return {"name": self.name}
+
+    def exported(self, question: Question) -> Path:
+        return self.arguments.exported / f"{question['model']}_{question['image_size']}" / "inference.onnx"
+
+
+class Pytorch(Opponent):
     """The references' networks in PyTorch."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         import torch
 
-        self.torch, self.arguments = torch, arguments
+        super().__init__(arguments)
+        self.torch = torch
         self.name = " ".join(["PyTorch", *["compile"] * arguments.compile, *["bf16"] * arguments.bfloat16])
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(self.threads)
         if arguments.compile:
             import torch._inductor.config
 
@@ -80,7 +103,7 @@ class Pytorch:
         network.train()
         labels = torch.arange(len(images)) % question["num_classes"]
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
-        run = torch.compile(network) if self.arguments.compile else network
+        run = self._compiled(network)
 
         def step() -> None:
             with self._autocast():
@@ -95,7 +118,7 @@ class Pytorch:
     def inference(self, question: Question) -> Step:
         torch, network, images = self.torch, *self._network(question)
         network.eval()
-        run = torch.compile(network) if self.arguments.compile else network
+        run = self._compiled(network)
 
         def step() -> None:
             with torch.no_grad(), self._autocast():
@@ -103,8 +126,8 @@ class Pytorch:
 
         if not self.arguments.bfloat16:
             return step
-        whole, halves = self._network(question)[0].eval().bfloat16(), images.bfloat16()
-        cast = torch.compile(whole) if self.arguments.compile else whole
+        whole, halves = copy.deepcopy(network).bfloat16(), images.bfloat16()
+        cast = self._compiled(whole)
 
         def cast_step() -> None:
             with torch.no_grad():
@@ -112,11 +135,16 @@ class Pytorch:
 
         return fastest(step, cast_step)
 
+    def _compiled(self, network: Any) -> Any:
+        return self.torch.compile(network, dynamic=False) if self.arguments.compile else network
+
     def _autocast(self) -> Any:
         return self.torch.autocast("cpu", self.torch.bfloat16) if self.arguments.bfloat16 else nullcontext()
 
     def _network(self, question: Question) -> tuple[Any, Any]:
         """Return a network and images, channels last."""
+        if self.arguments.compile:
+            self.torch.compiler.reset()  # other shapes would be a reason to compile for all shapes
         network, images = self._reference(question), self.torch.from_numpy(images_of(question))
         return tuple(made.to(memory_format=self.torch.channels_last) for made in (network, images))
 
@@ -150,63 +178,54 @@ class OldTimm(types.ModuleType):
         return getattr(timm.layers, name, None)
 
 
-class OnnxRuntime:
+class OnnxRuntime(Opponent):
     """ONNX Runtime on an exported network."""
 
     name = "ONNX Runtime"
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
+    def inference(self, question: Question) -> Step:
         import onnxruntime
 
-        self.engine, self.folder = onnxruntime, arguments.exported
-
-    def inference(self, question: Question) -> Step:
-        options = self.engine.SessionOptions()
-        options.intra_op_num_threads = len(os.sched_getaffinity(0))
-        session = self.engine.InferenceSession(exported(self.folder, question), options,
-                                               providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        session = onnxruntime.InferenceSession(self.exported(question), options, providers=["CPUExecutionProvider"])
         images, name = images_of(question), session.get_inputs()[0].name
         return lambda: session.run(None, {name: images})
 
 
-class OpenVino:
+class OpenVino(Opponent):
     """OpenVINO on an exported network."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        import openvino
-
-        self.core, self.folder = openvino.Core(), arguments.exported
+        super().__init__(arguments)
         self.name = "OpenVINO bf16" if arguments.bfloat16 else "OpenVINO"
-        self.settings = {"INFERENCE_PRECISION_HINT": "bf16" if arguments.bfloat16 else "f32",
-                         "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0))}
 
     def inference(self, question: Question) -> Step:
-        images, path = images_of(question), exported(self.folder, question)
+        import openvino
 
-        def compiled(batch: int, hint: str) -> Any:
-            network = self.core.read_model(path)
-            network.reshape([batch, *images.shape[1:]])
-            return self.core.compile_model(network, "CPU", {"PERFORMANCE_HINT": hint, **self.settings})
+        images, core = images_of(question), openvino.Core()
 
-        whole = compiled(len(images), "LATENCY")
-        if len(images) == 1:
+        def compiled(part: np.ndarray, hint: str) -> Any:
+            network = core.read_model(self.exported(question))
+            network.reshape(list(part.shape))
+            return core.compile_model(network, "CPU", {
+                "PERFORMANCE_HINT": hint, "INFERENCE_NUM_THREADS": self.threads,
+                "INFERENCE_PRECISION_HINT": "bf16" if self.arguments.bfloat16 else "f32"})
+
+        whole = compiled(images, "LATENCY")
+        if len(images) % self.threads or len(images) == 1:
             return lambda: whole(images)
-        streams = min(len(os.sched_getaffinity(0)), len(images))
-        parts = np.array_split(images, streams)
-        requests = [compiled(len(part), "THROUGHPUT").create_infer_request() for part in parts[:1]]
-        requests += [requests[0].get_compiled_model().create_infer_request() for _ in parts[1:]]
+        parts = np.split(images, self.threads)
+        side_by_side = compiled(parts[0], "THROUGHPUT")
+        requests = [side_by_side.create_infer_request() for _ in parts]
 
-        def side_by_side() -> None:
+        def run_parts() -> None:
             for request, part in zip(requests, parts, strict=True):
                 request.start_async(part)
             for request in requests:
                 request.wait()
 
-        return fastest(lambda: whole(images), side_by_side)
-
-
-def exported(folder: Path, question: Question) -> Path:
-    return folder / f"{question['model']}_{question['image_size']}" / "inference.onnx"
+        return fastest(lambda: whole(images), run_parts)
 
 
 def images_of(question: Question) -> np.ndarray:
@@ -236,8 +255,33 @@ def timed(step: Step, seconds: float) -> list[float]:
     return taken
 
 
+def serve(program: Any) -> None:
+    """Answer a question a line until the input ends, by the program's method of the question's ``work``.
+
+    The next question usually is the same, for which the network is kept. Errors other than ``expected`` end it.
+    """
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries is no answer
+    asked, step = None, None
+    for line in sys.stdin:
+        question = json.loads(line)
+        seconds = question.pop("seconds", 0)
+        try:
+            if question["work"] == "describe":
+                answer = program.describe(question)
+            else:
+                if question != asked:
+                    step = None  # frees the memory of the one before
+                    asked, step = question, getattr(program, question["work"])(question)
+                answer = {"seconds": timed(step, seconds)}
+        except program.expected as error:
+            print(error, file=sys.stderr)
+            answer = {"error": str(error).strip().partition("\n")[0][:200] or type(error).__name__}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
 def main() -> None:
-    """Answer a question a line, with the program of the arguments, until the input ends."""
+    """Serve the program of the arguments."""
     programs = {"pytorch": Pytorch, "onnxruntime": OnnxRuntime, "openvino": OpenVino}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program", choices=programs)
@@ -246,27 +290,8 @@ def main() -> None:
     parser.add_argument("--references", type=Path, default=".", help="PyTorch: the folder of clones")
     parser.add_argument("--exported", type=Path, default=".", help="the others: the folder of ONNX programs")
     arguments = parser.parse_args()
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries is no answer
     warnings.filterwarnings("ignore")
-    program, asked, step = programs[arguments.program](arguments), None, None
-    for line in sys.stdin:
-        question = json.loads(line)
-        seconds = question.pop("seconds", 0)
-        try:
-            if question["work"] == "describe":
-                answer = {"name": program.name}
-            elif not hasattr(program, question["work"]):
-                answer = {"error": f"{program.name} does not measure {question['work']}"}
-            else:
-                if question != asked:
-                    step = None  # frees the memory of the one before
-                    asked, step = question, getattr(program, question["work"])(question)
-                answer = {"seconds": timed(step, seconds)}
-        except Exception as error:  # whatever a program raises
-            print(error, file=sys.stderr)
-            answer = {"error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:150]}"}
-        print(json.dumps(answer), file=answers, flush=True)
+    serve(programs[arguments.program](arguments))
 
 
 if __name__ == "__main__":

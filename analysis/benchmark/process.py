@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +31,17 @@ class Arm:
 
     name: str
     command: tuple[str, ...]
-    settings: dict[str, str] | None = None  # in the place of SETTINGS; None: the user's own
+    settings: dict[str, str] = field(default_factory=dict)  # beside the user's own
+    plain: bool = False  # without the user's SETTINGS
     ours: bool = True
 
 
-def suite_arm() -> Arm:
-    """Return the suite as it runs for its user."""
-    return Arm("suite", _command("suite"))
+def own_arm(name: str) -> Arm:
+    """Return the suite as it runs for its user, or as ``stock`` on Paddle's operators, as Paddle starts alone."""
+    return Arm(name, (sys.executable, str(ROOT / "tools" / "benchmark.py"), "--worker", name), plain=name == "stock")
 
 
-def stock_arm() -> Arm:
-    """Return the same networks on Paddle's operators in Paddle's own environment."""
-    return Arm("stock", _command("stock"), {})
-
-
-def other_arm(command: str) -> Arm:
+def other_arm(command: str, settings: dict[str, str]) -> Arm:
     """Return another program that follows the protocol, named as it calls itself (or as its file).
 
     Raises UserError for a command that cannot be started.
@@ -63,11 +59,7 @@ def other_arm(command: str) -> Arm:
             name = str(worker.ask({"work": "describe", "seconds": 0})["name"])
         except (WorkerFailed, KeyError):
             name = Path(words[-1]).name
-    return Arm(name[:40], words, ours=False)
-
-
-def _command(mode: str) -> tuple[str, ...]:
-    return sys.executable, str(ROOT / "tools" / "benchmark.py"), "--worker", mode
+    return Arm(name[:40], words, settings, ours=False)
 
 
 class WorkerFailed(Exception):
@@ -130,10 +122,8 @@ class WorkerProcess:
         return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
 
     def _start(self) -> subprocess.Popen[str]:
-        environment = dict(os.environ)
-        if self.arm.settings is not None:
-            environment = {key: value for key, value in environment.items() if key not in SETTINGS}
-            environment |= self.arm.settings
+        environment = {key: value for key, value in os.environ.items() if not (self.arm.plain and key in SETTINGS)}
+        environment |= self.arm.settings
         # Ctrl-C is for the benchmark, which then ends its workers: they inherit a mask that holds SIGINT back. A
         # session of their own would do so too, but lose the priority of `nice` (Linux's autogroups).
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,14 +35,12 @@ def tables(results: Results) -> dict[str, Table]:
     """Return the tables of what was measured, by the names of their places in the page."""
     made = {"machine": _machine(results["machine"])} if "machine" in results else {}
     if "ceilings" in results:
-        made["ceilings"] = _ceilings(results["ceilings"])
-    for work in ("training", "inference"):
+        rows = [[name, f"{gflops:.0f}"] for name, gflops in results["ceilings"].items()]
+        made["ceilings"] = Table("Matrix products of 2048×2048", ("by", "GFLOP/s"), rows)
+    for work in ("training", "inference", "latency"):
         if cells := [cell for cell in results.get("speed", []) if cell["work"] == work]:
             made[work] = _speed(work, cells)
-    if "pipelines" in results:
-        made["pipelines"] = _pipelines(results["pipelines"])
-    return made | {name: _sizes(results[name], name.removesuffix("s")) for name in ("batch_sizes", "image_sizes")
-                   if name in results}
+    return made
 
 
 def check_page(path: Path) -> str:
@@ -78,43 +75,22 @@ def _machine(machine: Cell) -> Table:
     return Table("Machine", ("what", "found"), rows)
 
 
-def _ceilings(ceilings: Cell) -> Table:
-    names = {"kernels": "the suite's", "suite": "Paddle with the suite's settings", "stock": "stock Paddle"}
-    rows = [[f"matrix product 2048³, {names.get(name, name)}", f"{product['gflops']:.0f} GFLOP/s"]
-            for name, product in ceilings["products"].items()]
-    return Table(f"Ceilings, {ceilings['threads']} threads", ("what", "measured"), rows)
-
-
 def _speed(work: str, cells: list[Cell]) -> Table:
     names = list(dict.fromkeys(name for cell in cells for name in cell["arms"]))
+    kinds = [kind for kind in ("best", "float32", "stock") if any(kind in cell["ratios"] for cell in cells)]
+    headings = {"best": "to the best", "float32": "float32 to the best float32", "stock": "to stock"}
+    shown = _milliseconds if work == "latency" else _rate
     rows = [[cell["model"], str(cell["image_size"]), str(cell["batch_size"]),
-             *(_rate(cell["arms"].get(name)) for name in names), _share(cell["arms"]["suite"]),
-             " / ".join(_peak(cell["arms"].get(name)).removesuffix(" GB") for name in names) + " GB",
-             *(_ratio(cell, name) for name in names[1:])] for cell in cells]
-    return Table(f"{work.capitalize()}, images/s", (
-        "network", "image", "batch", *names, "of the ceiling", "memory", *(f"to {name}" for name in names[1:])), rows,
-        _failures(cells))
-
-
-def _sizes(cells: list[Cell], axis: str) -> Table:
-    fixed, heading = "image_size" if axis == "batch_size" else "batch_size", axis.replace("_", " ")
-    by_size: dict[int, dict[str, Cell]] = {}
-    for cell in sorted(cells, key=lambda cell: cell[axis]):
-        by_size.setdefault(cell[axis], {})[cell["work"]] = cell["arms"]["suite"]
-    rows = [[str(size), *(text for arm in map(works.get, ("training", "inference"))
-                          for text in (_milliseconds(arm), _share(arm), _peak(arm)))]
-            for size, works in by_size.items()]
-    return Table(f"{heading.capitalize()}: {cells[0]['model']}, {fixed.replace('_', ' ')} {cells[0][fixed]}",
-                 (heading, "training, ms an image", "of the ceiling", "memory", "inference, ms an image",
-                  "of the ceiling", "memory"), rows, _failures(cells))
-
-
-def _pipelines(cells: list[Cell]) -> Table:
-    names = list(dict.fromkeys(name for cell in cells for name in cell["arms"]))
-    rows = [[cell["recipe"], *(_rate(cell["arms"].get(name)) for name in names),
-             *(_ratio(cell, name) for name in names[1:])] for cell in cells]
-    return Table("Input pipelines, images/s", ("recipe", *names, *(f"to {name}" for name in names[1:])), rows,
-                 _failures(cells))
+             *(_ratio(cell["ratios"].get(kind), cell["arms"]) for kind in kinds),
+             *(shown(cell["arms"].get(name)) for name in names),
+             " / ".join(_share(cell["arms"].get(name)) for name in names if name.startswith("suite")),
+             _peak(cell)] for cell in cells]
+    failures = (f"{cell['model']}, {cell['image_size']}×{cell['image_size']}, {name}: {arm['error']}"
+                for cell in cells for name, arm in cell["arms"].items() if "error" in arm)
+    unit = "milliseconds" if work == "latency" else "images/s"
+    return Table(f"{work.capitalize()}, {unit}", (
+        "network", "image", "batch", *(headings[kind] for kind in kinds), *names, "of the ceiling", "memory, GB"), rows,
+        tuple(failures))
 
 
 def _rate(arm: Cell | None) -> str:
@@ -133,15 +109,15 @@ def _share(arm: Cell | None) -> str:
     return f"{arm['utilisation']:.0%}" if arm and "utilisation" in arm else _DASH
 
 
-def _peak(arm: Cell | None) -> str:
-    return f"{arm['peak_bytes'] / 1e9:.2f} GB" if arm and arm.get("peak_bytes") else _DASH
+def _peak(cell: Cell) -> str:
+    """Return the gigabytes of the fastest suite and of the fastest opponent."""
+    best = cell["ratios"].get("best") or cell["ratios"].get("stock") or {}
+    peaks = [cell["arms"][best[side]].get("peak_bytes") for side in ("suite", "opponent") if best]
+    return " / ".join(f"{peak / 1e9:.2f}" if peak else _DASH for peak in peaks) or _DASH
 
 
-def _ratio(cell: Cell, name: str) -> str:
-    found = cell["ratios"].get(name)
-    return f"{found['median']:.2f}× ({found['low']:.2f}–{found['high']:.2f})" if found else _DASH
-
-
-def _failures(cells: Iterable[Cell]) -> tuple[str, ...]:
-    return tuple(f"{cell.get('model') or cell.get('recipe')}, {name}: {arm['error']}"
-                 for cell in cells for name, arm in cell["arms"].items() if "error" in arm)
+def _ratio(found: Cell | None, arms: dict[str, Cell]) -> str:
+    if not found:
+        return _DASH
+    names = f", {found['opponent']}" if len(arms) > 3 and found["opponent"] != "stock" else ""
+    return f"{found['median']:.2f}× ({found['low']:.2f}–{found['high']:.2f}{names})"

@@ -1,54 +1,29 @@
-"""The process that is timed: ``python tools/benchmark.py --worker suite`` (or ``stock``).
-
-It reads one question a line from standard input and answers each with one line (JSON both ways), so that it idles while
-another process is timed. docs/PERFORMANCE.md describes the protocol, which any program may follow (``--against``).
-"""
+"""The suite, or stock Paddle, as a process that is timed: ``python tools/benchmark.py --worker suite``."""
 
 from __future__ import annotations
 
-import functools
 import io
-import json
 import os
-import sys
-import time
-from collections.abc import Callable
-from contextlib import closing, redirect_stderr
+from contextlib import nullcontext, redirect_stderr
 from typing import Any
 
-import numpy as np
-
+from analysis.benchmark.opponents import PRODUCT_SIZE, Question, Step, images_of, serve
 from errors import UserError
 
-Question = dict[str, Any]
-PRODUCT_SIZE = 2048
 
+class Suite:
+    """Answers questions as the suite (``suite``, ``suite bf16``), or on Paddle's operators (``stock``)."""
 
-class Worker:
-    """Answers questions; keeps the network of the last one."""
+    expected = (UserError, MemoryError)
 
-    def __init__(self, mode: str, settings: list[str]) -> None:
+    def __init__(self, name: str, settings: list[str]) -> None:
         import kernels
 
-        self.mode, self.settings = mode, settings
-        kernels.configure("auto" if mode == "suite" else "stock")
-        self._built: tuple[Any, ...] | None = None
+        self.name, self.settings = name, settings
+        self.precision = "bfloat16" if name.endswith("bf16") else "float32"
+        kernels.configure("stock" if name == "stock" else "auto")
 
-    def answer(self, question: Question) -> dict[str, Any]:
-        """Return ``{"seconds": [...]}``, the time of each step, or what ``describe`` asks for."""
-        if question["work"] == "describe":
-            return self._describe(question)
-        if question["work"] == "pipeline":
-            from analysis.benchmark.pipelines import batches
-
-            with closing(batches(question)) as prepared:
-                for _ in range(8):  # those prepared ahead
-                    next(prepared)
-                return {"seconds": _timed(functools.partial(next, prepared), question["seconds"])}
-        steps = {"training": self._training, "inference": self._inference, "product": self._product}
-        return {"seconds": _timed(steps[question["work"]](question), question["seconds"])}
-
-    def _describe(self, question: Question) -> dict[str, Any]:
+    def describe(self, question: Question) -> dict[str, Any]:
         """Return the families of ``models``, the cost of one ``model``, or the environment."""
         if "models" in question:
             from models import model_info
@@ -64,70 +39,60 @@ class Worker:
 
         return runtime.environment("cpu", self.settings)
 
-    def _training(self, question: Question) -> Callable[[], object]:
-        state, images, labels = self._build(question)
+    def training(self, question: Question) -> Step:
+        import numpy as np
+
+        state = self._state(question)
         state.model.train()
+        images, labels = images_of(question), np.arange(question["batch_size"]) % question["num_classes"]
         return lambda: float(state.step(images, labels, 0, 1e-4).loss)
 
-    def _inference(self, question: Question) -> Callable[[], object]:
+    def inference(self, question: Question) -> Step:
         import paddle
 
-        state, images, _ = self._build(question)
-        state.model.eval()
-        return paddle.no_grad()(lambda: state.model(paddle.to_tensor(images)).numpy())
+        from engine import runtime
 
-    def _product(self, question: Question) -> Callable[[], object]:
+        model, images = self._state(question).model, images_of(question)
+        model.eval()
+
+        def step() -> None:
+            with paddle.no_grad(), runtime.autocast(self.precision):
+                model(paddle.to_tensor(images)).numpy()
+
+        return step
+
+    def product(self, question: Question) -> Step:
         import paddle
 
         import kernels
 
-        matrices = [paddle.randn([PRODUCT_SIZE, PRODUCT_SIZE]) for _ in range(2)]
-        multiply = kernels.linear if self.mode == "suite" and question["by"] == "kernels" else paddle.matmul
-        return paddle.no_grad()(lambda: float(multiply(*matrices)[0, 0]))
+        a, b = (paddle.randn([PRODUCT_SIZE, PRODUCT_SIZE]) for _ in range(2))
 
-    def _build(self, question: Question) -> tuple[Any, np.ndarray, np.ndarray]:
-        key = tuple(question[name] for name in ("model", "image_size", "batch_size", "num_classes"))
-        if not self._built or self._built[0] != key:
-            from configs.load import load_config
-            from engine.state import TrainingState
+        def step() -> None:
+            with paddle.no_grad(), kernels.bfloat16_products() if self.precision == "bfloat16" else nullcontext():
+                float(kernels.linear(a, b)[0, 0])
 
-            self._built = None  # frees the memory of the one before
-            name, size, batch, classes = key
-            config = load_config(None, [f"MODEL.NAME={name}", f"MODEL.NUM_CLASSES={classes}", "TRAIN.ACCUMULATE=1",
-                                        f"DATA.IMAGE_SIZE={size}", f"DATA.BATCH_SIZE={batch}", "OPTIMIZER.NAME=adamw",
-                                        "OPTIMIZER.WEIGHT_DECAY=0.05"])
-            images = np.random.default_rng(0).standard_normal((batch, 3, size, size), np.float32)
-            self._built = key, TrainingState(config), images, np.arange(batch) % classes
-        return self._built[1:]
+        return step
+
+    def _state(self, question: Question) -> Any:
+        from configs.load import load_config
+        from engine.state import TrainingState
+
+        return TrainingState(load_config(None, [
+            f"MODEL.NAME={question['model']}", f"MODEL.NUM_CLASSES={question['num_classes']}", "TRAIN.ACCUMULATE=1",
+            f"DATA.IMAGE_SIZE={question['image_size']}", f"DATA.BATCH_SIZE={question['batch_size']}",
+            "OPTIMIZER.NAME=adamw", "OPTIMIZER.WEIGHT_DECAY=0.05", f"TRAIN.PRECISION={self.precision}"]))
 
 
-def _timed(step: Callable[[], object], seconds: float) -> list[float]:
-    """Return the seconds of each step, of as many as fill ``seconds``, and of one at least."""
-    taken: list[float] = []
-    while not taken or sum(taken) < seconds:
-        started = time.perf_counter()
-        step()
-        taken.append(time.perf_counter() - started)
-    return taken
-
-
-def serve(mode: str) -> None:
-    """Answer questions until the input ends; ``mode`` is suite, or stock for Paddle as it starts alone."""
-    os.setpgid(0, 0)  # ended together with the processes of a DataLoader
+def serve_suite(name: str) -> None:
+    """Answer questions until the input ends; ``name`` is suite, suite bf16, or stock for Paddle as it starts alone."""
+    os.setpgid(0, 0)  # ended together with the processes that it starts
     settings = []
-    if mode == "suite":
+    if name == "stock":
+        with redirect_stderr(io.StringIO()):  # Paddle warns of every OMP_NUM_THREADS but 1
+            import paddle  # noqa: F401
+    else:
         from engine import runtime
 
         settings = runtime.prepare()
-    else:
-        with redirect_stderr(io.StringIO()):  # Paddle warns of every OMP_NUM_THREADS but 1
-            import paddle  # noqa: F401
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries is no answer
-    worker = Worker(mode, settings)
-    for line in sys.stdin:
-        try:
-            answer = worker.answer(json.loads(line))
-        except (UserError, MemoryError) as error:
-            answer = {"error": str(error) or type(error).__name__}
-        print(json.dumps(answer), file=answers, flush=True)
+    serve(Suite(name, settings))
