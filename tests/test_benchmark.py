@@ -100,7 +100,7 @@ def test_workers_run_in_the_environments_that_they_stand_for(monkeypatch: pytest
             assert min(suite.ask({**question, "work": work})["seconds"]) > 0
         with pytest.raises(WorkerFailed, match="nearest: iformer_small"):
             suite.ask({**question, "model": "iformer_smal", "work": "training"})
-        with pytest.raises(RuntimeError, match="AttributeError"):  # a defect of our own worker keeps its traceback
+        with pytest.raises(RuntimeError, match="KeyError"):  # a defect of our own worker keeps its traceback
             suite.ask({"work": "no such work", "seconds": 0})
 
 

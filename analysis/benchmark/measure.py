@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from analysis.benchmark.opponents import NOT_MEASURED
 from analysis.benchmark.process import Arm, WorkerFailed, WorkerProcess, other_arm, own_arm
 from errors import UserError
 
@@ -87,7 +88,7 @@ def measure(plan: Plan, results: Results, report: Report) -> None:
 
 
 def compare(workers: Sequence[WorkerProcess], question: Cell, images: int, rounds: int, seconds: float) -> Cell:
-    """Ask all workers in turn; return the images/s of each. A worker that fails drops out with an ``error``."""
+    """Ask all workers in turn; return the images/s of each. One that fails drops out with an ``error``."""
     rates: dict[str, list[float]] = {worker.arm.name: [] for worker in workers}
     arms: dict[str, Cell] = {}
     for number in range(rounds + 1):
@@ -105,6 +106,7 @@ def compare(workers: Sequence[WorkerProcess], question: Cell, images: int, round
                 arms[name] = {"images_per_second": statistics.median(rates[name]), "rounds": rates[name],
                               "peak_bytes": worker.peak_bytes()}
             time.sleep(PAUSE)
+    arms = {name: arm for name, arm in arms.items() if arm.get("error") != NOT_MEASURED}
     return {"arms": arms, "ratios": ratios(arms)}
 
 

@@ -3,7 +3,7 @@
 It needs numpy and the named program, and nothing of the suite, and runs in an environment of its own:
 
     python -m pip install torch timm onnxruntime openvino
-    python opponents.py pytorch --references DIR [--bfloat16] [--compile]
+    python opponents.py pytorch --references DIR [--bfloat16] [--compile] [--only training]
     python opponents.py onnxruntime --exported DIR
     python opponents.py openvino --exported DIR [--bfloat16]
 
@@ -37,6 +37,7 @@ import numpy as np
 Question = dict[str, Any]
 Step = Callable[[], object]
 PRODUCT_SIZE = 2048
+NOT_MEASURED = "not measured"  # the answer to a question that is none for this program
 # The clone and module of each network, and what builds it from the module, the number of classes and the image size.
 REFERENCES: dict[str, tuple[str, str, Callable[[Any, int, int], Any]]] = {
     "iformer_small": ("iFormer", "models.inception_transformer", lambda it, classes, size: it.InceptionTransformer(
@@ -72,6 +73,13 @@ class Opponent:
 
     def describe(self, question: Question) -> dict[str, str]:
         return {"name": self.name}
+
+    def step(self, question: Question) -> Step:
+        """Return what is timed; raises LookupError for work that this program does not do."""
+        work = question["work"]
+        if self.arguments.only not in ("", work) or not hasattr(self, work):
+            raise LookupError(NOT_MEASURED)
+        return getattr(self, work)(question)
 
     def exported(self, question: Question) -> Path:
         return self.arguments.exported / f"{question['model']}_{question['image_size']}" / "inference.onnx"
@@ -256,7 +264,7 @@ def timed(step: Step, seconds: float) -> list[float]:
 
 
 def serve(program: Any) -> None:
-    """Answer a question a line until the input ends, by the program's method of the question's ``work``.
+    """Answer a question a line until the input ends, by the program's ``describe`` and ``step``.
 
     The next question usually is the same, for which the network is kept. Errors other than ``expected`` end it.
     """
@@ -272,7 +280,7 @@ def serve(program: Any) -> None:
             else:
                 if question != asked:
                     step = None  # frees the memory of the one before
-                    asked, step = question, getattr(program, question["work"])(question)
+                    asked, step = question, program.step(question)
                 answer = {"seconds": timed(step, seconds)}
         except program.expected as error:
             print(error, file=sys.stderr)
@@ -287,6 +295,7 @@ def main() -> None:
     parser.add_argument("program", choices=programs)
     parser.add_argument("--bfloat16", action="store_true")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
+    parser.add_argument("--only", metavar="WORK", default="", help="training or inference, not both")
     parser.add_argument("--references", type=Path, default=".", help="PyTorch: the folder of clones")
     parser.add_argument("--exported", type=Path, default=".", help="the others: the folder of ONNX programs")
     arguments = parser.parse_args()

@@ -39,7 +39,12 @@ class Suite:
 
         return runtime.environment("cpu", self.settings)
 
-    def training(self, question: Question) -> Step:
+    def step(self, question: Question) -> Step:
+        """Return what is timed."""
+        return {"training": self._training, "inference": self._inference, "product": self._product}[question["work"]](
+            question)
+
+    def _training(self, question: Question) -> Step:
         import numpy as np
 
         state = self._state(question)
@@ -47,7 +52,7 @@ class Suite:
         images, labels = images_of(question), np.arange(question["batch_size"]) % question["num_classes"]
         return lambda: float(state.step(images, labels, 0, 1e-4).loss)
 
-    def inference(self, question: Question) -> Step:
+    def _inference(self, question: Question) -> Step:
         import paddle
 
         from engine import runtime
@@ -61,7 +66,7 @@ class Suite:
 
         return step
 
-    def product(self, question: Question) -> Step:
+    def _product(self, question: Question) -> Step:
         import paddle
 
         import kernels
