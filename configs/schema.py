@@ -146,6 +146,7 @@ KEYS: dict[str, tuple[Any, Check]] = {
     "TRAIN.KEEP_CHECKPOINTS": (2, _COUNT),  # newest checkpoints kept
 
     "RUNTIME.DEVICE": ("auto", _DEVICE),  # auto: a GPU where there is one
+    "RUNTIME.EVAL_PRECISION": ("float32", _one_of("float32", "bfloat16")),  # of eval.py, predict.py, explain.py
     "RUNTIME.THREADS": (0, _between(0, 1024)),  # of the CPU's operators; 0: one per core
     "RUNTIME.SEED": (42, _between(0, 2**31 - 1)),  # of weights, order, augmentation and dropout
     "RUNTIME.DETERMINISTIC": (True, _ANY),  # deterministic operators on a GPU (slower); the CPU's always are

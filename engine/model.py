@@ -89,6 +89,7 @@ def predict(config: CfgNode, model: nn.Layer, images: Sequence[np.ndarray]) -> n
     for start in range(0, len(images), config.DATA.EVAL_BATCH_SIZE):
         chosen = images[start : start + config.DATA.EVAL_BATCH_SIZE]
         batch = np.stack([transform(image, rng) for image in chosen])
-        logits = model(paddle.to_tensor(batch))
+        with runtime.autocast(config.RUNTIME.EVAL_PRECISION):
+            logits = model(paddle.to_tensor(batch))
         batches.append(F.softmax(logits.astype("float32"), axis=-1).numpy())
     return np.concatenate(batches)

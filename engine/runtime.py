@@ -149,7 +149,10 @@ def processes_here() -> int:
 
 
 def start(config: CfgNode) -> str:
-    """Set device, kernels and determinism; returns the device (``cpu`` or ``gpu:N``), UserError for a missing GPU."""
+    """Set device, kernels and determinism; returns the device (``cpu`` or ``gpu:N``).
+
+    Raises UserError for a missing GPU, and where the device cannot evaluate in RUNTIME.EVAL_PRECISION.
+    """
     import paddle
 
     import kernels
@@ -167,6 +170,7 @@ def start(config: CfgNode) -> str:
         paddle.set_flags({"FLAGS_cudnn_deterministic": True} if gpus else {})
     kernels.configure(runtime.KERNELS)
     paddle.device.set_device(device)
+    check_precision(runtime.EVAL_PRECISION, key="RUNTIME.EVAL_PRECISION")
     return paddle.device.get_device()
 
 
@@ -194,8 +198,8 @@ def choose_precision(precision: str, recorded: str = "") -> str:
     return "bfloat16" if fast and recorded != "float32" else "float32"
 
 
-def check_precision(precision: str, level: str = "O1") -> None:
-    """Raise UserError where the device set by :func:`start` cannot train in this (resolved) precision and AMP level.
+def check_precision(precision: str, level: str = "O1", key: str = "TRAIN.PRECISION") -> None:
+    """Raise UserError where the device set by :func:`start` cannot compute in this (resolved) precision and AMP level.
 
     Paddle's CPU operators have no mixed precision; ours multiply bfloat16 where the processor does.
     """
@@ -218,11 +222,11 @@ def check_precision(precision: str, level: str = "O1") -> None:
         reason = f"on a CPU this needs the compiled operators, and they are not in use ({found['reason']})"
     else:
         reason = "this processor has no instructions for it (AVX512_BF16)"
-    raise UserError(f"TRAIN.PRECISION is {precision}, but {reason}; expected float32 or auto")
+    raise UserError(f"{key} is {precision}, but {reason}; expected float32{' or auto' * key.startswith('TRAIN')}")
 
 
 def autocast(precision: str, level: str = "O1") -> AbstractContextManager[Any]:
-    """Return the context for a training forward pass in a resolved precision; weights stay float32 at either level."""
+    """Return the context for a forward pass in a resolved precision; weights stay float32 at either level."""
     if precision == "float32":
         return nullcontext()
     import paddle

@@ -104,3 +104,22 @@ def test_on_a_gpu_the_context_is_paddles(level: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(paddle.amp, "auto_cast", lambda **arguments: arguments)
     runtime.check_precision("float16", level)
     assert runtime.autocast("float16", level) == {"level": level, "dtype": "float16"}
+
+
+def test_predictions_and_explanations_in_bfloat16_are_near_those_in_float32() -> None:
+    from analysis.explain.image_model import ImageModel
+    from engine.model import build_model, predict
+
+    image, found = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8), {}
+    for precision in ("float32", "bfloat16"):
+        config = load_config("configs/quickstart.yaml", [f"RUNTIME.EVAL_PRECISION={precision}"])
+        runtime.start(config)
+        runtime.seed_everything(0)
+        model = build_model(config)
+        model.eval()
+        found[precision] = predict(config, model, [image])[0], ImageModel(config, model).probabilities_of(image)
+    for exact, rounded_ in zip(found["float32"], found["bfloat16"], strict=True):
+        assert 0 < abs(exact - rounded_).max() < 0.01
+    with pytest.raises(UserError, match=r"EVAL_PRECISION is bfloat16, but on a CPU .* expected float32$"):
+        runtime.start(load_config(None, ["RUNTIME.EVAL_PRECISION=bfloat16", "RUNTIME.KERNELS=stock"]))
+    kernels.configure("auto")

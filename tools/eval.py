@@ -32,21 +32,22 @@ def main(arguments: argparse.Namespace) -> None:
     from utils.fileio import read_json, write_json
 
     checkpoint = released.find_released(arguments.weights)
-    device = runtime.start(config)
+    device, precision = runtime.start(config), config.RUNTIME.EVAL_PRECISION
     loaded = cli.load_network(config, arguments.weights, arguments.engine)
     print("\n".join(loaded.lines))
     loader = build_eval_loader(config, arguments.split)
     check_classes(loaded.path, loader.dataset, loaded.classes)
     with batches(f"{arguments.split} split", len(loader)) as bar:
         table = EvaluationReport(len(loader), arguments.report_every, bar.write if arguments.report else None)
-        result = evaluate(loaded.network, loader, LabelSmoothingCrossEntropy(config.LOSS.LABEL_SMOOTHING),
-                          lambda images: bar.update(), table.add)
+        with runtime.autocast(precision):
+            result = evaluate(loaded.network, loader, LabelSmoothingCrossEntropy(config.LOSS.LABEL_SMOOTHING),
+                              lambda images: bar.update(), table.add)
     names = loader.dataset.class_names
     outputs = [*names, *(f"class {index}" for index in range(len(names), len(result.per_class)))]
     confusion, metrics = result.confusion.tolist(), metrics_of(config, result, loader.dataset)
     figures = {"model": config.MODEL.NAME, "weights": str(loaded.path), "dataset": loader.dataset.name,
                "split": arguments.split, **metrics, "confusion": confusion,
-               "images_per_second": result.images_per_second, "device": loaded.engine or device}
+               "images_per_second": result.images_per_second, "device": loaded.engine or f"{device}, {precision}"}
 
     print(f"{config.MODEL.NAME} on {metrics['data']}, {arguments.split}: {result.images:,} images, "
           f"{result.images_per_second:.1f} images/s on {figures['device']}")

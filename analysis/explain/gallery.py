@@ -70,9 +70,9 @@ def explain_pictures(model: ImageModel, pictures: Sequence[Picture], settings: S
         records.append(_report(model, picture.name, stem, found[-1]) | {"seconds": seconds})
         if settings.curves:
             curves.append(measure_curves(model, found[-1], segments, settings.curves, settings.seed, settings.cover))
-    summary = {"config": config.NAME, "model": config.MODEL.NAME, "methods": list(settings.methods),
-               "samples": settings.num_samples, "superpixels": settings.superpixels, "seed": settings.seed,
-               "images": records}
+    summary = {"config": config.NAME, "model": config.MODEL.NAME, "precision": config.RUNTIME.EVAL_PRECISION,
+               "methods": list(settings.methods), "samples": settings.num_samples,
+               "superpixels": settings.superpixels, "seed": settings.seed, "images": records}
     if curves:
         summary["curves"] = {"cover": settings.cover, **summarise(curves)}
         draw_curves(curves, folder / f"{name}_curves.png",

@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 from analysis.grids import class_name
 from datasets import class_names
 from datasets.transforms import build_eval_transforms
+from engine import runtime
 from errors import UserError
 from utils.sizes import pair
 
@@ -58,7 +59,8 @@ class ImageModel:
 
     def logits(self, images: paddle.Tensor) -> paddle.Tensor:
         """Return logits ``[N, num_classes]`` of normalised images ``[N, 3, H, W]``, with gradients."""
-        logits = self.network(images)
+        with runtime.autocast(self.config.RUNTIME.EVAL_PRECISION):
+            logits = self.network(images)
         self.advance(len(images))
         return logits
 
