@@ -47,10 +47,11 @@ def main(arguments: argparse.Namespace) -> None:
     confusion, metrics = result.confusion.tolist(), metrics_of(config, result, loader.dataset)
     figures = {"model": config.MODEL.NAME, "weights": str(loaded.path), "dataset": loader.dataset.name,
                "split": arguments.split, **metrics, "confusion": confusion,
-               "images_per_second": result.images_per_second, "device": loaded.engine or f"{device}, {precision}"}
+               "images_per_second": result.images_per_second, "device": loaded.engine or device,
+               "precision": "" if loaded.engine else precision}
 
     print(f"{config.MODEL.NAME} on {metrics['data']}, {arguments.split}: {result.images:,} images, "
-          f"{result.images_per_second:.1f} images/s on {figures['device']}")
+          f"{result.images_per_second:.1f} images/s on {loaded.engine or f'{device}, {precision}'}")
     print(f"top-1  {result.top1:8.4%}")
     if result.top5 is not None:
         print(f"top-5  {result.top5:8.4%}")
