@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "attention.h"
 #include "matmul.h"
 #include "operator.h"
 #include "slices.h"
@@ -18,19 +19,6 @@
 #include "vectors.h"
 
 namespace {
-
-constexpr int64_t SERIAL_WORK = 1 << 17;  // multiply-adds below which threads cost more than they give
-
-struct Strides {
-  int64_t image, position, head;
-};
-
-// `mixed` are the strides of the output and of its gradient.
-struct AttentionShape {
-  int64_t batch, heads, queries, keys, width;
-  Strides query, key, value, mixed;
-  bool worth_threads() const { return batch * heads * queries * keys * width > SERIAL_WORK; }
-};
 
 constexpr int64_t BLOCK_FLOATS = 48 * 1024;   // of a block of probabilities
 constexpr int64_t SMALL_PRODUCT = 24 * 1024;  // multiply-adds below which oneDNN's own preparation costs more
@@ -44,13 +32,15 @@ float* at(float* base, const Strides& s, int64_t image, int64_t head) {
 
 // The products of one thread: oneDNN's, or plain loops for those of a few rows.
 struct Products {
-  Product product;
+  bool bfloat16;
+  Product product = product_of(bfloat16);
 
   // c[m, n] = alpha a[m, k] b[n, k]^T
   void rows_by_rows(int64_t m, int64_t n, int64_t k, float alpha, const float* a, int64_t lda, const float* b,
                     int64_t ldb, float* c) const {
     if (m * n * k > SMALL_PRODUCT) {
       product('N', 'T', m, n, k, alpha, a, lda, b, ldb, 0.f, c, n);
+      for (int64_t i = 0; bfloat16 && i < m * n; ++i) c[i] *= alpha;  // which this product leaves out
       return;
     }
     for (int64_t i = 0; i < m; ++i)
@@ -81,10 +71,11 @@ int64_t block_rows(const AttentionShape& s) {
   return std::clamp<int64_t>(BLOCK_FLOATS / s.keys, std::min<int64_t>(s.queries, 16), s.queries);
 }
 
-// Mixes values: `bias` [heads, queries, keys] may be null; `kept` [batch, heads, queries, 2] is for the gradient.
+}  // namespace
+
 void attend(const AttentionShape& s, float scale, const float* query, const float* key, const float* value,
-            const float* bias, float* mixed, float* kept) {
-  const Products products{product_of(false)};
+            const float* bias, bool bfloat16, float* mixed, float* kept) {
+  const Products products{bfloat16};
   const int64_t block = block_rows(s), blocks = (s.queries + block - 1) / block;
   for_tasks(s.batch * s.heads * blocks, s.worth_threads(), [&](int64_t task) {
     const int64_t image = task / blocks / s.heads, head = task / blocks % s.heads, from = task % blocks * block;
@@ -102,11 +93,10 @@ void attend(const AttentionShape& s, float scale, const float* query, const floa
   });
 }
 
-// The gradients of query, key and value lie as these do; `grad_bias` may be null.
 void attend_back(const AttentionShape& s, float scale, const float* query, const float* key, const float* value,
-                 const float* bias, const float* kept, const float* grad, float* grad_query, float* grad_key,
-                 float* grad_value, float* grad_bias) {
-  const Products products{product_of(false)};
+                 const float* bias, bool bfloat16, const float* kept, const float* grad, float* grad_query,
+                 float* grad_key, float* grad_value, float* grad_bias) {
+  const Products products{bfloat16};
   const int64_t block = block_rows(s), map = s.queries * s.keys;
   const int64_t slices = grad_bias ? std::min(s.batch, BATCH_SLICES) : s.batch;
   std::vector<float> partial(grad_bias ? slices * s.heads * map : 0, 0.f);
@@ -157,6 +147,8 @@ void attend_back(const AttentionShape& s, float scale, const float* query, const
   }
 }
 
+namespace {
+
 // query [batch, queries, heads, width], key [batch, keys, heads, width]
 AttentionShape shape_of(const Tensor& Query, const Tensor& Key) {
   const Shape query = sizes("query", Query, 4), key = sizes("key", Key, 4);
@@ -170,27 +162,24 @@ AttentionShape shape_of(const Tensor& Query, const Tensor& Key) {
 AttentionShape packed_shape_of(const Tensor& Qkv) {
   const Shape qkv = sizes("qkv", Qkv, 5);
   require(qkv.size() == 5 && qkv[2] == 3, "qkv has the shape ", qkv, ", expected [batch, positions, 3, heads, width]");
-  const int64_t positions = qkv[1], heads = qkv[3], width = qkv[4];
-  const Strides packed{3 * positions * heads * width, 3 * heads * width, width};
-  const Strides own{positions * heads * width, heads * width, width};
-  return {qkv[0], heads, positions, positions, width, packed, packed, packed, own};
+  return packed_attention(qkv[0], qkv[1], qkv[3], qkv[4]);
 }
 
 }  // namespace
 
 static Tensors attention(const Tensor& Query, const Tensor& Key, const Tensor& Value, const MaybeTensor& Bias,
-                         float scale, bool) {
+                         float scale, bool bfloat16, bool) {
   const AttentionShape s = shape_of(Query, Key);
   const Shape others{s.batch, s.keys, s.heads, s.width};
   const float *query = floats("query", Query), *key = floats("key", Key, others), *value = floats("value", Value, others);
   const float* bias = floats("bias", Bias, {s.heads, s.queries, s.keys});
   Tensor Mixed = empty_like(Query), Kept = empty({s.batch, s.heads, s.queries, 2});
-  attend(s, scale, query, key, value, bias, Mixed.data<float>(), Kept.data<float>());
+  attend(s, scale, query, key, value, bias, bfloat16, Mixed.data<float>(), Kept.data<float>());
   return {Mixed, Kept};
 }
 
 static Tensors attention_gradient(const Tensor& Query, const Tensor& Key, const Tensor& Value, const MaybeTensor& Bias,
-                                  const Tensor& Kept, const Tensor& GradMixed, float scale, bool bias_needs_grad) {
+                                  const Tensor& Kept, const Tensor& GradMixed, float scale, bool bfloat16, bool bias_needs_grad) {
   const AttentionShape s = shape_of(Query, Key);
   const Shape others{s.batch, s.keys, s.heads, s.width};
   const float *query = floats("query", Query), *key = floats("key", Key, others), *value = floats("value", Value, others);
@@ -199,7 +188,7 @@ static Tensors attention_gradient(const Tensor& Query, const Tensor& Key, const 
   const float *grad = floats("grad", GradMixed, Query.shape());
   Tensor GradQuery = empty_like(Query), GradKey = empty_like(Key), GradValue = empty_like(Value), GradBias;
   if (Bias && bias_needs_grad) GradBias = empty_like(*Bias);
-  attend_back(s, scale, query, key, value, bias, kept, grad, GradQuery.data<float>(), GradKey.data<float>(),
+  attend_back(s, scale, query, key, value, bias, bfloat16, kept, grad, GradQuery.data<float>(), GradKey.data<float>(),
               GradValue.data<float>(), GradBias.initialized() ? GradBias.data<float>() : nullptr);
   return {GradQuery, GradKey, GradValue, GradBias};
 }
@@ -207,23 +196,23 @@ static Tensors attention_gradient(const Tensor& Query, const Tensor& Key, const 
 OPERATOR(attention, attention,
          .Inputs({"Query", "Key", "Value", Optional("Bias")})
          .Outputs({"Mixed", "Kept"})
-         .Attrs({"scale: float", "bias_needs_grad: bool"}));
+         .Attrs({"scale: float", "bfloat16: bool", "bias_needs_grad: bool"}));
 GRADIENT(attention, attention_gradient,
          .Inputs({"Query", "Key", "Value", Optional("Bias"), "Kept", Grad("Mixed")})
          .Outputs({Grad("Query"), Grad("Key"), Grad("Value"), Grad(Optional("Bias"))})
-         .Attrs({"scale: float", "bias_needs_grad: bool"}));
+         .Attrs({"scale: float", "bfloat16: bool", "bias_needs_grad: bool"}));
 
-static Tensors self_attention(const Tensor& Qkv, const MaybeTensor& Bias, float scale, bool) {
+static Tensors self_attention(const Tensor& Qkv, const MaybeTensor& Bias, float scale, bool bfloat16, bool) {
   const AttentionShape s = packed_shape_of(Qkv);
   const int64_t part = s.heads * s.width;
   const float *qkv = floats("qkv", Qkv), *bias = floats("bias", Bias, {s.heads, s.queries, s.keys});
   Tensor Mixed = empty({s.batch, s.queries, s.heads, s.width}), Kept = empty({s.batch, s.heads, s.queries, 2});
-  attend(s, scale, qkv, qkv + part, qkv + 2 * part, bias, Mixed.data<float>(), Kept.data<float>());
+  attend(s, scale, qkv, qkv + part, qkv + 2 * part, bias, bfloat16, Mixed.data<float>(), Kept.data<float>());
   return {Mixed, Kept};
 }
 
 static Tensors self_attention_gradient(const Tensor& Qkv, const MaybeTensor& Bias, const Tensor& Kept,
-                                       const Tensor& GradMixed, float scale, bool bias_needs_grad) {
+                                       const Tensor& GradMixed, float scale, bool bfloat16, bool bias_needs_grad) {
   const AttentionShape s = packed_shape_of(Qkv);
   const int64_t part = s.heads * s.width;
   const float *qkv = floats("qkv", Qkv), *bias = floats("bias", Bias, {s.heads, s.queries, s.keys});
@@ -232,7 +221,7 @@ static Tensors self_attention_gradient(const Tensor& Qkv, const MaybeTensor& Bia
   Tensor GradQkv = empty_like(Qkv), GradBias;
   if (Bias && bias_needs_grad) GradBias = empty_like(*Bias);
   float* grad_qkv = GradQkv.data<float>();
-  attend_back(s, scale, qkv, qkv + part, qkv + 2 * part, bias, kept, grad, grad_qkv, grad_qkv + part,
+  attend_back(s, scale, qkv, qkv + part, qkv + 2 * part, bias, bfloat16, kept, grad, grad_qkv, grad_qkv + part,
               grad_qkv + 2 * part, GradBias.initialized() ? GradBias.data<float>() : nullptr);
   return {GradQkv, GradBias};
 }
@@ -240,8 +229,8 @@ static Tensors self_attention_gradient(const Tensor& Qkv, const MaybeTensor& Bia
 OPERATOR(self_attention, self_attention,
          .Inputs({"Qkv", Optional("Bias")})
          .Outputs({"Mixed", "Kept"})
-         .Attrs({"scale: float", "bias_needs_grad: bool"}));
+         .Attrs({"scale: float", "bfloat16: bool", "bias_needs_grad: bool"}));
 GRADIENT(self_attention, self_attention_gradient,
          .Inputs({"Qkv", Optional("Bias"), "Kept", Grad("Mixed")})
          .Outputs({Grad("Qkv"), Grad(Optional("Bias"))})
-         .Attrs({"scale: float", "bias_needs_grad: bool"}));
+         .Attrs({"scale: float", "bfloat16: bool", "bias_needs_grad: bool"}));

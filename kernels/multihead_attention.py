@@ -5,7 +5,7 @@ from __future__ import annotations
 import paddle
 from paddle.nn import functional as F
 
-from kernels import build
+from kernels import build, settings
 from kernels.dispatch import compiled, run
 
 
@@ -32,7 +32,7 @@ def attention(
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if not dropout and compiled(query, key, value, bias) and build.library().onednn:
-        return run("attention", query, key, value, bias, scale, bias is not None and not bias.stop_gradient)
+        return run("attention", query, key, value, bias, scale, _bfloat16(), _needs_grad(bias))
     query, key, value = (x.transpose([0, 2, 1, 3]) for x in (query, key, value))
     logits = paddle.matmul(query * scale, key, transpose_y=True)
     attn = F.softmax(logits if bias is None else logits + bias, axis=-1)
@@ -45,5 +45,13 @@ def self_attention(
     """Return :func:`attention` of packed queries, keys and values, ``[B, N, 3, heads, d]``, without a copy of them."""
     if not dropout and compiled(qkv, bias) and build.library().onednn:
         scale = qkv.shape[-1] ** -0.5 if scale is None else scale
-        return run("self_attention", qkv, bias, scale, bias is not None and not bias.stop_gradient)
+        return run("self_attention", qkv, bias, scale, _bfloat16(), _needs_grad(bias))
     return attention(*qkv.unbind(2), bias, scale, dropout)
+
+
+def _bfloat16() -> bool:
+    return settings.rounds_to_bfloat16() and build.library().bfloat16
+
+
+def _needs_grad(bias: paddle.Tensor | None) -> bool:
+    return bias is not None and not bias.stop_gradient
