@@ -9,31 +9,21 @@
 #include <cstdint>
 #include <utility>
 
+#include "bfloat16.h"
 #include "matmul.h"
 #include "operator.h"
 #include "vectors.h"
 
-#if defined(__AVX512BF16__) && defined(__AVX512BW__)
-#include <immintrin.h>
+#ifdef HYBRID_BFLOAT16
+
+namespace bfloat16 {
 
 namespace {
 
-constexpr int64_t ROWS = 14;                     // of a tile: 14 × 2 vectors of sums, two of columns, one of a pair
-constexpr int64_t COLUMNS = 32;                  // of a tile
 constexpr int64_t PAIRS = 256;                   // of a block of the inner dimension
 constexpr int64_t ROW_PITCH = PAIRS + 16;        // pairs; not a power of two, which would crowd few cache sets
 constexpr int64_t MOST_ROWS = 28 * ROWS;         // of a packed block: 430 KB
 constexpr int64_t MOST_COLUMNS = 64 * COLUMNS;   // of a packed block
-
-struct Matrix {
-  const float* at;
-  int64_t pitch;
-  bool transposed;  // stored with the inner dimension first (left operand) or last (right operand)
-};
-
-__m512i rounded(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
-
-__mmask16 first(int64_t count) { return __mmask16(count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1); }
 
 // 16 neighbours of two rows as pairs (row, next row).
 __m512i interleaved(const float* row, const float* next, __mmask16 lanes) {
@@ -85,7 +75,8 @@ void pack_left(const Matrix& a, int64_t row, int64_t rows, int64_t inner, int64_
       to[(r * ROW_PITCH + k / 2) / 16] = paired(a.at + (row + r) * a.pitch + inner + k, depth - k);
 }
 
-// Up to COLUMNS columns and `depth` of the right operand: for each pair, 32 columns side by side.
+}  // namespace
+
 void pack_right(const Matrix& b, int64_t column, int64_t columns, int64_t inner, int64_t depth, __m512i* to) {
   for (int64_t half = 0; half < 2; ++half) {
     const int64_t left = columns - 16 * half;
@@ -107,16 +98,17 @@ void pack_right(const Matrix& b, int64_t column, int64_t columns, int64_t inner,
   }
 }
 
-// A tile of the product: `rows` at most ROWS, `vectors` of 16 columns.
+namespace {
+
 template <int rows, int vectors>
-void tile(int64_t pairs, const int32_t* a, int64_t row_step, int64_t pair_step, const __m512i* b, bool add, float* c,
-          int64_t pitch, int64_t columns) {
+void tile(int64_t pairs, const int32_t* a, int64_t row_step, int64_t pair_step, const int32_t* b, int64_t b_step,
+          bool add, float* c, int64_t pitch, int64_t columns) {
   __m512 sums[rows][vectors];
   for (int r = 0; r < rows; ++r)
     for (int v = 0; v < vectors; ++v) sums[r][v] = _mm512_setzero_ps();
-  for (int64_t k = 0; k < pairs; ++k, a += pair_step, b += 2) {
+  for (int64_t k = 0; k < pairs; ++k, a += pair_step, b += b_step) {
     __m512i right[vectors];
-    for (int v = 0; v < vectors; ++v) right[v] = b[v];
+    for (int v = 0; v < vectors; ++v) right[v] = _mm512_loadu_si512(b + 16 * v);
 #pragma GCC unroll 14
     for (int r = 0; r < rows; ++r) {
       const __m512i left = _mm512_set1_epi32(a[r * row_step]);
@@ -133,8 +125,6 @@ void tile(int64_t pairs, const int32_t* a, int64_t row_step, int64_t pair_step, 
     }
 }
 
-using Tile = void (*)(int64_t, const int32_t*, int64_t, int64_t, const __m512i*, bool, float*, int64_t, int64_t);
-
 template <int... rows>
 Tile choose(int64_t wanted, bool narrow, std::integer_sequence<int, rows...>) {
   static constexpr Tile one[] = {tile<rows + 1, 1>...}, two[] = {tile<rows + 1, 2>...};
@@ -143,8 +133,43 @@ Tile choose(int64_t wanted, bool narrow, std::integer_sequence<int, rows...>) {
 
 }  // namespace
 
+Tile tile_of(int64_t rows, int64_t columns) {
+  return choose(rows, columns <= 16, std::make_integer_sequence<int, ROWS>());
+}
+
+void product_over_rows(int64_t m, int64_t n, int64_t rows, const Rows& x, const Rows& y, bool add, float* to) {
+  const int64_t left = pitch_of_pairs(m), right = pitch_of_pairs(n), pairs = (std::min(GROUP, rows) + 1) / 2;
+  const Pieces pieces({pairs * left, pairs * right});
+  float* memory = scratch<Rows>(pieces.size);
+  int32_t *a = pieces.at(memory, 0), *b = pieces.at(memory, 1);
+  for (int64_t start = 0; start < rows; start += GROUP) {
+    const int64_t here = std::min(GROUP, rows - start);
+    for_tasks((here + 1) / 2, here * (m + n) > SERIAL_FLOATS, [&](int64_t pair) {
+      const auto side_by_side = [&](const Rows& from, int64_t columns, int32_t* to) {
+        const uint16_t* row = from.at + (start + 2 * pair) * from.pitch;
+        for (int64_t c = 0; c < columns; c += 32)
+          store_pairs(to + c, load_rounded(row + c, columns - c),
+                      2 * pair + 1 < here ? load_rounded(row + from.pitch + c, columns - c) : __m512i{});
+      };
+      side_by_side(x, m, a + pair * left);
+      side_by_side(y, n, b + pair * right);
+    });
+    for_tasks(panels_of(n), m * n > SERIAL_FLOATS, [&](int64_t panel) {
+      multiply(m, n, here, {a, 1, left}, {b, right, COLUMNS}, panel, panel + 1,
+               [&](int64_t row, int64_t rows, int64_t column, int64_t columns, const float* sums) {
+                 for (int64_t r = 0; r < rows; ++r) {
+                   float* at = to + (row + r) * n + column;
+                   const Two v = load_two(sums + r * COLUMNS, columns);
+                   const Two before = add || start ? load_two(at, columns) : Two{};
+                   store_two(at, {v.low + before.low, v.high + before.high}, columns);
+                 }
+               });
+    });
+  }
+}
+
 // As oneDNN's, for alpha 1 and beta 0 or 1.
-static int bfloat16_product(char ta, char tb, int64_t m, int64_t n, int64_t k, float, const float* a, int64_t lda,
+static int product(char ta, char tb, int64_t m, int64_t n, int64_t k, float, const float* a, int64_t lda,
                             const float* b, int64_t ldb, float beta, float* c, int64_t ldc) try {
   const Matrix left{a, lda, ta == 'T'}, right{b, ldb, tb == 'T'};
   const int64_t left_vectors = left.transposed ? PAIRS : ROWS * ROW_PITCH / 16, right_vectors = 2 * PAIRS;
@@ -172,10 +197,10 @@ static int bfloat16_product(char ta, char tb, int64_t m, int64_t n, int64_t k, f
         for (int64_t t = 0; t < high * wide; ++t) {
           const int64_t at = t % high, beside = t / high, tall = std::min(ROWS, rows - at * ROWS);
           const int64_t here = std::min(COLUMNS, columns - beside * COLUMNS);
-          const Tile function = choose(tall, here <= 16, std::make_integer_sequence<int, ROWS>());
-          function((depth + 1) / 2, reinterpret_cast<const int32_t*>(packed_left + at * left_vectors), row_step, pair_step,
-                   packed_right + beside * right_vectors, inner > 0 || beta != 0.f,
-                   c + (row + at * ROWS) * ldc + column + beside * COLUMNS, ldc, here);
+          tile_of(tall, here)((depth + 1) / 2, reinterpret_cast<const int32_t*>(packed_left + at * left_vectors), row_step,
+                              pair_step, reinterpret_cast<const int32_t*>(packed_right + beside * right_vectors), COLUMNS,
+                              inner > 0 || beta != 0.f, c + (row + at * ROWS) * ldc + column + beside * COLUMNS, ldc,
+                              here);
         }
       }
     }
@@ -184,7 +209,9 @@ static int bfloat16_product(char ta, char tb, int64_t m, int64_t n, int64_t k, f
   return 1;
 }
 
-#define BFLOAT16 bfloat16_product
+}  // namespace bfloat16
+
+#define BFLOAT16 bfloat16::product
 #else
 #define BFLOAT16 nullptr
 #endif

@@ -5,34 +5,14 @@
 // as long as reading the rows. Here the rows are shared out in slices that depend on the shape alone; each slice
 // has its own sums, which are added in order, so that the number of threads changes no bit.
 
-#include <cmath>
 #include <cstdint>
 
 #include "activations.h"
 #include "matmul.h"
+#include "moments.h"
 #include "operator.h"
 #include "slices.h"
 #include "vectors.h"
-
-namespace {
-
-// Mean and 1 / sqrt(variance + epsilon) of a row.
-void moments(const float* row, int64_t columns, float epsilon, float& mean, float& scale) {
-  Vec sum = {};
-  for_vectors(columns, [&](int64_t c, auto get, auto) { sum += get(row + c); });
-  mean = total(sum) / columns;
-  Vec squares = {};
-  int64_t c = 0;
-  for (; c + LANES <= columns; c += LANES) {
-    const Vec distance = load(row + c) - mean;
-    squares += distance * distance;
-  }
-  float variance = total(squares);
-  for (; c < columns; ++c) variance += (row[c] - mean) * (row[c] - mean);
-  scale = 1.f / std::sqrt(variance / columns + epsilon);
-}
-
-}  // namespace
 
 // y = gelu(x), by the normal distribution function (not the tanh approximation).
 static Tensors gelu(const Tensor& X) {

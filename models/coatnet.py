@@ -128,7 +128,7 @@ class TransformerBlock(nn.Layer):
             branch = self.norm1(branch)
         x = layers.channels_last(self.shortcut(x))
         x = self.drop_path.add(x, self.attn(branch))  # [B, H', W', C']
-        x = self.drop_path.add(x, self.mlp(self.norm2(x)))
+        x = self.mlp.add(x, self.norm2, self.drop_path)
         return layers.channels_first(x)
 
 

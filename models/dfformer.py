@@ -135,7 +135,7 @@ class Block(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         x = self.drop_path.add(x, self.token_mixer(self.norm1(x)), kept=self.res_scale1.scale)
-        return self.drop_path.add(x, self.mlp(self.norm2(x)), kept=self.res_scale2.scale)
+        return self.mlp.add(x, self.norm2, self.drop_path, kept=self.res_scale2.scale)
 
 
 class Downsampling(nn.Layer):

@@ -14,6 +14,7 @@ from paddle import nn
 import kernels
 from errors import UserError, nearest
 from kernels.batchnorm import AFTER
+from kernels.settings import rounds_to_bfloat16
 
 trunc_normal_ = nn.initializer.TruncatedNormal(std=0.02)
 zeros_ = nn.initializer.Constant(0.0)
@@ -130,6 +131,20 @@ class Mlp(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+    def add(self, x: paddle.Tensor, norm: LayerNorm, drop_path: DropPath, kept: paddle.Tensor | None = None,
+            scale: paddle.Tensor | None = None) -> paddle.Tensor:
+        """Return ``x · kept + drop_path(self(norm(x)) · scale)``: one operator in mixed precision on the CPU."""
+        star = (self.act.scale, self.act.bias) if hasattr(self.act, "scale") else None  # StarReLU
+        fits = (star or isinstance(self.act, GELU)) and not (self.training and self.drop.p)
+        if not (rounds_to_bfloat16() and fits):
+            return drop_path.add(x, self(norm(x)), kept, scale)
+        transposed = isinstance(self.fc1, PointwiseConv2D)
+        first, second = ((layer.weight.flatten(1) if transposed else layer.weight, layer.bias)
+                         for layer in (self.fc1, self.fc2))
+        bias = paddle.zeros_like(norm.weight) if norm.bias is None else norm.bias
+        return kernels.feed_forward(x, (norm.weight, bias), first, second, norm._epsilon, transposed, kept, scale,
+                                    drop_path.keep_scale(x), star)
 
 
 class DropPath(nn.Layer):

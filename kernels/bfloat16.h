@@ -1,0 +1,176 @@
+// Products of operands rounded to bfloat16 whose results go on in cache: for operators that do several things at once.
+//
+// An operand holds pairs of numbers that follow each other along the inner dimension. A left operand is either rows of
+// such pairs, as a matrix of bfloat16 lies in memory, or for each pair of rows the columns side by side ("paired
+// rows"), which is a right operand too, and what sums over rows need.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <initializer_list>
+#include <vector>
+
+#include "slices.h"
+#include "vectors.h"
+
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+#define HYBRID_BFLOAT16
+#include <immintrin.h>
+
+namespace bfloat16 {
+
+constexpr int64_t ROWS = 14;     // of a tile: 14 × 2 vectors of sums, two of columns, one of a pair
+constexpr int64_t COLUMNS = 32;  // of a tile
+
+struct Matrix {
+  const float* at;
+  int64_t pitch;
+  bool transposed;  // stored with the inner dimension first (left operand) or last (right operand)
+};
+
+// Up to COLUMNS columns and `depth` of the right operand: for each pair, 32 columns side by side.
+void pack_right(const Matrix& b, int64_t column, int64_t columns, int64_t inner, int64_t depth, __m512i* to);
+
+// A tile of a product, of up to ROWS rows and COLUMNS columns; steps and pitches in numbers of 4 bytes.
+using Tile = void (*)(int64_t pairs, const int32_t* a, int64_t row_step, int64_t pair_step, const int32_t* b,
+                      int64_t b_step, bool add, float* c, int64_t pitch, int64_t columns);
+Tile tile_of(int64_t rows, int64_t columns);
+
+struct Left {
+  const int32_t* at;
+  int64_t row_step, pair_step;
+};
+struct Right {
+  const int32_t* at;
+  int64_t pair_step, panel_step;
+};
+
+inline __mmask16 first(int64_t count) { return __mmask16(count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1); }
+inline __mmask32 first32(int64_t count) { return count >= 32 ? ~0u : (1u << count) - 1; }
+
+inline __m512i rounded(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
+
+// Up to 32 neighbours as two vectors, and back.
+struct Two {
+  Vec low, high;
+};
+inline Two load_two(const float* p, int64_t count) {
+  return {(Vec)_mm512_maskz_loadu_ps(first(count), p), (Vec)_mm512_maskz_loadu_ps(first(count - 16), p + 16)};
+}
+inline void store_two(float* p, Two v, int64_t count) {
+  _mm512_mask_storeu_ps(p, first(count), (__m512)v.low);
+  _mm512_mask_storeu_ps(p + 16, first(count - 16), (__m512)v.high);
+}
+inline __m512i rounded(Two v) { return rounded((__m512)v.low, (__m512)v.high); }
+inline Two widened(__m512i v) {
+  const auto wide = [](__m256i half) { return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16); };
+  return {wide(_mm512_castsi512_si256(v)), wide(_mm512_extracti64x4_epi64(v, 1))};
+}
+inline __m512i load_rounded(const uint16_t* p, int64_t count) { return _mm512_maskz_loadu_epi16(first32(count), p); }
+inline void store_rounded(uint16_t* p, __m512i v, int64_t count) { _mm512_mask_storeu_epi16(p, first32(count), v); }
+
+// 32 columns of two rows, side by side.
+inline void store_pairs(int32_t* p, __m512i row, __m512i next) {
+  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5,
+                                       36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  _mm512_storeu_si512(p, _mm512_permutex2var_epi16(row, low, next));
+  _mm512_storeu_si512(p + 16, _mm512_permutex2var_epi16(row, _mm512_add_epi16(low, _mm512_set1_epi16(16)), next));
+}
+
+// Numbers of 4 bytes from row to row: an odd number of cache lines, lest rows crowd few cache sets.
+inline int64_t pitch_of_rows(int64_t columns) { return ((columns + 31) / 32 | 1) * 16; }
+inline int64_t pitch_of_pairs(int64_t columns) { return (columns + 31) / 32 * 32 + 16; }
+
+// Calls finish(row, rows, column, columns, sums) for each tile of [m, n] in the columns of the panels given, `sums`
+// being [ROWS][COLUMNS] in the first cache.
+template <class Finish>
+inline void multiply(int64_t m, int64_t n, int64_t k, const Left& a, const Right& b, int64_t from_panel,
+                     int64_t to_panel, Finish finish) {
+  alignas(64) float sums[ROWS * COLUMNS];
+  for (int64_t panel = from_panel; panel < to_panel; ++panel) {
+    const int64_t column = panel * COLUMNS, columns = std::min(n - column, COLUMNS);
+    for (int64_t row = 0; row < m; row += ROWS) {
+      const int64_t rows = std::min(m - row, ROWS);
+      tile_of(rows, COLUMNS)((k + 1) / 2, a.at + row * a.row_step, a.row_step, a.pair_step, b.at + panel * b.panel_step,
+                             b.pair_step, false, sums, COLUMNS, COLUMNS);
+      finish(row, rows, column, columns, sums);
+    }
+  }
+}
+
+inline int64_t panels_of(int64_t columns) { return (columns + COLUMNS - 1) / COLUMNS; }
+
+// Scratch memory of 4-byte numbers, cut into pieces of whole cache lines.
+struct Pieces {
+  std::vector<int64_t> starts;
+  int64_t size = 0;
+  explicit Pieces(std::initializer_list<int64_t> sizes) {
+    for (const int64_t each : sizes) starts.push_back(size), size += (each + 15) / 16 * 16;
+  }
+  template <class T = int32_t>
+  T* at(float* memory, int64_t i) const {
+    return reinterpret_cast<T*>(memory + starts[i]);
+  }
+};
+
+// A weight [inner, outer], stored so or transposed, as the right operand of products.
+struct PackedWeight {
+  Matrix matrix;
+  int64_t inner, outer, panel;
+  PackedWeight(const float* weight, int64_t inner, int64_t outer, bool transposed)
+      : matrix{weight, transposed ? inner : outer, transposed}, inner(inner), outer(outer),
+        panel((inner + 1) / 2 * COLUMNS) {}
+  int64_t size() const { return panels_of(outer) * panel; }
+  void pack(int32_t* to) const {
+    for_tasks(panels_of(outer), size() > SERIAL_FLOATS, [=, this_ = *this](int64_t i) {
+      pack_right(this_.matrix, i * COLUMNS, std::min(COLUMNS, this_.outer - i * COLUMNS), 0, this_.inner,
+                 reinterpret_cast<__m512i*>(to + i * this_.panel));
+    });
+  }
+  Right right(const int32_t* packed) const { return {packed, COLUMNS, panel}; }
+};
+
+// Rows rounded to bfloat16; the pitch in numbers of 2 bytes, even.
+struct Rows {
+  uint16_t* at;
+  int64_t pitch;
+  Left left() const { return {reinterpret_cast<const int32_t*>(at), pitch / 2, 1}; }
+  Rows from(int64_t row, int64_t column = 0) const { return {at + row * pitch + column, pitch}; }
+  Two load(int64_t row, int64_t column, int64_t count) const {
+    return widened(load_rounded(at + row * pitch + column, count));
+  }
+  void store(int64_t row, int64_t column, Two v, int64_t count) const {
+    store_rounded(at + row * pitch + column, rounded(v), count);
+  }
+};
+
+// 16 numbers of a row.
+inline Vec load_one(const uint16_t* p, int64_t count) {
+  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(count), p)), 16);
+}
+inline void store_one(uint16_t* p, Vec v, int64_t count) {
+  _mm256_mask_storeu_epi16(p, first(count), (__m256i)_mm512_cvtneps_pbh((__m512)v));
+}
+
+constexpr int64_t BLOCK = 8 * ROWS;   // rows of a task
+constexpr int64_t GROUP = 8 * BLOCK;  // rows whose products over the rows are formed together
+
+// Calls finish(row, rows, column, columns, sums) for each tile of the product of rows and a weight.
+template <class Finish>
+inline void product_of_rows(int64_t rows, const Rows& x, const PackedWeight& weight, const int32_t* packed, Finish finish) {
+  for_tasks((rows + BLOCK - 1) / BLOCK, rows * weight.inner * weight.outer > SERIAL_FLOATS, [&](int64_t block) {
+    const int64_t from = block * BLOCK;
+    multiply(std::min(BLOCK, rows - from), weight.outer, weight.inner, x.from(from).left(), weight.right(packed), 0,
+             panels_of(weight.outer),
+             [&](int64_t row, int64_t rows, int64_t column, int64_t columns, const float* sums) {
+               finish(from + row, rows, column, columns, sums);
+             });
+  });
+}
+
+// to [m, n] = sum over the rows of x [rows, m] and y [rows, n], in steps of GROUP rows; added to `to` where `add`.
+void product_over_rows(int64_t m, int64_t n, int64_t rows, const Rows& x, const Rows& y, bool add, float* to);
+
+}  // namespace bfloat16
+#endif

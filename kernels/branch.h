@@ -1,0 +1,146 @@
+// What the branches of a Transformer block share: y = x kept + share[image] scale f(norm(x)), of rows of channels, with
+// a branch f whose products have operands rounded to bfloat16 and whose last one has the sums `sums` and a bias.
+
+#pragma once
+
+#include "bfloat16.h"
+#include "moments.h"
+#include "operator.h"
+
+#ifdef HYBRID_BFLOAT16
+namespace bfloat16 {
+
+struct Branch {
+  int64_t rows, columns, positions;
+  const float *x, *norm_weight, *norm_bias, *kept, *scale, *share;
+  float epsilon;
+
+  Branch(const Tensor& X, const Tensor& NormWeight, const Tensor& NormBias, const MaybeTensor& Kept,
+         const MaybeTensor& Scale, const MaybeTensor& Share, float epsilon)
+      : epsilon(epsilon) {
+    const Shape shape = sizes("x", X, 2);
+    columns = shape.back(), rows = X.numel() / columns, positions = rows / shape[0];
+    x = floats("x", X), share = some_floats("share", Share, shape[0]);
+    norm_weight = floats("norm weight", NormWeight, {columns}), norm_bias = floats("norm bias", NormBias, {columns});
+    kept = floats("kept", Kept, {columns}), scale = floats("scale", Scale, {columns});
+  }
+
+  int64_t blocks() const { return (rows + BLOCK - 1) / BLOCK; }
+  int64_t rows_of(int64_t block) const { return std::min(BLOCK, rows - block * BLOCK); }
+
+  // norm(x) of a block of rows; zeros up to the pitch.
+  void normalise(int64_t block, const Rows& to) const {
+    for (int64_t r = 0; r < rows_of(block); ++r) {
+      const float* row = x + (block * BLOCK + r) * columns;
+      float mean, inverse;
+      moments(row, columns, epsilon, mean, inverse);
+      for (int64_t c = 0; c < columns; c += 32) {
+        const int64_t left = columns - c;
+        const Two v = load_two(row + c, left), w = load_two(norm_weight + c, left), b = load_two(norm_bias + c, left);
+        to.store(r, c, {(v.low - mean) * inverse * w.low + b.low, (v.high - mean) * inverse * w.high + b.high},
+                 to.pitch - c);
+      }
+    }
+  }
+
+  // y from a tile of the last product.
+  void finish(float* y, const float* bias, int64_t row, int64_t rows, int64_t column, int64_t count,
+              const float* sums) const {
+    const Two one{Vec{} + 1.f, Vec{} + 1.f}, b = bias ? load_two(bias + column, count) : Two{};
+    const Two s = scale ? load_two(scale + column, count) : one, k = kept ? load_two(kept + column, count) : one;
+    for (int64_t r = row; r < row + rows; ++r, sums += COLUMNS) {
+      const float part = share ? share[r / positions] : 1.f;
+      const Two v = load_two(x + r * columns + column, count);
+      store_two(y + r * columns + column,
+                {v.low * k.low + part * s.low * (load(sums) + b.low),
+                 v.high * k.high + part * s.high * (load(sums + 16) + b.high)}, count);
+    }
+  }
+
+  // The sums of a block of rows: gradients of norm weight, norm bias, f before the scale, and kept.
+  enum { NORM_WEIGHT, NORM_BIAS, BRANCH, KEPT, SUMS };
+
+  // The gradient of f before the scale, and after it, for a block of rows.
+  void open(int64_t block, const float* grad, float* sums, const Rows& before, const Rows& after) const {
+    for (int64_t r = 0; r < rows_of(block); ++r) {
+      const int64_t row = block * BLOCK + r, at = row * columns;
+      const float part = share ? share[row / positions] : 1.f;
+      for (int64_t c = 0; c < columns; c += 32) {
+        const int64_t left = columns - c;
+        const Two g = load_two(grad + at + c, left), s = scale ? load_two(scale + c, left) : Two{};
+        const Two b{g.low * part, g.high * part};
+        add(sums + BRANCH * columns + c, b, left);
+        if (kept) {
+          const Two v = load_two(x + at + c, left);
+          add(sums + KEPT * columns + c, {g.low * v.low, g.high * v.high}, left);
+        }
+        before.store(r, c, b, before.pitch - c);
+        if (scale) after.store(r, c, {b.low * s.low, b.high * s.high}, after.pitch - c);
+      }
+    }
+  }
+
+  // The gradient of x for a block of rows, from that of norm(x), which `inner(row, column, count)` gives.
+  template <class Inner>
+  void close(int64_t block, const float* grad, float* sums, float* grad_x, Inner inner) const {
+    for (int64_t r = 0; r < rows_of(block); ++r) {
+      const int64_t at = (block * BLOCK + r) * columns;
+      float mean, inverse;
+      moments(x + at, columns, epsilon, mean, inverse);
+      Vec flat = {}, along = {};
+      const auto over = [&](auto body) {
+        for (int64_t c = 0; c < columns; c += 32) {
+          const int64_t left = columns - c;
+          const Two v = load_two(x + at + c, left), w = load_two(norm_weight + c, left), g = inner(r, c, left);
+          body(c, left, Two{(v.low - mean) * inverse, (v.high - mean) * inverse}, g, Two{g.low * w.low, g.high * w.high});
+        }
+      };
+      over([&](int64_t c, int64_t left, Two normed, Two g, Two weighted) {
+        add(sums + NORM_WEIGHT * columns + c, {g.low * normed.low, g.high * normed.high}, left);
+        add(sums + NORM_BIAS * columns + c, g, left);
+        flat += weighted.low + weighted.high;
+        along += weighted.low * normed.low + weighted.high * normed.high;
+      });
+      const float flat_mean = total(flat) / columns, along_mean = total(along) / columns;
+      over([&](int64_t c, int64_t left, Two normed, Two, Two weighted) {
+        Two g = load_two(grad + at + c, left);
+        if (kept) {
+          const Two k = load_two(kept + c, left);
+          g = {g.low * k.low, g.high * k.high};
+        }
+        store_two(grad_x + at + c, {g.low + (weighted.low - flat_mean - normed.low * along_mean) * inverse,
+                                    g.high + (weighted.high - flat_mean - normed.high * along_mean) * inverse}, left);
+      });
+    }
+  }
+
+  static void add(float* to, Two v, int64_t count) {
+    const Two before = load_two(to, count);
+    store_two(to, {before.low + v.low, before.high + v.high}, count);
+  }
+
+  // Writes the gradients of norm, kept, scale, and of the last product's weight, [inner, columns] or transposed, and
+  // bias. The one of the weight comes without the scale, so that the one of the scale needs no values of f.
+  void write(const std::vector<float>& partial, int64_t size, const float* weight, const float* bias, int64_t inner,
+             bool transposed, float* grad_norm_weight, float* grad_norm_bias, float* grad_kept, float* grad_scale,
+             float* grad_weight, float* grad_bias) const {
+    std::vector<double> sums(SUMS * columns, 0.0), scales(columns, 0.0);
+    for (int64_t block = 0; block < blocks(); ++block)
+      for (int64_t i = 0; i < SUMS * columns; ++i) sums[i] += partial[block * size + i];
+    for (int64_t i = 0; scale && i < inner * columns; ++i) {
+      const int64_t c = transposed ? i / inner : i % columns;
+      scales[c] += double(grad_weight[i]) * weight[i];
+      grad_weight[i] *= scale[c];
+    }
+    for (int64_t c = 0; c < columns; ++c) {
+      grad_norm_weight[c] = float(sums[NORM_WEIGHT * columns + c]), grad_norm_bias[c] = float(sums[NORM_BIAS * columns + c]);
+      const double branch = sums[BRANCH * columns + c];
+      if (bias) grad_bias[c] = float(scale ? branch * scale[c] : branch);
+      if (kept) grad_kept[c] = float(sums[KEPT * columns + c]);
+      if (scale) grad_scale[c] = float(scales[c] + (bias ? branch * bias[c] : 0.0));
+    }
+  }
+};
+
+}  // namespace bfloat16
+#endif
