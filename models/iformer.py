@@ -22,6 +22,7 @@ from paddle import nn
 
 import kernels
 from errors import UserError
+from kernels.settings import rounds_to_bfloat16
 from models import layers
 from models.registry import Variant, register_family
 from utils.sizes import Size, pair
@@ -114,6 +115,18 @@ class Mixer(nn.Layer):
         x = kernels.residual(x, self.conv_fuse(x))  # equation 6
         return self.proj_drop(self.proj(layers.channels_last(x)))
 
+    def add(self, x: paddle.Tensor, norm: layers.LayerNorm, drop_path: layers.DropPath,
+            scale: paddle.Tensor | None) -> paddle.Tensor:
+        """Return ``x + drop_path(self(norm(x)) · scale)``: one operator in mixed precision on the CPU."""
+        high, low = self.high_mixer, self.low_mixer
+        if not rounds_to_bfloat16() or (self.training and (self.proj_drop.p or low.attn_drop_rate)):
+            return drop_path.add(x, self(norm(x)), scale=scale)
+        return kernels.inception_mixer(
+            x, (norm.weight, norm.bias), (high.conv1.weight.flatten(1), high.proj1.weight),
+            (high.proj2.weight.flatten(1), high.proj2.bias), (low.qkv.weight, low.qkv.bias), self.conv_fuse.weight,
+            (self.proj.weight.flatten(1), self.proj.bias), low.num_heads, low.pool_size, norm._epsilon, scale,
+            drop_path.keep_scale(x))
+
 
 class Block(nn.Layer):
     """iFormer block (equations 7 and 8), ``[B, H, W, C]`` to the same."""
@@ -129,8 +142,8 @@ class Block(nn.Layer):
         self.layer_scale_2 = layers.layer_scale(self, dim, scale)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        x = self.drop_path.add(x, self.attn(self.norm1(x)), scale=self.layer_scale_1)
-        return self.drop_path.add(x, self.mlp(self.norm2(x)), scale=self.layer_scale_2)
+        x = self.attn.add(x, self.norm1, self.drop_path, self.layer_scale_1)
+        return self.mlp.add(x, self.norm2, self.drop_path, scale=self.layer_scale_2)
 
 
 class Stem(nn.Layer):

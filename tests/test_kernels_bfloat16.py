@@ -1,11 +1,12 @@
 """Mixed precision of the CPU: products whose operands are rounded to bfloat16."""
 
+# ruff: noqa: F811 (fixtures are imported, then asked for by name)
 from __future__ import annotations
 
 import numpy as np
 import paddle
 import pytest
-from kernel_checks import assert_threads_change_no_bit, back_to_auto, stock, with_gradients  # noqa: F401
+from kernel_checks import assert_threads_change_no_bit, back_to_auto, ours, stock, with_gradients  # noqa: F401
 
 import kernels
 from configs.load import load_config
@@ -75,10 +76,122 @@ def test_layers_follow_the_context_backward_too(kind: str) -> None:
     exact = [*map(rounded, values[:2]), values[2]]
     expected = with_gradients(stock(function), exact, rounded(slope), "float64")
     found, plain = (with_gradients(run, values, slope) for run in (mixed, function))
-    for ours, reference, single in list(zip(found, expected, plain, strict=True))[:3]:
+    for own, reference, single in list(zip(found, expected, plain, strict=True))[:3]:
         spread = reference.std()
-        assert abs(ours - reference).max() < 1e-5 * spread
+        assert abs(own - reference).max() < 1e-5 * spread
         assert abs(single - reference).max() > 1e-3 * spread  # in float32 the operands are not rounded
+
+
+def feed_forward(shape, hidden, transposed=False, biases=True, star=False, factors=()):
+    """A fused branch as a function of its tensors by name, and their sizes."""
+    columns = shape[-1]
+    wide, tall = (columns, hidden), (hidden, columns)
+    sizes = {"x": shape, "norm_weight": (columns,), "norm_bias": (columns,), "first": tall if transposed else wide,
+             "second": wide if transposed else tall} | dict.fromkeys(factors, (columns,))
+    sizes |= {"first_bias": (hidden,), "second_bias": (columns,)} if biases else {}
+    sizes |= {"star_scale": (1,), "star_bias": (1,)} if star else {}
+
+    def call(t):
+        return kernels.feed_forward(
+            t["x"], (t["norm_weight"], t["norm_bias"]), (t["first"], t.get("first_bias")),
+            (t["second"], t.get("second_bias")), 1e-6, transposed, t.get("kept"), t.get("scale"), share(t["x"]),
+            (t["star_scale"], t["star_bias"]) if star else None)
+
+    return call, sizes
+
+
+def inception_mixer(batch, height, width, half, low, heads, pool_size, bias=True, scale=True):
+    columns, fused = 2 * half + low, 4 * half + low
+    sizes = {"x": (batch, height, width, columns), "norm_weight": (columns,), "norm_bias": (columns,),
+             "conv": (2 * half, half), "depthwise": (2 * half, 1, 3, 3), "pool": (2 * half, half),
+             "pool_bias": (2 * half,), "qkv": (low, 3 * low), "fuse": (fused, 1, 3, 3), "out": (columns, fused),
+             "out_bias": (columns,)}
+    sizes |= ({"qkv_bias": (3 * low,)} if bias else {}) | ({"scale": (columns,)} if scale else {})
+
+    def call(t):
+        return kernels.inception_mixer(
+            t["x"], (t["norm_weight"], t["norm_bias"]), (t["conv"], t["depthwise"]), (t["pool"], t["pool_bias"]),
+            (t["qkv"], t.get("qkv_bias")), t["fuse"], (t["out"], t["out_bias"]), heads, pool_size, 1e-6, t.get("scale"),
+            share(t["x"]))
+
+    return call, sizes
+
+
+def share(x: paddle.Tensor) -> paddle.Tensor:
+    return paddle.to_tensor(np.arange(x.shape[0]) % 3, x.dtype).reshape([-1] + [1] * (x.ndim - 1))
+
+
+def draw(sizes):
+    """Weights whose products have a spread of about 1."""
+    rng = np.random.default_rng(0)
+    return {name: (rng.standard_normal(size) / max(np.prod(size[1:]), 1) ** (0.5 * (name != "x"))).astype("float32")
+            for name, size in sizes.items()}
+
+
+def gradients(function, values, mixed, dtype="float32"):
+    tensors = {name: paddle.to_tensor(value, dtype, stop_gradient=False) for name, value in values.items()}
+    with kernels.bfloat16_products() if mixed else kernels.using("stock"):
+        y = function(tensors)
+    y.backward(paddle.to_tensor(np.random.default_rng(1).standard_normal(y.shape), dtype))
+    return {"y": y.numpy(), **{name: tensor.grad.numpy() for name, tensor in tensors.items()}}
+
+
+# Sizes with incomplete vectors, tiles and blocks, several groups of rows, bands, and sides of 1.
+BRANCHES = [
+    feed_forward((4, 3, 5, 17), 33, factors=("kept", "scale")), feed_forward((4, 3, 5, 17), 33, True, False),
+    feed_forward((2, 64), 40, biases=False, star=True), feed_forward((30, 37, 48), 131, True, factors=("scale",)),
+    feed_forward((5, 400, 18), 60, star=True, factors=("kept",)), feed_forward((2, 1), 1),
+    inception_mixer(2, 6, 5, 8, 12, 3, 1), inception_mixer(3, 7, 9, 24, 6, 3, 2, False, False),
+    inception_mixer(40, 4, 4, 48, 96, 3, 2), inception_mixer(2, 71, 61, 16, 20, 2, 2),
+    inception_mixer(130, 1, 1, 16, 64, 2, 1),
+]
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_branches_follow_their_definition(branch, ours) -> None:
+    """Against Paddle's operators in float64. The errors are those of a chain of roundings of up to 2⁻⁹.
+
+    They are larger where another maximum of a window wins, and in StarReLU's sums, whose terms cancel.
+    """
+    function, sizes = branch
+    values = draw(sizes)
+    exact = gradients(function, values, False, "float64")
+    assert not ours
+    for name, found in gradients(function, values, True).items():
+        error, spread = np.sqrt(np.square(found - exact[name]).mean()), np.sqrt(np.square(exact[name]).mean())
+        bound = 3e-2 if (name == "x" and "fuse" in sizes) or found.size == 1 else 1e-2
+        assert found.shape == exact[name].shape
+        assert error <= bound * spread + 1e-6, name
+    assert len(ours) == 1
+
+
+@pytest.mark.parametrize("branch", [BRANCHES[4], BRANCHES[9]])
+def test_threads_change_no_bit_of_branches(branch) -> None:
+    function, sizes = branch
+    assert_threads_change_no_bit(lambda: list(gradients(function, draw(sizes), True).values()))
+
+
+@pytest.mark.parametrize("branch", [BRANCHES[0], BRANCHES[1], BRANCHES[2], BRANCHES[6]])
+def test_wrong_shapes_raise(branch) -> None:
+    """Each tensor in turn has one number more along each of its axes."""
+    function, sizes = branch
+    for wrong, shape in sizes.items():
+        for axis in range(len(shape)):
+            if wrong == "x" and axis < len(shape) - 1:
+                continue  # the other tensors say nothing about it
+            other = [size + (place == axis) for place, size in enumerate(shape)]
+            tensors = {name: paddle.rand(other if name == wrong else size) for name, size in sizes.items()}
+            with kernels.bfloat16_products(), pytest.raises(ValueError):
+                function(tensors)
+
+
+def test_attention_follows_the_context() -> None:
+    query, key, value = (paddle.randn([2, 60, 3, 32]) for _ in range(3))
+    single = kernels.attention(query, key, value)
+    with kernels.bfloat16_products():
+        mixed = kernels.attention(query, key, value)
+    error = float((mixed - single).square().mean().sqrt() / single.square().mean().sqrt())
+    assert 1e-4 < error < 1e-2
 
 
 def test_where_it_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
