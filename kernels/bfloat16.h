@@ -153,15 +153,21 @@ inline void store_one(uint16_t* p, Vec v, int64_t count) {
   _mm256_mask_storeu_epi16(p, first(count), (__m256i)_mm512_cvtneps_pbh((__m512)v));
 }
 
-constexpr int64_t BLOCK = 8 * ROWS;   // rows of a task
-constexpr int64_t GROUP = 8 * BLOCK;  // rows whose products over the rows are formed together
+// Rows of a task: up to 8 tiles, in an even number of tasks of about the same size.
+inline int64_t block_of(int64_t rows) {
+  const int64_t tiles = (rows + ROWS - 1) / ROWS, tasks = (tiles + 15) / 16 * 2;
+  return (tiles + tasks - 1) / tasks * ROWS;
+}
+
+constexpr int64_t GROUP = 64 * ROWS;  // rows whose products over the rows are formed together
 
 // Calls finish(row, rows, column, columns, sums) for each tile of the product of rows and a weight.
 template <class Finish>
 inline void product_of_rows(int64_t rows, const Rows& x, const PackedWeight& weight, const int32_t* packed, Finish finish) {
-  for_tasks((rows + BLOCK - 1) / BLOCK, rows * weight.inner * weight.outer > SERIAL_FLOATS, [&](int64_t block) {
-    const int64_t from = block * BLOCK;
-    multiply(std::min(BLOCK, rows - from), weight.outer, weight.inner, x.from(from).left(), weight.right(packed), 0,
+  const int64_t block = block_of(rows);
+  for_tasks((rows + block - 1) / block, rows * weight.inner * weight.outer > SERIAL_FLOATS, [&](int64_t task) {
+    const int64_t from = task * block;
+    multiply(std::min(block, rows - from), weight.outer, weight.inner, x.from(from).left(), weight.right(packed), 0,
              panels_of(weight.outer),
              [&](int64_t row, int64_t rows, int64_t column, int64_t columns, const float* sums) {
                finish(from + row, rows, column, columns, sums);

@@ -11,7 +11,7 @@
 namespace bfloat16 {
 
 struct Branch {
-  int64_t rows, columns, positions;
+  int64_t rows, columns, positions, block_rows;  // of an image, of a task
   const float *x, *norm_weight, *norm_bias, *kept, *scale, *share;
   float epsilon;
 
@@ -20,18 +20,19 @@ struct Branch {
       : epsilon(epsilon) {
     const Shape shape = sizes("x", X, 2);
     columns = shape.back(), rows = X.numel() / columns, positions = rows / shape[0];
+    block_rows = block_of(rows);
     x = floats("x", X), share = some_floats("share", Share, shape[0]);
     norm_weight = floats("norm weight", NormWeight, {columns}), norm_bias = floats("norm bias", NormBias, {columns});
     kept = floats("kept", Kept, {columns}), scale = floats("scale", Scale, {columns});
   }
 
-  int64_t blocks() const { return (rows + BLOCK - 1) / BLOCK; }
-  int64_t rows_of(int64_t block) const { return std::min(BLOCK, rows - block * BLOCK); }
+  int64_t blocks() const { return (rows + block_rows - 1) / block_rows; }
+  int64_t rows_of(int64_t block) const { return std::min(block_rows, rows - block * block_rows); }
 
   // norm(x) of a block of rows; zeros up to the pitch.
   void normalise(int64_t block, const Rows& to) const {
     for (int64_t r = 0; r < rows_of(block); ++r) {
-      const float* row = x + (block * BLOCK + r) * columns;
+      const float* row = x + (block * block_rows + r) * columns;
       float mean, inverse;
       moments(row, columns, epsilon, mean, inverse);
       for (int64_t c = 0; c < columns; c += 32) {
@@ -63,7 +64,7 @@ struct Branch {
   // The gradient of f before the scale, and after it, for a block of rows.
   void open(int64_t block, const float* grad, float* sums, const Rows& before, const Rows& after) const {
     for (int64_t r = 0; r < rows_of(block); ++r) {
-      const int64_t row = block * BLOCK + r, at = row * columns;
+      const int64_t row = block * block_rows + r, at = row * columns;
       const float part = share ? share[row / positions] : 1.f;
       for (int64_t c = 0; c < columns; c += 32) {
         const int64_t left = columns - c;
@@ -84,7 +85,7 @@ struct Branch {
   template <class Inner>
   void close(int64_t block, const float* grad, float* sums, float* grad_x, Inner inner) const {
     for (int64_t r = 0; r < rows_of(block); ++r) {
-      const int64_t at = (block * BLOCK + r) * columns;
+      const int64_t at = (block * block_rows + r) * columns;
       float mean, inverse;
       moments(x + at, columns, epsilon, mean, inverse);
       Vec flat = {}, along = {};

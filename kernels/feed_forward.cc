@@ -66,11 +66,11 @@ struct FeedForward : Branch {
     second.pack(shared.at(memory, 1));
     const Right right1 = first.right(shared.at(memory, 0)), right2 = second.right(shared.at(memory, 1));
     const int64_t narrow = pitch_of_rows(columns), wide = pitch_of_rows(hidden);
-    const Pieces own({BLOCK * narrow, BLOCK * wide});
+    const Pieces own({block_rows * narrow, block_rows * wide});
     for_tasks(blocks(), true, [&](int64_t block) {
       float* memory = scratch(own.size);
       const Rows in{own.at<uint16_t>(memory, 0), 2 * narrow}, inside{own.at<uint16_t>(memory, 1), 2 * wide};
-      const int64_t from = block * BLOCK, count = rows_of(block);
+      const int64_t from = block * block_rows, count = rows_of(block);
       normalise(block, in);
       multiply(count, hidden, columns, in.left(), right1, 0, panels_of(hidden),
                [&](int64_t row, int64_t rows, int64_t column, int64_t count, const float* sums) {
@@ -94,7 +94,7 @@ struct FeedForward : Branch {
                 float* grad_weight1, float* grad_bias1, float* grad_weight2, float* grad_bias2, float* grad_kept,
                 float* grad_scale, float* grad_star_scale, float* grad_star_bias) const {
     const PackedWeight second(weight2, columns, hidden, !transposed), first(weight1, hidden, columns, !transposed);
-    const int64_t group = std::min(GROUP, rows), narrow = pitch_of_rows(columns), wide = pitch_of_rows(hidden);
+    const int64_t group = 8 * block_rows, narrow = pitch_of_rows(columns), wide = pitch_of_rows(hidden);
     const Pieces shared({second.size(), first.size(), group * narrow, group * narrow, group * wide, group * wide});
     float* memory = scratch<Branch>(shared.size);
     second.pack(shared.at(memory, 0));
@@ -104,14 +104,14 @@ struct FeedForward : Branch {
     const Rows insides{shared.at<uint16_t>(memory, 4), 2 * wide}, changes{shared.at<uint16_t>(memory, 5), 2 * wide};
     const int64_t size = SUMS * columns + hidden + 2;
     std::vector<float> partial(blocks() * size, 0.f);
-    const Pieces own({BLOCK * narrow, BLOCK * pitch_of_pairs(columns)});
-    for (int64_t start = 0; start < rows; start += GROUP) {
-      const int64_t here = std::min(GROUP, rows - start);
-      for_tasks((here + BLOCK - 1) / BLOCK, true, [&](int64_t task) {
+    const Pieces own({block_rows * narrow, block_rows * pitch_of_pairs(columns)});
+    for (int64_t start = 0; start < rows; start += group) {
+      const int64_t here = std::min(group, rows - start);
+      for_tasks((here + block_rows - 1) / block_rows, true, [&](int64_t task) {
         float* memory = scratch(own.size);
         const Rows scaled{own.at<uint16_t>(memory, 0), 2 * narrow};
         float* back = own.at<float>(memory, 1);
-        const int64_t inside = task * BLOCK, from = start + inside, block = from / BLOCK, count = rows_of(block);
+        const int64_t inside = task * block_rows, from = start + inside, block = from / block_rows, count = rows_of(block);
         const int64_t pitch = pitch_of_pairs(columns);
         float* sums_of_block = &partial[block * size];
         Vec learned[2] = {};

@@ -191,7 +191,7 @@ struct Mixer : Branch {
     const PackedWeight* weights[] = {&first, &second, &qkv, &out};
     for (int i = 0; i < 4; ++i) weights[i]->pack(pieces.at(memory, i));
     float* mixed = pieces.at<float>(memory, 4);
-    for_tasks(blocks(), true, [&](int64_t block) { normalise(block, k.norm.from(block * BLOCK)); });
+    for_tasks(blocks(), true, [&](int64_t block) { normalise(block, k.norm.from(block * block_rows)); });
     // High frequencies: a product and a depthwise convolution, and maxima and a product.
     product_of_rows(rows, k.norm, first, pieces.at(memory, 0),
                     [&](int64_t row, int64_t rows, int64_t column, int64_t count, const float* sums) {
@@ -263,9 +263,10 @@ struct Mixer : Branch {
   void sum_rows(int64_t rows, int64_t columns, const Rows& x, float* to) const {
     std::vector<double> sums(columns, 0.0);
     std::vector<float> part(columns);
-    for (int64_t start = 0; start < rows; start += BLOCK) {
+    const int64_t block = block_of(rows);
+    for (int64_t start = 0; start < rows; start += block) {
       std::fill(part.begin(), part.end(), 0.f);
-      for (int64_t r = start; r < std::min(start + BLOCK, rows); ++r)
+      for (int64_t r = start; r < std::min(start + block, rows); ++r)
         for (int64_t c = 0; c < columns; c += 32) add(&part[c], x.load(r, c, columns - c), columns - c);
       for (int64_t c = 0; c < columns; ++c) sums[c] += part[c];
     }
@@ -290,7 +291,7 @@ struct Mixer : Branch {
     const int64_t size = SUMS * columns;
     std::vector<float> partial(blocks() * size, 0.f);
     for_tasks(blocks(), true, [&](int64_t block) {
-      open(block, grad, &partial[block * size], before.from(block * BLOCK), after.from(block * BLOCK));
+      open(block, grad, &partial[block * size], before.from(block * block_rows), after.from(block * block_rows));
     });
     const auto store_to = [](const Rows& to) {
       return [=](int64_t row, int64_t rows, int64_t column, int64_t count, const float* sums) {
@@ -359,7 +360,7 @@ struct Mixer : Branch {
               });
     for_tasks(blocks(), true, [&](int64_t block) {
       close(block, grad, &partial[block * size], grads[0],
-            [&](int64_t r, int64_t c, int64_t count) { return norm.load(block * BLOCK + r, c, count); });
+            [&](int64_t r, int64_t c, int64_t count) { return norm.load(block * block_rows + r, c, count); });
     });
     write(partial, size, weight_out, bias_out, fused, true, grads[1], grads[2], nullptr, grads[12], grads[10], grads[11]);
   }
