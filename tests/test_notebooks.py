@@ -79,8 +79,8 @@ def test_runs_from_start_to_end(name: str, copy: Path, monkeypatch: pytest.Monke
     """On CIFAR-10 where CIFAR10_ROOT names it; else without data and network, as in a fresh clone."""
     for variable, value in NO_NETWORK.items():
         monkeypatch.setenv(variable, value)
-    monkeypatch.setenv("HOME", str(copy))  # no data in it
     monkeypatch.setenv("PADDLE_HYBRID_CACHE", str(cache_folder().parent))
+    monkeypatch.setenv("HOME", str(copy))  # no data in it
     committed = _committed(name)
     notebook = nbformat.read(copy / "notebooks" / f"{name}.ipynb", as_version=4)
     _client(notebook, copy / "notebooks").execute()
