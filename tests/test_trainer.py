@@ -303,13 +303,12 @@ def test_compiled_operators_train_as_stock_ones(tmp_path: Path) -> None:
 
 
 def test_closed_terminal_stops_but_not_under_nohup() -> None:
-    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        with pytest.raises(Interrupted, match="SIGHUP"):
+            stop.check()
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with StopRequest() as stop:
-            os.kill(os.getpid(), signal.SIGHUP)
-            with pytest.raises(Interrupted, match="SIGHUP"):
-                stop.check()
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with StopRequest() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
             stop.check()
