@@ -142,12 +142,12 @@ def _compile_flags() -> list[str]:
 
 
 def _libraries() -> list[Path]:
-    """Return what to link of Paddle's wheel: Paddle, oneDNN and OpenMP.
+    """Return what to link of Paddle's wheel: Paddle, oneDNN 3, whose interface ``onednn.h`` declares, and OpenMP.
 
     A second OpenMP runtime would keep a second team of threads, and the idle team spins on the cores of the other.
     """
     root = Path(paddle.__file__).parent
-    names = ("base/libpaddle.so", "libs/libphi*.so", "libs/libcommon.so", "libs/libdnnl.so*", "libs/libiomp5.so")
+    names = ("base/libpaddle.so", "libs/libphi*.so", "libs/libcommon.so", "libs/libdnnl.so.3", "libs/libiomp5.so")
     return [path for name in names for path in sorted(root.glob(name))]
 
 

@@ -187,7 +187,7 @@ static Tensors feed_forward_gradient(const Tensor& X, const Tensor& NormWeight, 
   const FeedForward f(X, NormWeight, NormBias, Weight1, Bias1, Weight2, Bias2, Kept, Scale, Share, StarScale,
                       StarBias, transposed, epsilon);
   require(Hidden.dtype() == paddle::DataType::BFLOAT16 && Hidden.shape() == Shape({f.rows, f.hidden}) &&
-              Hidden.is_contiguous(), "hidden is not what the forward pass gave");
+              is_contiguous(Hidden), "hidden is not what the forward pass gave");
   Tensors grads{empty_like(X), empty_like(NormWeight), empty_like(NormBias), empty_like(Weight1), Tensor(),
                 empty_like(Weight2), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   const auto like = [&](int i, const MaybeTensor& of) { return of ? (grads[i] = empty_like(*of)).data<float>() : nullptr; };

@@ -389,7 +389,7 @@ static Tensors inception_mixer_gradient(const Tensor& X, const Tensor& NormWeigh
                                         const Tensor& GradY, int64_t heads, int64_t pool, float epsilon) {
   const Mixer m(X, NormWeight, NormBias, Weight1, Depthwise1, Weight2, Bias2, WeightQkv, BiasQkv, DepthwiseFuse, WeightOut,
                 BiasOut, Scale, Share, heads, pool, epsilon);
-  require(Kept.dtype() == paddle::DataType::INT32 && Kept.is_contiguous() && Kept.numel() == m.kept_pieces().size,
+  require(Kept.dtype() == paddle::DataType::INT32 && is_contiguous(Kept) && Kept.numel() == m.kept_pieces().size,
           "what was kept is not what the forward pass gave");
   Tensors grads;
   std::vector<float*> at;
