@@ -30,7 +30,7 @@ MAX_DEVIATION = 1e-4  # of the logits, in their standard deviations
 CHECKED_BATCHES = (1, 3)
 CALIBRATION = 512  # training images
 TOP = 5
-FILES = {*PROGRAMS, PARAMETERS, ONNX, DESCRIPTION, CONFIG}
+FILES = {*PROGRAMS, PARAMETERS, f"{PARAMETERS}.info", ONNX, DESCRIPTION, CONFIG}  # .info: by Paddle 2
 
 
 def export(config: CfgNode, model: nn.Layer, folder: Path, classes: Sequence[str], *, format: str = "paddle",
