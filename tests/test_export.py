@@ -11,7 +11,7 @@ import paddle
 import pytest
 import yaml
 from paddle import nn
-from paddle.base.proto.framework_pb2 import VarType
+from paddle.base.proto.framework_pb2 import ProgramDesc, VarType
 from yacs.config import CfgNode
 
 from configs.load import load_config
@@ -209,6 +209,12 @@ def test_programs_that_reach_outside_are_refused(tmp_path: Path) -> None:
         (tmp_path / PROGRAM).write_text(change(program))
         with pytest.raises(UserError, match=words):
             load_exported(tmp_path)
+    (tmp_path / PROGRAM).unlink()
+    of_paddle_2 = ProgramDesc()
+    of_paddle_2.blocks.add(idx=0, parent_idx=-1).ops.add(type="py_func")
+    (tmp_path / "inference.pdmodel").write_bytes(of_paddle_2.SerializeToString())
+    with pytest.raises(UserError, match="'py_func' is refused"):
+        load_exported(tmp_path)
     (tmp_path / PROGRAM).write_text(program)
     assert load_exported(tmp_path).run(np.ones((1, 3, 32, 32), np.float32)).shape == (1, 10)
 
