@@ -18,13 +18,13 @@ from datasets.archives import (
     CACHES,
     contents,
     data_root,
-    download,
     folders_below,
     is_archive,
     read_archive,
     read_file,
     search_paths,
 )
+from datasets.download import download
 from errors import UserError, printable
 from utils import pickles
 

@@ -15,7 +15,8 @@ import zlib
 import numpy as np
 
 from datasets import ImageDataset
-from datasets.archives import ARCHIVES, CACHES, contents, data_root, download, read_archive, read_file, search_paths
+from datasets.archives import ARCHIVES, CACHES, contents, data_root, read_archive, read_file, search_paths
+from datasets.download import download
 from errors import UserError, printable
 
 CLASSES = tuple("0123456789")

@@ -16,7 +16,8 @@ from yacs.config import CfgNode
 
 from datasets.loader import BatchMix, EvalLoader, mix_images, mix_labels
 from engine import checkpoint, distributed, runtime
-from engine.evaluate import Evaluation, LabelSmoothingCrossEntropy, evaluate
+from engine.evaluate import Evaluation, evaluate
+from engine.losses import LabelSmoothingCrossEntropy
 from engine.model import build_model
 from engine.optim import ModelEma, build_optimizer
 from engine.run import RunFolder

@@ -15,12 +15,11 @@ import kernels
 from configs.load import load_config
 from datasets import batch
 from datasets.batch import KEPT, BatchPipeline, Memory, Unsupported, faster
+from datasets.randaugment import OPERATIONS, RandAugment
 from datasets.transforms import (
-    OPERATIONS,
     ColorJitter,
     Normalize,
     Pipeline,
-    RandAugment,
     RandomCrop,
     RandomErasing,
     RandomHorizontalFlip,

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from cifar_files import change_release, write_archive
 
-from datasets import archives as module
 from datasets import cifar, mnist
-from datasets.archives import download
+from datasets import download as module
+from datasets.download import download
 from errors import UserError
 
 CONTENT = bytes(range(256)) * 4000

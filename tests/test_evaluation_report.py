@@ -9,8 +9,9 @@ import paddle
 import pytest
 
 from engine import evaluation_report
-from engine.evaluate import LabelSmoothingCrossEntropy, evaluate
+from engine.evaluate import evaluate
 from engine.evaluation_report import EvaluationReport
+from engine.losses import LabelSmoothingCrossEntropy
 from errors import UserError
 from utils.fileio import read_csv
 

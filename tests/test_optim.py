@@ -10,7 +10,7 @@ from paddle import nn
 from yacs.config import CfgNode
 
 from configs.load import load_config
-from engine.evaluate import LabelSmoothingCrossEntropy
+from engine.losses import LabelSmoothingCrossEntropy
 from engine.model import build_model
 from engine.optim import ModelEma, build_optimizer, learning_rate
 from engine.state import RunningMean

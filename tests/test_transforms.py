@@ -12,10 +12,9 @@ import pytest
 
 from configs.schema import default_config
 from datasets import AUGMENT, generator
+from datasets.randaugment import OPERATIONS, RandAugment
 from datasets.transforms import (
-    OPERATIONS,
     ColorJitter,
-    RandAugment,
     RandomErasing,
     RandomHorizontalFlip,
     build_eval_transforms,
