@@ -133,22 +133,24 @@ def _reason(error: Exception) -> str:
 
 def _check_program(path: Path) -> None:
     """Raise ValueError for a Paddle program with other operators than computations on tensors."""
+    def check(name: Any, safe: bool) -> None:
+        if not safe or _UNSAFE.search(name):
+            raise ValueError(f"operator {name!r} is refused, expected computations on tensors")
+
+    def check_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for key, name in pairs:  # of repeated keys too
+            if key == "#":
+                check(name, isinstance(name, str) and _NAME.fullmatch(name) is not None)
+        return dict(pairs)
+
     if path.suffix == ".pdmodel":
         from paddle.base.proto.framework_pb2 import ProgramDesc
 
         for block in ProgramDesc.FromString(path.read_bytes()).blocks:
             for operator in block.ops:
-                if _UNSAFE.search(operator.type):
-                    raise ValueError(f"operator {operator.type!r} is refused, expected computations on tensors")
-        return
-
-    def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        for key, name in pairs:  # of repeated keys too
-            if key == "#" and not (isinstance(name, str) and _NAME.fullmatch(name) and not _UNSAFE.search(name)):
-                raise ValueError(f"operator {name!r} is refused, expected computations on tensors")
-        return dict(pairs)
-
-    json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=check)
+                check(operator.type, True)
+    else:
+        json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=check_pairs)
 
 
 def _check_parameters(path: Path) -> None:

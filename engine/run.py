@@ -202,7 +202,7 @@ def _read_environment(path: Path) -> dict[str, Any]:
 
 def run_folder(config: CfgNode) -> RunFolder:
     """Return the folder of a config's run without creating it."""
-    return RunFolder(Path(config.OUTPUT).expanduser() / config.NAME)
+    return RunFolder(Path(config.OUTPUT) / config.NAME)
 
 
 def _check_continuation(old: CfgNode, new: CfgNode, path: Path) -> list[str]:

@@ -1,9 +1,9 @@
 // The feed-forward branch of a Transformer block as one operator, with products of operands rounded to bfloat16.
 //
-// y = x kept + share[image] scale (act(norm(x) w1 + b1) w2 + b2), with GELU or StarReLU. Rows go through all of it in blocks that stay in cache.
-// Only the hidden layer before its activation is kept for the gradient, rounded to bfloat16. Sums, norms and what
-// Paddle sees are float32. Sums are added in an order that depends on the shapes alone, so that the number of threads
-// changes no bit.
+// y = x kept + share[image] scale (act(norm(x) w1 + b1) w2 + b2), with GELU or StarReLU. Rows go through all of it in
+// blocks that stay in cache. Only the hidden layer before its activation is kept for the gradient, rounded to bfloat16.
+// Sums, norms and what Paddle sees are float32. Sums are added in an order that depends on the shapes alone, so that the
+// number of threads changes no bit.
 
 #include <cstdint>
 #include <vector>

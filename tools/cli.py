@@ -104,7 +104,7 @@ class Loaded(NamedTuple):
 
 def exported_folder(weights: str) -> Path | None:
     """Return the exported folder that ``weights`` names, itself or by a program in it, or None."""
-    path = Path(os.path.expanduser(weights))
+    path = Path(weights)
     folder = path.parent if path.is_file() and path.stem == "inference" else path
     return folder if (folder / "inference.yml").is_file() else None
 
