@@ -154,7 +154,10 @@ class Pytorch(Opponent):
         if self.arguments.compile:
             self.torch.compiler.reset()  # other shapes would be a reason to compile for all shapes
         network, images = self._reference(question), self.torch.from_numpy(images_of(question))
-        return tuple(made.to(memory_format=self.torch.channels_last) for made in (network, images))
+        for layer in network.modules():
+            if isinstance(layer, self.torch.nn.Conv2d):  # not DFFormer's filters, whose last axis is a complex number
+                layer.to(memory_format=self.torch.channels_last)
+        return network, images.to(memory_format=self.torch.channels_last)
 
     def _reference(self, question: Question) -> Any:
         import timm.layers.helpers
