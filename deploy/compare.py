@@ -82,6 +82,7 @@ def _network(model: nn.Layer) -> Run:
 
 def _paddlex(folder: Path, config: CfgNode) -> Run:
     """Return PaddleX's predictor behind the interface of the others: it undoes the normalisation to get pixels."""
+    from paddle.base.core import set_num_threads
     from paddlex import create_model
 
     import deploy.paddlex  # noqa: F401
@@ -95,6 +96,7 @@ def _paddlex(folder: Path, config: CfgNode) -> Run:
         scores = np.zeros((len(images), config.MODEL.NUM_CLASSES), np.float32)
         for row, result in zip(scores, model.predict(list(pixels), batch_size=len(images)), strict=True):
             row[result["class_ids"]] = result["scores"]
+        set_num_threads(config.RUNTIME.THREADS or 1)  # Paddle inference leaves one thread to the rest of the process
         return scores
 
     return run

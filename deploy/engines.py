@@ -9,7 +9,7 @@ import os
 import re
 import struct
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,7 +71,7 @@ def load_exported(folder: str | Path, engine: str | None = None, threads: int = 
     Args:
         folder: as ``deploy.export`` writes it, or a classification model of PaddleClas with its label list.
         engine: a key of ``ENGINES``; by default the first that fits the folder's files and is installed.
-        threads: of the engine; 0 leaves them to it.
+        threads: of the engine; 0: OMP_NUM_THREADS, or one per core.
 
     Raises:
         UserError: for a folder that is none, an unknown engine, an engine that is not installed, a damaged program,
@@ -89,6 +89,7 @@ def load_exported(folder: str | Path, engine: str | None = None, threads: int = 
         raise UserError(f"{folder}: no program for engine {engine!r}{unknown}; expected {', '.join(fitting)}")
     require(*ENGINES[engine].packages)
     program = ENGINES[engine].program_in(folder)
+    threads = threads or int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
     try:
         run = ENGINES[engine].start(folder, threads)
     except Exception as error:  # whatever an engine raises on a file that it cannot read
@@ -199,6 +200,7 @@ def _messages(message: Any) -> Iterator[Any]:
 
 def _start_paddle(folder: Path, threads: int, onednn: bool = False) -> Run:
     from paddle import inference
+    from paddle.base.core import set_num_threads
 
     program = ENGINES["paddle"].program_in(folder)
     _check_program(program)
@@ -210,8 +212,7 @@ def _start_paddle(folder: Path, threads: int, onednn: bool = False) -> Run:
         config.enable_mkldnn()
     else:
         config.disable_mkldnn()
-    if threads:
-        config.set_cpu_math_library_num_threads(threads)
+    config.set_cpu_math_library_num_threads(threads)
     predictor = inference.create_predictor(config)
     image = predictor.get_input_handle(predictor.get_input_names()[0])
     output = predictor.get_output_handle(predictor.get_output_names()[0])
@@ -219,6 +220,7 @@ def _start_paddle(folder: Path, threads: int, onednn: bool = False) -> Run:
     def run(images: np.ndarray) -> np.ndarray:
         image.copy_from_cpu(images)
         predictor.run()
+        set_num_threads(threads)  # `run` leaves one thread to the rest of the process
         return output.copy_to_cpu()
 
     return run
@@ -242,9 +244,16 @@ def _start_openvino(folder: Path, threads: int, precision: str = "f32") -> Run:
     core = openvino.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise ValueError("this CPU has no bfloat16")
-    settings = {"INFERENCE_PRECISION_HINT": precision, **({"INFERENCE_NUM_THREADS": threads} if threads else {})}
-    compiled = core.compile_model(core.read_model(_read_onnx(folder / ONNX)), "CPU", settings)
-    return lambda images: compiled(images)[0]
+    settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
+    network = core.read_model(_read_onnx(folder / ONNX))
+
+    @lru_cache(maxsize=4)  # for a free batch it would take several times as long for one image
+    def compiled(shape: tuple[int, ...]) -> Any:
+        network.reshape(list(shape))
+        return core.compile_model(network, "CPU", settings)
+
+    compiled((1, *network.inputs[0].partial_shape.get_min_shape()[1:]))  # refuses what it cannot run
+    return lambda images: compiled(images.shape)(images)[0]
 
 
 class Engine(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -118,6 +119,17 @@ def small_network() -> tuple[CfgNode, nn.Layer]:
     model = create_model("convmixer_256_8", num_classes=10, image_size=32, dim=8, depth=1)
     model.eval()
     return load_config(SMALL), model
+
+
+def test_running_a_program_leaves_the_threads_of_the_process(tmp_path: Path) -> None:
+    openmp = ctypes.CDLL(str(Path(paddle.__file__).parent / "libs" / "libiomp5.so"))
+    config, model = small_network()
+    export(config, model, tmp_path / "exported", CLASSES)
+    before = openmp.omp_get_max_threads()
+    load_exported(tmp_path / "exported", threads=3).run(np.zeros((1, 3, 32, 32), np.float32))
+    after = openmp.omp_get_max_threads()
+    openmp.omp_set_num_threads(before)
+    assert after == 3
 
 
 def test_nothing_is_written_over_or_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
