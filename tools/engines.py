@@ -16,6 +16,7 @@ from tools import cli
 def main(arguments: argparse.Namespace) -> None:
     """Export networks in every format, run them in every installed engine on the test images, and print a table."""
     threads = os.cpu_count() or 1
+    os.environ["KMP_BLOCKTIME"] = "1"  # milliseconds: else Paddle's idle threads hold a core for 0.2 s of the next turn
     runtime.prepare(threads)
 
     import numpy as np
