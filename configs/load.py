@@ -133,9 +133,6 @@ def _parse_yaml(text: str, where: str) -> Any:
     except (RecursionError, ValueError, LookupError) as error:
         raise UserError(f"{where}: not valid YAML for a config: {type(error).__name__}") from None
     for value in _walk(tree):
-        if not isinstance(value, (bool, int, float, str, list, dict, type(None))):
-            raise UserError(f"{where}: found {_describe(value)}, expected texts, numbers, true, false, null, lists or "
-                            "sections")
         if isinstance(value, int) and abs(value) >= MAX_NUMBER:
             raise UserError(f"{where}: found a whole number of {value.bit_length()} bits, expected at most 63")
     return tree

@@ -16,6 +16,10 @@ from yacs.config import CfgNode
 
 Check = tuple[Callable[[Any], bool], str]  # whether a value of the right type is valid, and what is expected
 
+# The data sets by DATA.NAME, with the module of datasets/ that reads each.
+DATASETS = {"cifar10": "cifar", "cifar100": "cifar", "cifar100_coarse": "cifar", "mnist": "mnist", "digits": "digits",
+            "imagefolder": "imagefolder"}
+
 
 def _one_of(*choices: str) -> Check:
     return (lambda value: value in choices), "one of " + ", ".join(choices)
@@ -68,7 +72,6 @@ _DEVICE = (lambda v: re.fullmatch("auto|cpu|gpu(:[0-9]{1,4})?", v) is not None,
            "auto, cpu, gpu, or gpu:<number> such as gpu:0")
 _SCALE = _numbers(2, "[smallest, largest] with 0 < smallest <= largest <= 1", lambda v: 0 < v[0] <= v[1] <= 1)
 _RATIO = _numbers(2, "[smallest, largest] with 0 < smallest <= largest", lambda v: 0 < v[0] <= v[1])
-_DATASETS = _one_of("cifar10", "cifar100", "cifar100_coarse", "mnist", "digits", "imagefolder")
 _POINTS = (_is_path, "[part of training, factor of LR] pairs, the first part 0, the last 1, ascending")
 
 KEYS: dict[str, tuple[Any, Check]] = {
@@ -80,7 +83,7 @@ KEYS: dict[str, tuple[Any, Check]] = {
     "MODEL.DROP_PATH": (0.0, _BELOW_1),  # stochastic depth rate of the last block, rising linearly from 0
     "MODEL.ARGS": (CfgNode(new_allowed=True), _ANY),  # constructor arguments: any architecture can be written here
 
-    "DATA.NAME": ("cifar10", _DATASETS),  # digits come with scikit-learn, without a download
+    "DATA.NAME": ("cifar10", _one_of(*DATASETS)),  # digits come with scikit-learn, without a download
     "DATA.ROOT": ("data", (_is_text, "a folder or an archive")),  # AI Studio's data/dataNNNN/ is found as well
     "DATA.DOWNLOAD": (True, _ANY),  # fetch the archive into ROOT where it is missing
     "DATA.IMAGE_SIZE": (224, (_is_size, "a side or [height, width] in pixels, each from 1 to 4096")),  # of the input

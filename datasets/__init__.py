@@ -1,4 +1,8 @@
-"""Labelled images: the table of data sets, their splits, and where every random draw of the data comes from."""
+"""Labelled images: the data sets, their splits, and where every random draw of the data comes from.
+
+The module of a data set (``configs.schema.DATASETS``) has ``read(split, root, may_download, name) -> ImageDataset`` for
+the splits train and test, and ``class_names(root, name) -> tuple[str, ...]``.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from errors import UserError, nearest
+from configs.schema import DATASETS
+from errors import UserError
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
 
-# The data sets by DATA.NAME. Each module has ``read(split, root, may_download, name) -> ImageDataset`` for the splits
-# train and test, and ``class_names(root, name) -> tuple[str, ...]``.
-DATASETS = {
-    "digits": "datasets.digits",
-    "cifar10": "datasets.cifar",
-    "cifar100": "datasets.cifar",
-    "cifar100_coarse": "datasets.cifar",
-    "mnist": "datasets.mnist",
-    "imagefolder": "datasets.imagefolder",
-}
-SPLITS = ("train", "holdout", "test")
 HOLDOUT_RULE = 20220525  # the one seed of all hold-outs; a run's own seed never moves an image between splits
 ORDER, AUGMENT, MIX = 1, 2, 3  # a stream for each use of randomness, so that no two uses share draws
 
@@ -54,15 +48,13 @@ class ImageDataset:
 
 
 def build_dataset(data: CfgNode, split: str) -> ImageDataset:
-    """Return one split of the data set that the section ``DATA`` describes.
+    """Return the split train, holdout or test of the data set that the section ``DATA`` describes.
 
     Its keys are NAME, ROOT, DOWNLOAD, HOLDOUT and MAX_IMAGES. ``holdout`` has HOLDOUT images of the training set,
     stratified by class and chosen by a fixed rule; ``train`` has the others in their official order; ``test`` is the
     official test set. MAX_IMAGES (0: all) of a split are kept by the same rule. Of folders of images only names are
     read. UserError where data are missing or broken, or a split cannot be made.
     """
-    if split not in SPLITS:
-        raise UserError(f"there is no split {split!r}: use one of {', '.join(SPLITS)}{nearest(split, SPLITS)}")
     dataset = _split(data, split)
     if not 0 < data.MAX_IMAGES < len(dataset):
         return dataset
@@ -93,9 +85,7 @@ def _split(data: CfgNode, split: str) -> ImageDataset:
 
 
 def _module(name: str) -> ModuleType:
-    if name not in DATASETS:
-        raise UserError(f"DATA.NAME is {name!r}: use one of {', '.join(DATASETS)}{nearest(name, DATASETS)}")
-    return importlib.import_module(DATASETS[name])
+    return importlib.import_module(f"datasets.{DATASETS[name]}")
 
 
 def stratified_holdout(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

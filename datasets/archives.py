@@ -11,7 +11,7 @@ import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,8 +29,6 @@ _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, OSError, EOFError, 
            RuntimeError)  # the last: an encrypted zip, or an unknown compression
 _PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA)  # bzip2 unpacks 80 MB at the least
 _STEP = 1 << 12  # packed bytes read at a time: lzma may unpack them to 28 MB at once
-
-Choose = Callable[[list[str]], str]
 
 
 def read_file(path: Path, limit: int, remedy: str) -> bytes:
@@ -52,39 +50,39 @@ def is_archive(path: Path) -> bool:
     return head.startswith((b"PK\x03\x04", b"\x1f\x8b")) or head[257:] == b"ustar"
 
 
-def read_archive(path: Path, choose: Choose, title: str, remedy: str, limit: int, member_limit: int
+def read_archive(path: Path, names: Mapping[str, str], title: str, remedy: str, limit: int, member_limit: int
                  ) -> dict[str, bytes]:
-    """Return members of a tar, tar.gz or zip file by the names that ``choose`` gives them.
+    """Return members of a tar, tar.gz or zip file by the names that ``names`` gives them.
 
-    ``choose`` gets a member's path in parts and returns a name, or "" to skip it. UserError, which ends with
+    ``names`` has a name for each file name, in any folder; other members are skipped. UserError, which ends with
     ``remedy``, for a damaged archive, one that holds a chosen name twice, a link, a device or a path out of it, that
     unpacks to more than ``limit`` bytes or has a chosen member of more than ``member_limit``.
     """
     with reading(path):
-        path.open("rb").close()
+        raw = open(path, "rb")  # noqa: SIM115 (closed below)
     try:
-        with open(path, "rb") as raw:
+        with raw:
             start = raw.read(4)
             raw.seek(0)
             if start == b"PK\x03\x04":
-                return _read_zip(raw, choose, limit, member_limit)
-            return _read_tar(gzip.GzipFile(fileobj=raw) if start[:2] == b"\x1f\x8b" else raw, choose, limit,
+                return _read_zip(raw, names, limit, member_limit)
+            return _read_tar(gzip.GzipFile(fileobj=raw) if start[:2] == b"\x1f\x8b" else raw, names, limit,
                              member_limit)
     except _BROKEN as error:
         what = " ".join(str(error).split())
         raise UserError(f"{printable(path, 300)} is not a whole {title} archive: {what}; {remedy}") from None
 
 
-def _read_tar(file: BinaryIO, choose: Choose, limit: int, member_limit: int) -> dict[str, bytes]:
+def _read_tar(file: BinaryIO, names: Mapping[str, str], limit: int, member_limit: int) -> dict[str, bytes]:
     """Read in one pass from front to end."""
     contents: dict[str, bytes] = {}
     stream = _Bounded(file, limit)
     with tarfile.open(fileobj=stream, mode="r|") as archive:
         for member in archive:
-            parts = _parts(member.name)
+            name = _chosen(member.name, names)
             if not (member.isdir() or member.isreg()) or member.issparse():
                 raise ValueError(f"{member.name[:80]!r} in it is a link or a device")
-            name = choose(parts) if member.isreg() else ""
+            name = name if member.isreg() else ""
             _check(name, contents, member.size, member_limit)
             if name:
                 contents[name] = archive.extractfile(member).read()
@@ -93,13 +91,13 @@ def _read_tar(file: BinaryIO, choose: Choose, limit: int, member_limit: int) -> 
     return contents
 
 
-def _read_zip(file: BinaryIO, choose: Choose, limit: int, member_limit: int) -> dict[str, bytes]:
+def _read_zip(file: BinaryIO, names: Mapping[str, str], limit: int, member_limit: int) -> dict[str, bytes]:
     contents: dict[str, bytes] = {}
     with zipfile.ZipFile(file) as archive:
         if len(archive.infolist()) > MEMBERS:
             raise ValueError(f"it has more than {MEMBERS:,} members")
         for member in archive.infolist():
-            name = "" if member.is_dir() else choose(_parts(member.filename))
+            name = "" if member.is_dir() else _chosen(member.filename, names)
             _check(name, contents, member.file_size, member_limit)
             if name and member.compress_type not in _PACKED:
                 raise ValueError(f"{name} is packed by method {member.compress_type}, expected stored, deflate or lzma")
@@ -111,12 +109,12 @@ def _read_zip(file: BinaryIO, choose: Choose, limit: int, member_limit: int) -> 
     return contents
 
 
-def _parts(name: str) -> list[str]:
-    """Return a member's path in parts; ValueError where it leads out of the archive."""
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    if name.startswith("/") or ".." in parts:
-        raise ValueError(f"it holds the path {name[:80]!r}")
-    return parts
+def _chosen(path: str, names: Mapping[str, str]) -> str:
+    """Return the name of a member, "" to skip it; ValueError where its path leads out of the archive."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if path.startswith("/") or ".." in parts:
+        raise ValueError(f"it holds the path {path[:80]!r}")
+    return names.get(parts[-1], "") if parts and parts[0] not in OF_SYSTEMS else ""
 
 
 def _check(name: str, contents: dict[str, bytes], size: int, member_limit: int) -> None:
@@ -169,6 +167,13 @@ def search_paths(root: str = "", caches: Sequence[str] = ()) -> Iterator[Path]:
     for folder in default if root in ("", "data") else [path]:
         yield folder
         yield from (Path(found) for found in sorted(glob.glob(f"{glob.escape(str(folder))}/data*/")))
+
+
+def missing(what: str, root: str, path: Path) -> UserError:
+    """Return the error for data that are not found and may not be downloaded to ``path``."""
+    folder = data_root(root)
+    return UserError(f"no {what} found under {printable(folder, 300)}{contents(folder)}: put it at "
+                     f"{printable(path.absolute(), 300)}, or allow the download with -o DATA.DOWNLOAD=true")
 
 
 def contents(folder: Path) -> str:

@@ -26,6 +26,7 @@ from datasets.transforms import (
     RandomRotation,
     Resize,
 )
+from kernels import augment
 
 RESIZE, RESIZED_CROP, PADDED_CROP, FLIP, RANDAUGMENT, JITTER, ROTATION, NORMALIZE, ERASING = range(1, 10)
 _AFFINE = 1  # the code of all operations of RandAugment that move pixels
@@ -54,8 +55,10 @@ class BatchPipeline:
     def __init__(self, reference: Pipeline) -> None:
         self.reference, self.size = reference, reference.size
         self._program = np.array(_program(reference), np.float64)
-        self._transform = _operator()
         self._memory = Memory()
+        status = kernels.status()
+        if not status["in_use"]:
+            raise Unsupported(status["reason"])
         trial = np.arange(TRIAL_IMAGES)
         images = np.random.default_rng(0).integers(0, 256, (TRIAL_IMAGES, 30, 40, 3), np.uint8)
         if not np.array_equal(self.batch(images, trial, (0,)), reference.batch(images, trial, (0,))):
@@ -66,11 +69,11 @@ class BatchPipeline:
         output, numbers = self._memory.array((len(indices), 3, *self.size)), np.array(key, np.int64)
         if isinstance(images, np.ndarray):
             rows = np.array(indices, np.int64)
-            self._transform(images, rows, rows, numbers, self._program, output)
+            augment.transform(images, rows, rows, numbers, self._program, output)
         else:  # images of their own sizes, perhaps read from a disk now: one after the other, for less memory
             for result, index in zip(output, indices, strict=True):
-                self._transform(images[int(index)][None], np.array([0]), np.array([index], np.int64), numbers,
-                                self._program, result[None])
+                augment.transform(images[int(index)][None], np.array([0]), np.array([index], np.int64), numbers,
+                                  self._program, result[None])
         return output
 
 
@@ -104,23 +107,6 @@ class _Lease:
 
     def __del__(self) -> None:
         self._free.append(self._block)
-
-
-def faster(pipeline: Pipeline) -> tuple[Pipeline | BatchPipeline, str]:
-    """Return the pipeline by batch and an empty text, or itself where it cannot be, and why."""
-    try:
-        return BatchPipeline(pipeline), ""
-    except Unsupported as reason:
-        return pipeline, str(reason)
-
-
-def _operator() -> Callable[..., None]:
-    status = kernels.status()
-    if not status["in_use"]:
-        raise Unsupported(status["reason"])
-    from kernels import augment
-
-    return augment.transform
 
 
 def _program(pipeline: Pipeline) -> list[float]:
@@ -164,14 +150,6 @@ def _jitter(transform: ColorJitter, *size: int) -> Step:
     return JITTER, transform.brightness, transform.contrast, transform.saturation
 
 
-def _erasing(transform: RandomErasing, *size: int) -> Step:
-    return ERASING, transform.prob, *transform.scale, *map(math.log, transform.ratio)
-
-
-def _normalize(transform: Normalize, *size: int) -> Step:
-    return NORMALIZE, *transform.mean, *transform.std
-
-
 def _randaugment(transform: RandAugment, height: int, width: int) -> Step:
     arguments: list[float] = [transform.count]
     for name in OPERATIONS:
@@ -208,8 +186,9 @@ _STEPS: dict[type, Callable[..., Step]] = {
     RandAugment: _randaugment,
     ColorJitter: _jitter,
     RandomRotation: lambda transform, *size: (ROTATION, transform.degrees),
-    Normalize: _normalize,
-    RandomErasing: _erasing,
+    Normalize: lambda transform, *size: (NORMALIZE, *transform.mean, *transform.std),
+    RandomErasing: lambda transform, *size: (ERASING, transform.prob, *transform.scale,
+                                             *map(math.log, transform.ratio)),
 }
 _FIRST = {Resize, RandomResizedCrop}
 _BETWEEN = {RandomCrop, RandomHorizontalFlip, RandAugment, ColorJitter, RandomRotation}

@@ -16,10 +16,10 @@ import numpy as np
 from datasets import ImageDataset
 from datasets.archives import (
     CACHES,
-    contents,
     data_root,
     folders_below,
     is_archive,
+    missing,
     read_archive,
     read_file,
     search_paths,
@@ -117,12 +117,9 @@ def read(split: str, root: str = "", may_download: bool = True, name: str = "cif
     release = RELEASES[name]
     source = find_cifar(name, root)
     if source is None:
-        folder = data_root(root)
-        source = folder / release.archive
+        source = data_root(root) / release.archive
         if not may_download:
-            raise UserError(f"no {release.archive} or {release.folder} found under {printable(folder, 300)}"
-                            f"{contents(folder)}: put it at {printable(source.absolute(), 300)}, or allow the download "
-                            "with -o DATA.DOWNLOAD=true")
+            raise missing(f"{release.archive} or {release.folder}", root, source)
         download(source, release.urls, release.sha256, release.size)
     files = [path for path in (source, *(source / file for file in release.files)) if path.exists()]
     batches = _read_batches(name, source, tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in files))
@@ -168,13 +165,11 @@ def _read_batches(name: str, source: Path, stamps: tuple[tuple[int, int], ...]
         pickled = {file: read_file(source / file, limit, remedy)
                    for file in release.files if (source / file).is_file()}
     else:
-        def choose(parts: list[str]) -> str:
-            return parts[-1] if parts and parts[-1] in release.files and parts[0] != "__MACOSX" else ""
-
-        pickled = read_archive(source, choose, release.title, remedy, ARCHIVE_LIMIT, limit)
-    missing = [file for file in release.files if file not in pickled]
-    if missing:
-        raise UserError(f"{printable(source, 300)} is not {release.title}: it lacks {', '.join(missing)}; {remedy}")
+        pickled = read_archive(source, dict(zip(release.files, release.files, strict=True)), release.title, remedy,
+                               ARCHIVE_LIMIT, limit)
+    lacking = [file for file in release.files if file not in pickled]
+    if lacking:
+        raise UserError(f"{printable(source, 300)} is not {release.title}: it lacks {', '.join(lacking)}; {remedy}")
     return {file: _read_batch(pickled.pop(file), release, count, f"{file} in {printable(source, 300)}", remedy)
             for split, count in release.batch_images.items() for file in release.batches[split]}
 

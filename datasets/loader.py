@@ -159,14 +159,14 @@ class BatchMix:
         return Mix(1 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right))
 
 
-def mix_images(images, mix: Mix):
-    """Return the mixed batch of ``[B, 3, H, W]``, a numpy array or a paddle tensor as given."""
+def mix_images(images: np.ndarray, mix: Mix) -> np.ndarray:
+    """Return the mixed batch of ``[B, 3, H, W]``."""
     if mix.ratio == 1:
         return images
     if mix.box is None:
         return images * mix.ratio + images[::-1] * (1 - mix.ratio)
     top, bottom, left, right = mix.box
-    mixed = images + 0
+    mixed = images.copy()
     mixed[:, :, top:bottom, left:right] = images[::-1][:, :, top:bottom, left:right]
     return mixed
 

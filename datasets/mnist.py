@@ -15,7 +15,7 @@ import zlib
 import numpy as np
 
 from datasets import ImageDataset
-from datasets.archives import ARCHIVES, CACHES, contents, data_root, read_archive, read_file, search_paths
+from datasets.archives import ARCHIVES, CACHES, data_root, missing, read_archive, read_file, search_paths
 from datasets.download import download
 from errors import UserError, printable
 
@@ -99,18 +99,13 @@ def _read(name: str, root: str, may_download: bool) -> tuple[str, bytes]:
     archives = (folder / f"{word}{end}" for folder in folders for word in ("mnist", "MNIST") for end in ARCHIVES)
     for path in (*roots, *archives):
         if path.is_file():
-            def choose(parts: list[str]) -> str:
-                return name if parts[-1] in spelled and parts[0] != "__MACOSX" else ""
-
-            found = read_archive(path, choose, "MNIST", _REMEDY, ARCHIVE_LIMIT, MEMBER_LIMIT)
+            found = read_archive(path, dict.fromkeys(spelled, name), "MNIST", _REMEDY, ARCHIVE_LIMIT, MEMBER_LIMIT)
             if not found:
                 raise UserError(f"{printable(path, 300)} is not MNIST: it lacks {name}")
             return f"{name} in {printable(path, 300)}", found[name]
-    folder = data_root(root)
-    path = folder / "mnist" / f"{name}.gz"
+    path = data_root(root) / "mnist" / f"{name}.gz"
     if not may_download:
-        raise UserError(f"no {path.name} found under {printable(folder, 300)}{contents(folder)}: put it at "
-                        f"{printable(path.absolute(), 300)}, or allow the download with -o DATA.DOWNLOAD=true")
+        raise missing(path.name, root, path)
     size, sha256 = FILES[name]
     download(path, [mirror + path.name for mirror in MIRRORS], sha256, size)
     return printable(path, 300), read_file(path, MEMBER_LIMIT, _REMEDY)

@@ -16,7 +16,7 @@ import numpy as np
 from yacs.config import CfgNode
 
 from datasets import ImageDataset, build_dataset
-from datasets.batch import BatchPipeline, faster
+from datasets.batch import BatchPipeline, Unsupported
 from datasets.loader import EvalLoader, TrainLoader
 from datasets.transforms import Pipeline, build_eval_transforms, build_train_transforms
 from engine import distributed
@@ -52,12 +52,12 @@ def build_eval_loader(config: CfgNode, split: str) -> EvalLoader:
 
 def _by_batch(config: CfgNode, transform: Pipeline) -> Pipeline | BatchPipeline:
     """Return a faster pipeline for the same pixels, where there is one and DATA.PIPELINE allows it."""
-    if config.DATA.PIPELINE == "reference":
-        return transform
-    pipeline, reason = faster(transform)
-    if reason:
-        log.info("images are transformed one by one, as with DATA.PIPELINE reference: %s", reason)
-    return pipeline
+    if config.DATA.PIPELINE == "batch":
+        try:
+            return BatchPipeline(transform)
+        except Unsupported as reason:
+            log.info("images are transformed one by one, as with DATA.PIPELINE reference: %s", reason)
+    return transform
 
 
 def record_data(run: Path, dataset: ImageDataset, resume: bool) -> None:

@@ -72,8 +72,8 @@ def write_archive(
 
 
 def pack(path: Path, files: dict[str, bytes], before: Callable[[tarfile.TarFile], None] = lambda archive: None) -> None:
-    """Write a tar.gz of files by name."""
-    packed = gzip.GzipFile(path, "wb", compresslevel=1, mtime=0)
+    """Write a tar or, by any other name, a tar.gz of files by name."""
+    packed = path.open("wb") if path.suffix == ".tar" else gzip.GzipFile(path, "wb", compresslevel=1, mtime=0)
     with packed, tarfile.open(fileobj=packed, mode="w") as archive:
         before(archive)
         for name, content in files.items():

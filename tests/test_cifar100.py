@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cifar_files import change_release, pack
+from paddle.vision.datasets import Cifar100
 
 from datasets import class_names
 from datasets.cifar import read
@@ -46,8 +46,6 @@ def write_archive(path: Path, **changes: object) -> None:
 
 
 def test_both_labels_are_read_as_paddle_reads_the_fine_ones(tmp_path):
-    from paddle.vision.datasets import Cifar100
-
     write_archive(tmp_path / ARCHIVE)
     for split in COUNTS:
         for name, labels, classes in (("cifar100", "fine", 100), ("cifar100_coarse", "coarse", 20)):
@@ -69,17 +67,11 @@ def test_names_are_in_the_official_order():
     assert (coarse[0], coarse[13], coarse[19]) == ("aquatic_mammals", "non-insect_invertebrates", "vehicles_2")
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"fine_labels": [0] * 299}, "its fine labels are not a list of 300"),
-    ({"fine_labels": [0] * 299 + [100]}, "fine labels are not all integers from 0 to 99"),
-    ({"data": np.zeros((300, 3071), np.uint8)}, r"uint8 \[300, 3071\], expected uint8 \[300, 3072\]"),
-    ({"data": os.system}, "names posix.system"),
-])
-def test_wrong_content_is_refused(changes, words, tmp_path):
-    write_archive(tmp_path / ARCHIVE, **changes)
-    with pytest.raises(UserError, match=f"train in .*{words}.* not a batch of CIFAR-100: delete it") as caught:
+def test_wrong_labels_are_refused(tmp_path):
+    """All else is as for CIFAR-10, in test_datasets_hostile.py."""
+    write_archive(tmp_path / ARCHIVE, fine_labels=[0] * 299 + [100])
+    with pytest.raises(UserError, match=r"train in .* fine labels are not all integers from 0 to 99.* of CIFAR-100: "):
         read("test", str(tmp_path), name="cifar100")
-    assert str(tmp_path / ARCHIVE) in str(caught.value)
 
 
 def test_the_two_data_sets_are_not_mistaken_for_each_other(tmp_path):

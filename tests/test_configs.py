@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs.load import MAX_BYTES, dump_config, flatten, load_config
 from configs.schema import KEYS, default_config
+from datasets import ImageDataset, class_names
+from datasets.loader import EvalLoader, TrainLoader
+from datasets.transforms import build_eval_transforms, build_train_transforms
+from engine.state import TrainingState
 from errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -116,6 +122,7 @@ def test_resolved_config_loads_as_itself(tmp_path: Path) -> None:
     ("TRAIN.EPOCHS=0", ["TRAIN.EPOCHS is 0", "1 <= value"]),
     ("TRAIN=3", ["TRAIN is a section"]),
     ("OPTIMIZER.NAME=adan", ["'adan'", "nearest: adam"]),
+    ("DATA.NAME=cifar", ["'cifar'", "nearest: cifar10"]),
     ("OPTIMIZER.LR=-1", ["OPTIMIZER.LR"]),
     ("OPTIMIZER.LR=.nan", ["nan"]),
     ("AUGMENT.CROP_SCALE=[0.5, 0.2]", ["AUGMENT.CROP_SCALE"]),
@@ -189,12 +196,6 @@ def test_null_and_dates_are_values() -> None:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_config_prepares_its_data(path: Path) -> None:
     """Images like those of its data set become batches of its size, and its head has an output for each class."""
-    import numpy as np
-
-    from datasets import ImageDataset, class_names
-    from datasets.loader import EvalLoader, TrainLoader
-    from datasets.transforms import build_eval_transforms, build_train_transforms
-
     config = load_config(path)
     rng, name = np.random.default_rng(0), config.DATA.NAME
     shapes = [(90, 70), (60, 300), (64, 64)] if name == "imagefolder" else [(SIDES[name], SIDES[name])] * 3
@@ -214,12 +215,6 @@ def test_shipped_config_prepares_its_data(path: Path) -> None:
                                   for path in _distinct(SHIPPED)])
 def test_shipped_config_builds_and_trains(path: Path) -> None:
     """A config takes an optimizer step on two images of its size; the loss is near that of chance."""
-    import math
-
-    import numpy as np
-
-    from engine.state import TrainingState
-
     config = load_config(path)
     state = TrainingState(config)
     size = config.DATA.IMAGE_SIZE

@@ -10,10 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from paddle.vision.transforms import CenterCrop, Resize
 from PIL import Image
 
 from configs.load import dump_config, load_config
-from configs.schema import default_config
 from datasets import build_dataset, class_names, files, stratified_holdout
 from datasets.files import FolderImages
 from datasets.imagefolder import read as read_imagefolder
@@ -57,10 +57,8 @@ def root(tmp_path) -> Path:
 
 
 def section(root: Path, **changes):
-    data = default_config().DATA
-    for key, value in {"NAME": "imagefolder", "ROOT": str(root), "HOLDOUT": 0, **changes}.items():
-        data[key] = value
-    return data
+    given = {"NAME": "imagefolder", "ROOT": root, "HOLDOUT": 0, **changes}
+    return load_config(None, [f"DATA.{key}={value}" for key, value in given.items()]).DATA
 
 
 def test_folders_are_read_in_sorted_order(root):
@@ -293,7 +291,7 @@ def test_a_broken_image_ends_an_epoch_with_its_name(content, workers, root):
     else:
         path.symlink_to(root / "nowhere.png")
     dataset = build_dataset(section(root), "test")
-    loader = EvalLoader(dataset, build_eval_transforms(default_config().AUGMENT, 16), 2, workers)
+    loader = EvalLoader(dataset, build_eval_transforms(load_config(None).AUGMENT, 16), 2, workers)
     with pytest.raises(UserError, match=r"dog_1\.PNG: ") as caught:
         list(loader)
     assert "\n" not in str(caught.value)
@@ -302,8 +300,6 @@ def test_a_broken_image_ends_an_epoch_with_its_name(content, workers, root):
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(("height", "width"), [(30, 40), (61, 37), (100, 100), (50, 333), (57, 57)])
 def test_center_crop_is_that_of_paddle_on_pillow_images(height, width, interpolation):
-    from paddle.vision.transforms import CenterCrop, Resize
-
     image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     for size, share in ((32, 0.9), (32, 0.875), (33, 1.0), (50, 0.95)):
         scaled = Resize(int(size / share), interpolation)(Image.fromarray(image))

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from test_transforms import augment
 
-from configs.schema import default_config
+from configs.load import load_config
 from datasets import ImageDataset, build_dataset
 from datasets.loader import EvalLoader, TrainLoader
 from datasets.transforms import Pipeline, build_eval_transforms, build_train_transforms
@@ -17,18 +18,13 @@ from errors import UserError
 
 
 def transforms():
-    section = default_config().AUGMENT
-    changes = {"BRIGHTNESS": 0.2, "SATURATION": 0.2, "ROTATION": 20.0, "RANDAUGMENT_N": 1, "ERASING": 0.3}
-    for key, value in changes.items():
-        section[key] = value
+    section = augment(RANDAUGMENT_N=1, ERASING=0.3)
     return build_train_transforms(section, 24), build_eval_transforms(section, 24)
 
 
 @pytest.fixture(scope="module")
 def digits() -> ImageDataset:
-    section = default_config().DATA
-    section.NAME, section.HOLDOUT = "digits", 0
-    return build_dataset(section, "test")
+    return build_dataset(load_config(None, ["DATA.NAME=digits"]).DATA, "test")
 
 
 def loader(digits, seed=42, workers=0):

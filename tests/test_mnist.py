@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import gzip
-import io
 import struct
-import tarfile
 import tracemalloc
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cifar_files import pack
 
 from datasets import mnist
 from datasets.mnist import NAMES, parse_idx
@@ -74,11 +73,7 @@ def test_files_are_found(place, dotted, packed, tmp_path):
 
 
 def write_tar(path: Path, contents: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
-        for name, content in contents.items():
-            info = tarfile.TarInfo(f"mnist/{name}")
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
+    pack(path, {f"mnist/{name}": content for name, content in contents.items()})
 
 
 def write_zip(path: Path, contents: dict[str, bytes]) -> None:

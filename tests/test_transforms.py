@@ -8,9 +8,12 @@ import zlib
 from collections import Counter
 
 import numpy as np
+import paddle
+import paddle.vision.transforms as T
 import pytest
+from paddle.vision.transforms import transforms as module
 
-from configs.schema import default_config
+from configs.load import load_config
 from datasets import AUGMENT, generator
 from datasets.randaugment import OPERATIONS, RandAugment
 from datasets.transforms import (
@@ -26,12 +29,8 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 def augment(**changes):
     """Return the section AUGMENT with the iFormer source's values, changed."""
-    node = default_config().AUGMENT
-    source = {"BRIGHTNESS": 0.2, "CONTRAST": 0.2, "SATURATION": 0.2, "ROTATION": 20.0}
-    for key, value in {**source, **changes}.items():
-        assert key in node
-        node[key] = value
-    return node
+    values = {"BRIGHTNESS": 0.2, "CONTRAST": 0.2, "SATURATION": 0.2, "ROTATION": 20.0, **changes}
+    return load_config(None, [f"AUGMENT.{key}={value}" for key, value in values.items()]).AUGMENT
 
 
 def pictures(count: int, height: int = 32, width: int = 32) -> list[np.ndarray]:
@@ -63,8 +62,6 @@ class OneStream:
 @pytest.fixture
 def paddle_draws_from(monkeypatch):
     """Make Paddle's transforms draw from a given generator, in place of ``random`` and ``numpy.random``."""
-    from paddle.vision.transforms import transforms as module
-
     def use(rng: np.random.Generator) -> None:
         monkeypatch.setattr(module, "random", OneStream(rng))
         monkeypatch.setattr(np.random, "uniform", rng.uniform)
@@ -75,8 +72,6 @@ def paddle_draws_from(monkeypatch):
 
 def paddle_pipeline(ours, *steps):
     """Return Paddle's Compose of these steps, conversion and normalisation; ours must consist of the same."""
-    import paddle.vision.transforms as T
-
     assert [type(step).__name__ for step in ours.transforms] == [*(type(step).__name__ for step in steps), "Normalize"]
     return T.Compose([*steps, T.ToTensor(), T.Normalize(MEAN, STD)])
 
@@ -93,8 +88,6 @@ SOURCES = {
 @pytest.mark.parametrize("size", [(32, 32), (224, 224), (48, 80)])
 @pytest.mark.parametrize("source", SOURCES)
 def test_training_images_equal_paddles_bit_by_bit(source, size, paddle_draws_from):
-    import paddle.vision.transforms as T
-
     section = augment(**SOURCES[source])
     ours = build_train_transforms(section, list(size))
     reference = paddle_pipeline(
@@ -116,8 +109,6 @@ def test_training_images_equal_paddles_bit_by_bit(source, size, paddle_draws_fro
 
 
 def test_pad_and_crop_equals_paddles(paddle_draws_from):
-    import paddle.vision.transforms as T
-
     ours = build_train_transforms(
         augment(CROP="pad", CROP_PADDING=4, BRIGHTNESS=0.0, CONTRAST=0.0, SATURATION=0.0, ROTATION=0.0), 32
     )
@@ -129,9 +120,6 @@ def test_pad_and_crop_equals_paddles(paddle_draws_from):
 
 
 def test_erasing_equals_paddles(paddle_draws_from):
-    import paddle
-    import paddle.vision.transforms as T
-
     ours, reference = RandomErasing(0.7), T.RandomErasing(0.7)
     erased = 0
     for index in range(40):
@@ -147,8 +135,6 @@ def test_erasing_equals_paddles(paddle_draws_from):
 
 @pytest.mark.parametrize(("height", "width", "size"), [(32, 32, 224), (32, 32, 32), (8, 8, 32), (50, 30, [16, 24])])
 def test_evaluation_images_equal_paddles(height, width, size):
-    import paddle.vision.transforms as T
-
     pair = (size, size) if isinstance(size, int) else tuple(size)
     reference = T.Compose([T.Resize(pair), T.ToTensor(), T.Normalize(MEAN, STD)])
     ours = build_eval_transforms(augment(), size)
@@ -157,8 +143,6 @@ def test_evaluation_images_equal_paddles(height, width, size):
 
 
 def test_normalisation_is_exact_for_every_value_and_mean():
-    import paddle.vision.transforms as T
-
     image = np.stack([np.arange(256, dtype=np.uint8).reshape(16, 16)] * 3, axis=-1)
     cifar10 = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
     for mean, std in [(MEAN, STD), cifar10, ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))]:
