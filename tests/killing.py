@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import shutil
 import signal
 import time
@@ -17,7 +16,7 @@ from safetensors import safe_open
 from engine.run import read_table
 from processes import start_tool, tiny_run, tool
 
-EPOCHS, STEPS = 2, 19
+STEPS = 19  # of an epoch
 COMMON = ("TRAIN.EPOCHS=2", "TRAIN.LOG_EVERY=1", "TRAIN.CHECKPOINT_MINUTES=0.002", "TRAIN.GRAD_CLIP=1.0",
           "DATA.WORKERS=1", "DATA.EVAL_BATCH_SIZE=64")
 RUNS = {  # a plain one, and one with everything that draws random numbers or must be carried along
@@ -39,14 +38,9 @@ class Moment:
     number: int = 1
 
 
-def run_whole(kind: str, output: Path) -> Path:
-    """Train one of RUNS without an interruption; return the run's folder."""
-    return resume(kind, output, overwrite=True)
-
-
 def kill_at(kind: str, output: Path, moment: Moment, *more: str) -> None:
     """Start a run and kill it at a moment; earlier where it had already ended."""
-    process = start_tool("train", *_arguments(kind, output), *more)
+    process = start_tool("train", *tiny_run(output, *RUNS[kind]), *more)
     run, begin = output / "quickstart", time.monotonic()
     seen: set[str] = set()
     while process.poll() is None and not _reached(run, moment, begin, seen):
@@ -61,9 +55,9 @@ def kill_at(kind: str, output: Path, moment: Moment, *more: str) -> None:
         kill_at(kind, output, replace(moment, delay=moment.delay * 0.8), *more)
 
 
-def resume(kind: str, output: Path, *, overwrite: bool = False) -> Path:
-    """Train a run, from its newest checkpoint or from the start, to its end; return its folder."""
-    done = tool("train", *_arguments(kind, output), "--overwrite" if overwrite else "--resume")
+def finish(kind: str, output: Path, how: str = "--resume") -> Path:
+    """Train one of RUNS to its end, from its newest checkpoint or (``--overwrite``) the start; return its folder."""
+    done = tool("train", *tiny_run(output, *RUNS[kind]), how)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return output / "quickstart"
@@ -101,21 +95,6 @@ def curves(run: Path) -> Iterator[tuple[str, int, float]]:
         for tag in sorted(reader.get_tags().get("scalar", [])):
             for record in reader.get_data("scalar", tag):
                 yield tag, record.id, record.value
-
-
-def assert_curves_are_whole(run: Path) -> None:
-    """Assert that each curve has every step, or the last one of every epoch, once and in order."""
-    points = collections.defaultdict(list)
-    for tag, step, _ in curves(run):
-        points[tag].append(step)
-    assert {"train/train_loss", "train/lr", "epoch/val_accuracy"} <= points.keys()
-    for tag, steps in points.items():
-        expected = range(1, EPOCHS * STEPS + 1) if tag.startswith("train/") else range(STEPS, EPOCHS * STEPS + 1, STEPS)
-        assert steps == list(expected), tag
-
-
-def _arguments(kind: str, output: Path) -> list[str]:
-    return tiny_run(output, *RUNS[kind])
 
 
 def _reached(run: Path, moment: Moment, begin: float, seen: set[str]) -> bool:

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import paddle
 import pytest
+from fuzz_cases import strangers
+from killing import curves
 from paddle import nn
 
 from engine import checkpoint
@@ -50,7 +52,8 @@ def test_every_damage_is_seen_and_the_one_before_is_used(tmp_path: Path) -> None
     path = _save(tmp_path, 2)
     data = path.read_bytes()
     rng = np.random.default_rng(0)
-    damages = [data[:length] for length in (0, 1, 7, 8, 9, len(data) // 2, len(data) - 1)] + [data + b"x"]
+    damages = [data[:length] for length in (0, 1, 7, 8, 9, len(data) // 2, len(data) - 1)]
+    damages += [data + b"x", *strangers().values()]
     for position in rng.choice(len(data), 60, replace=False):
         flipped = bytearray(data)
         flipped[position] ^= 1 << int(rng.integers(8))
@@ -129,7 +132,11 @@ def test_history_continues_without_gap_or_overlap(tmp_path: Path) -> None:
     assert [int(row["iteration"]) for row in read_table(tmp_path / "steps.csv")] == [1, 2, 3, 4, 5]
     assert float(read_table(tmp_path / "steps.csv")[-1]["lr"]) == 1 / 3
     assert [row["epoch"] for row in read_table(tmp_path / "history.csv")] == ["1"]
-    assert len(list((tmp_path / "vdl").iterdir())) == 1
+    drawn: dict[str, list[int]] = {}
+    for tag, step, _ in curves(tmp_path):
+        drawn.setdefault(tag, []).append(step)
+    assert drawn == {**{f"train/{name}": [1, 2, 3, 4, 5] for name in STEP_COLUMNS[2:]},
+                     **{f"epoch/{name}": [3] for name in EPOCH_COLUMNS[2:]}}
 
 
 @pytest.mark.parametrize("contents", [b"\xff\xfe\x00", b"epoch,iteration\nx,y\n", None])

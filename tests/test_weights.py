@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
+from fuzz_cases import wrong_states
 from paddle import nn
 from pickled import as_legacy, as_zip, tensor, text
 from safetensors.numpy import save_file
@@ -232,14 +233,14 @@ def test_refusals_of_a_model_name_the_file() -> None:
         load_weights(Particular(7), DATA / "timm_zip.pth.tar")
 
 
-def test_values_that_are_not_finite_and_wrong_types_change_nothing(tmp_path: Path) -> None:
-    arrays, model = {name: rule(*shape) for name, shape in SHAPES.items()}, Net()
+def test_whole_files_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
+    model = Net()
     before = values(model)
-    for array, reason in ((np.float32([1, np.nan, 1, 1]), "not finite"), (np.float64([1, 1e300, 1, 1]), "not finite"),
-                          (np.int64([1, 2, 3, 4]), "as int64, and float32 was expected")):
-        (tmp_path / "w").write_bytes(pickle.dumps({**arrays, "0.bias": array}, 4))
-        with pytest.raises(UserError, match=rf"0\.bias.*{reason}"):
+    for reason, state in wrong_states(before):
+        (tmp_path / "w").write_bytes(pickle.dumps(state, 4))
+        with pytest.raises(UserError, match=reason) as caught:
             load_weights(model, tmp_path / "w")
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 1500
         for name, value in values(model).items():
             np.testing.assert_array_equal(value, before[name])
 

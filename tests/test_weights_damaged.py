@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fuzz_cases import damaged
+from fuzz_cases import damaged, strangers
 
 from engine.weights.state_dict import read_weights
 from errors import UserError
@@ -28,7 +28,8 @@ DATA = Path(__file__).parent / "data" / "weights"
     (b"cos\nsystem\n(S'true'\ntR.", "nothing of it was run.* names os.system"),
     (b"(S'true'\nios\nsystem\n.", "names os.system"),
     (b"config: some text\nand more of it\n", "starts with 63 6f"),
-])
+    *((content, r"w\.pth") for content in strangers().values()),
+], ids=lambda value: repr(value)[:30])
 def test_other_files_and_pickles_of_old_protocols(content: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(content)
     with pytest.raises(UserError, match=words):
