@@ -8,7 +8,7 @@ accumulators and their names, the state, the learning rate, clearing gradients. 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,6 +23,7 @@ import kernels
 from kernels import optimizer as compiled
 
 Tensors = Sequence[paddle.Tensor]
+Clip = nn.ClipGradByGlobalNorm | None
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Newton-Schulz, Muon's authors': of X, (X Xᵀ) X and (X Xᵀ)² X
 _ITERATIONS = 5
 
@@ -122,10 +123,10 @@ class _Plan:
 class _InOneCall:
     """Replaces the step of the Paddle optimizer that follows in the MRO by one compiled call, where that applies.
 
-    It applies on a CPU in the ``auto`` mode of ``kernels``, to a flat list of float32 parameters (no groups) with
-    dense gradients and no clipping but by the global norm. Otherwise Paddle's own step is taken; each continues from
-    the other's state. With AVX-512 the results equal Paddle's bit by bit, except for the global norm, whose squares
-    are summed in float64 here.
+    It applies on a CPU in the ``auto`` mode of ``kernels``, to float32 parameters. Otherwise Paddle's own step is
+    taken; each continues from the other's state. With AVX-512 the results equal Paddle's bit by bit, except for the
+    global norm, whose squares are summed in float64 here. Constructors take no option of Paddle's that the compiled
+    call lacks; ``parameters`` is a list without groups, whose regularizers are ``L2Decay`` or None.
     """
 
     _kinds: tuple[str, ...]  # of accumulators, in the order of the compiled call
@@ -134,7 +135,7 @@ class _InOneCall:
     @paddle.no_grad()
     def step(self) -> None:
         """Update the parameters that have a gradient."""
-        parameters, gradients = self._with_gradients() if self._applies() else ([], [])
+        parameters, gradients = self._with_gradients() if compiled.available() else ([], [])
         plan = self._plan_for(parameters) if parameters else None
         if plan is None:
             super().step()
@@ -145,31 +146,19 @@ class _InOneCall:
         update, *constants = self._compiled_call()
         update(parameters, gradients, plan.states, factors, *constants, clip_norm)
 
-    def _applies(self) -> bool:
-        clip = self._grad_clip
-        return (
-            compiled.available()
-            and not isinstance(self._parameter_list[0], dict)
-            and (clip is None or (type(clip) is nn.ClipGradByGlobalNorm and not clip.auto_skip_clip))
-            and self._get_auxiliary_var("found_inf") is None  # set by Paddle's loss scaler
-            and not self._use_multi_tensor
-        )
-
     def _with_gradients(self) -> tuple[Tensors, Tensors]:
-        """Return the parameters that have a gradient, and the gradients; nothing where one is not supported."""
+        """Return the parameters that have a gradient, and the gradients; nothing where one is not float32."""
         parameters = [parameter for parameter in self._parameter_list
                       if not parameter.stop_gradient and parameter._grad_ivar() is not None]
         gradients = [parameter._grad_ivar() for parameter in parameters]
-        if not compiled.takes(gradients) and not any(gradient.is_selected_rows() for gradient in gradients):
+        if not compiled.takes(gradients):
             gradients = [gradient.contiguous() for gradient in gradients]
         return (parameters, gradients) if compiled.takes(gradients) else ([], [])
 
     def _plan_for(self, parameters: Tensors) -> _Plan | None:
         owners = list(map(id, parameters))
         if self._plan is None or self._plan.owners != owners:
-            decays = [self._l2(parameter) for parameter in parameters]
-            clipped = all(getattr(parameter, "need_clip", True) for parameter in parameters)
-            if None in decays or not compiled.takes(parameters) or (self._grad_clip and not clipped):
+            if not compiled.takes(parameters):
                 return None
             if self.helper is None:  # what Paddle's own step would create first
                 self.helper = LayerHelper(type(self).__name__)
@@ -178,14 +167,10 @@ class _InOneCall:
             if not compiled.takes(states):
                 return None
             rates = [parameter.optimize_attr["learning_rate"] for parameter in parameters]
+            decays = [parameter.regularizer._coeff if parameter.regularizer else 0.0 for parameter in parameters]
             rows = [rates, decays, *self._more_factors(parameters)]
             self._plan = _Plan(owners, states, np.array(rows, "float32"))
         return self._plan
-
-    def _l2(self, parameter: paddle.Tensor) -> float | None:
-        """Return the factor of the parameter that is added to its gradient; None for another kind of decay."""
-        decay = parameter.regularizer or self.regularization
-        return 0.0 if decay is None else decay._coeff if type(decay) is L2Decay else None
 
     def _more_factors(self, parameters: Tensors) -> list[list[float]]:
         return []
@@ -198,10 +183,6 @@ class _InOneCall:
 class _AdamInOneCall(_InOneCall):
     _kinds = ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
 
-    def _applies(self) -> bool:
-        return super()._applies() and not getattr(self, "_amsgrad", False) and all(
-            isinstance(number, float) for number in (self._beta1, self._beta2, self._epsilon))
-
     def _more_factors(self, parameters: Tensors) -> list[list[float]]:
         return [[0.0] * len(parameters)]
 
@@ -212,13 +193,21 @@ class _AdamInOneCall(_InOneCall):
 class Adam(_AdamInOneCall, paddle.optimizer.Adam):
     """``paddle.optimizer.Adam``; weight decay is added to the gradient."""
 
+    def __init__(self, learning_rate: float, beta1: float, beta2: float, epsilon: float, parameters: Tensors,
+                 grad_clip: Clip = None) -> None:
+        super().__init__(learning_rate, beta1, beta2, epsilon, parameters, grad_clip=grad_clip)
+
 
 class AdamW(_AdamInOneCall, paddle.optimizer.AdamW):
-    """``paddle.optimizer.AdamW``; weight decay is decoupled from the gradient."""
+    """``paddle.optimizer.AdamW``; weight decay, of the parameters whose names are decayed, is decoupled."""
+
+    def __init__(self, learning_rate: float, beta1: float, beta2: float, epsilon: float, parameters: Tensors,
+                 weight_decay: float, apply_decay_param_fun: Callable[[str], bool], grad_clip: Clip = None) -> None:
+        super().__init__(learning_rate, beta1, beta2, epsilon, parameters, weight_decay,
+                         apply_decay_param_fun=apply_decay_param_fun, grad_clip=grad_clip)
 
     def _more_factors(self, parameters: Tensors) -> list[list[float]]:
-        decays = self._apply_decay_param_fun or (lambda name: True)
-        return [[self._weight_decay * bool(decays(parameter.name)) for parameter in parameters]]
+        return [[self._weight_decay * self._apply_decay_param_fun(parameter.name) for parameter in parameters]]
 
 
 class Momentum(_InOneCall, paddle.optimizer.Momentum):
@@ -226,12 +215,8 @@ class Momentum(_InOneCall, paddle.optimizer.Momentum):
 
     _kinds = ("velocity",)
 
-    def _applies(self) -> bool:
-        return super()._applies() and not self._use_nesterov and self._rescale_grad == 1.0
-
-    def _l2(self, parameter: paddle.Tensor) -> float | None:
-        own = super()._l2(parameter)
-        return self._regularization_coeff if parameter.regularizer is None and own == 0 else own
+    def __init__(self, learning_rate: float, momentum: float, parameters: Tensors, grad_clip: Clip = None) -> None:
+        super().__init__(learning_rate, momentum, parameters, grad_clip=grad_clip)
 
     def _compiled_call(self) -> tuple:
         return compiled.momentum, self._momentum
@@ -282,11 +267,11 @@ class Muon(AdamW):
     decoupled weight decay serve all parameters. Deviation: ``grad_clip`` bounds the norm of all gradients together.
 
     Args:
-        others: positional arguments of ``paddle.optimizer.AdamW``.
+        others: positional arguments of AdamW.
         parameters: all parameters.
         matrices: those of them that Muon updates.
         momentum: decay of the momentum buffer.
-        options: keyword arguments of ``paddle.optimizer.AdamW``.
+        options: keyword arguments of AdamW.
     """
 
     def __init__(self, *others: float, parameters: list[paddle.Tensor], matrices: list[paddle.Tensor],
@@ -322,6 +307,5 @@ class Muon(AdamW):
         rows = matrix.shape[0]
         update = orthogonalize((gradient + self._momentum * velocity).reshape([rows, -1]))
         rate = self.get_lr()
-        decays = self._apply_decay_param_fun is None or self._apply_decay_param_fun(matrix.name)
-        matrix.scale_(1.0 - rate * self._weight_decay * decays)
+        matrix.scale_(1.0 - rate * self._weight_decay * self._apply_decay_param_fun(matrix.name))
         matrix.subtract_((0.2 * math.sqrt(max(update.shape)) * rate * update).reshape(matrix.shape))

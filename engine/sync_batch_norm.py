@@ -7,7 +7,6 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from engine import distributed
-from errors import UserError
 
 
 class _Normalize(paddle.autograd.PyLayer):
@@ -43,7 +42,7 @@ class _Normalize(paddle.autograd.PyLayer):
 
 
 class SyncBatchNorm(nn.Layer):
-    """A batch norm of Paddle's, ``[B, C, ...]``, or a ``NormAct`` with the parameters of another, synchronised.
+    """A batch norm of Paddle's, ``[B, C]`` or ``[B, C, H, W]``, or a ``NormAct``, synchronised; shares its parameters.
 
     A step sends two messages: 2 C + 1 numbers of each rank forward, 2 C backward. Statistics are in float32, and exact
     for shards of different sizes.
@@ -51,9 +50,6 @@ class SyncBatchNorm(nn.Layer):
 
     def __init__(self, layer: nn.Layer) -> None:
         super().__init__()
-        if not layer._data_format.startswith("NC"):
-            raise UserError(f"TRAIN.SYNC_BATCH_NORM is true, but a batch norm of this network takes "
-                            f"{layer._data_format}, expected channels first")
         self.weight, self.bias = layer.weight, layer.bias
         self._mean, self._variance = layer._mean, layer._variance
         self._momentum, self._epsilon, self._frozen = layer._momentum, layer._epsilon, bool(layer._use_global_stats)
@@ -79,16 +75,12 @@ class SyncBatchNorm(nn.Layer):
                 for running, new in ((self._mean, mean), (self._variance, variance)):
                     running.copy_(self._momentum * running + (1 - self._momentum) * new.detach(), False)
             shape = [1, x.shape[1]] + [1] * (x.ndim - 2)
-            if self.weight is not None:
-                y = y * self.weight.reshape(shape)
-            if self.bias is not None:
-                y = y + self.bias.reshape(shape)
-        return y.astype(x.dtype)
+            return (y * self.weight.reshape(shape) + self.bias.reshape(shape)).astype(x.dtype)
 
 
 def convert_sync_batch_norm(model: nn.Layer) -> None:
     """Replace every batch norm of a network in place; the names and values of its state stay."""
     for parent in model.sublayers(include_self=True):
         for name, child in list(parent.named_children()):
-            if isinstance(child, (nn.BatchNorm1D, nn.BatchNorm2D, nn.BatchNorm3D)):
+            if isinstance(child, (nn.BatchNorm1D, nn.BatchNorm2D)):
                 setattr(parent, name, SyncBatchNorm(child))
