@@ -5,21 +5,17 @@ from __future__ import annotations
 import importlib
 import json
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from analysis.benchmark import measure
-from analysis.benchmark.measure import FAMILIES, compare, describe, ratios, with_utilisation
+from analysis.benchmark.measure import compare, describe, ratios, with_utilisation
 from analysis.benchmark.process import Arm, WorkerFailed, WorkerProcess, other_arm, own_arm
 from analysis.benchmark.tables import Table, tables, write_page
-from engine import runtime
 from errors import UserError
-from models import model_info
-from processes import ROOT, TINY, start_tool, tool
+from processes import ROOT, start_tool, tool
 
 # A worker of ten images a second, written from the protocol alone.
 ANSWERING = """
@@ -104,10 +100,6 @@ def test_workers_run_in_the_environments_that_they_stand_for(monkeypatch: pytest
             suite.ask({"work": "no such work", "seconds": 0})
 
 
-def test_families_are_registered() -> None:
-    assert len({model_info(name).family for name in FAMILIES}) >= 6
-
-
 def test_command_measures_prints_and_writes_the_page(tmp_path: Path) -> None:
     (tmp_path / "other.py").write_text(ANSWERING)
     page = tmp_path / "PERFORMANCE.md"
@@ -154,7 +146,6 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
     (["--rounds", "0"], "--rounds has 0"),
     (["--start-from", "nowhere.json"], r"nowhere\.json"),
     (["--start-from", "pyproject.toml"], r"pyproject\.toml"),
-    (["--against", "no_such_command"], "no_such_command"),
     (["--write", "README.md"], "README.md: has no place"),
 ])
 def test_mistakes_are_one_sentence(arguments: list[str], said: str) -> None:
@@ -163,10 +154,11 @@ def test_mistakes_are_one_sentence(arguments: list[str], said: str) -> None:
         command.main(command.parser().parse_args(arguments))
 
 
-def test_unreadable_command_is_refused() -> None:
-    for command in ("", "a 'b"):
-        with pytest.raises(UserError, match="--against"):
-            other_arm(command, {})
+@pytest.mark.parametrize(("command", "said"), [
+    ("", "--against is empty"), ("a 'b", "No closing quotation"), ("no_such_command", "no such program")])
+def test_a_command_that_cannot_be_started_is_refused(command: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        other_arm(command, {})
 
 
 def test_page_has_a_place_for_every_table(tmp_path: Path) -> None:
@@ -177,116 +169,3 @@ def test_page_has_a_place_for_every_table(tmp_path: Path) -> None:
     (tmp_path / "empty.md").write_text("nothing here")
     with pytest.raises(UserError, match="no place for a table"):
         write_page(tmp_path / "empty.md", {})
-
-
-@pytest.fixture
-def stock_again() -> Iterator[None]:
-    """Put the compiled operators back."""
-    import kernels
-
-    yield
-    kernels.configure("auto")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("model", ["iformer_small", "poolformer_s12", "coatnet_0"])
-def test_loss_curve_on_cifar10_is_that_of_stock_operators(model: str, cifar10_root: str, stock_again: None) -> None:
-    from configs.load import load_config
-    from engine.data import build_train_loader
-    from engine.state import TrainingState
-
-    curves = []
-    for mode in ("stock", "auto"):
-        config = load_config(ROOT / "configs" / "iformer_s_cifar10_32.yaml", [
-            f"MODEL.NAME={model}", "DATA.BATCH_SIZE=8", f"DATA.ROOT={cifar10_root}", f"RUNTIME.KERNELS={mode}"])
-        runtime.start(config)
-        state = TrainingState(config)
-        state.model.train()
-        batches = zip(range(5), build_train_loader(config).epoch(0), strict=False)
-        curves.append([float(state.step(*batch, step, 2e-4 * step).loss) for step, batch in batches])
-    stock, compiled = curves
-    assert len(set(stock)) == 5
-    assert compiled == pytest.approx(stock, rel=2e-4)
-
-
-def test_training_step_reads_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    import numpy as np
-    import paddle
-
-    from configs.load import load_config
-    from engine.state import RunningMean, TrainingState
-
-    config = load_config(ROOT / "configs" / "quickstart.yaml", ["TRAIN.EMA_DECAY=0.9", "TRAIN.GRAD_CLIP=1.0",
-                                                                *TINY, "MODEL.DROP_PATH=0.1", "AUGMENT.CUTMIX=1.0"])
-    state, means = TrainingState(config), RunningMean()
-    state.model.train()
-    images, labels = np.zeros((4, 3, 32, 32), np.float32), np.arange(4)
-
-    def step(number: int) -> None:
-        taken = state.step(images, labels, number, 1e-3)
-        means.add(taken.loss, taken.correct, taken.images)
-
-    step(0)
-    with monkeypatch.context() as patched:
-        for name in ("numpy", "item", "tolist", "__float__", "__bool__", "__int__", "__array__"):
-            patched.setattr(paddle.Tensor, name, _refuse(name))
-        with pytest.raises(AssertionError, match="read back"):
-            float(paddle.ones([]))
-        step(1)
-    assert means.sums()[2] == 8 and state.ema.updates == 2
-
-
-def _refuse(name: str) -> Callable[..., None]:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError(f"read back by {name}")
-
-    return refuse
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_spectra_stay_in_float32_under_mixed_precision(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU mixed precision has no effect; what it does to the filter, half inputs and a context, is done here."""
-    import paddle
-
-    import kernels
-    from models import create_model
-
-    seen, entered = [], []
-    operator, context = kernels.filter_spectrum, paddle.amp.auto_cast
-
-    def spied(*tensors: paddle.Tensor) -> paddle.Tensor:
-        seen.extend(tensor.dtype for tensor in tensors)
-        return operator(*tensors)
-
-    def watched(**arguments: object):
-        entered.append(arguments)
-        return context(**arguments)
-
-    monkeypatch.setattr(kernels, "filter_spectrum", spied)
-    monkeypatch.setattr(paddle.amp, "auto_cast", watched)
-    model = create_model("dfformer_s18", 10, 32, depths=[1, 1, 1, 1], embed_dims=[8, 8, 8, 8])
-    mixer = next(layer for layer in model.sublayers() if type(layer).__name__ == "DynamicFilter")
-    filters = mixer.complex_weights.shape[2]
-    x, scores = (paddle.randn(shape).astype(dtype) for shape in ([1, 8, 8, 8], [1, filters, 8]))
-    x.stop_gradient = scores.stop_gradient = False
-    mixer.filter(x, scores).square().sum().backward()
-    assert seen == [paddle.float32] * 4 and entered == [{"enable": False}]
-    assert x.grad.dtype == scores.grad.dtype == x.dtype
-    assert mixer.complex_weights.grad.dtype == paddle.float32
-    assert 0 < float(mixer.complex_weights.grad.abs().sum()) < float("inf")
-
-
-@pytest.mark.parametrize("folder", ["tools", "configs"])
-def test_importing_a_command_does_no_work(folder: str) -> None:
-    names = sorted(path.stem for path in (ROOT / folder).glob("*.py") if path.stem != "__init__")
-    code = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-import importlib
-for name in {names}:
-    importlib.import_module({folder!r} + "." + name)
-    heavy = {{"paddle", "matplotlib", "cv2", "sklearn", "visualdl", "scipy"}} & set(sys.modules)
-    assert not heavy, (name, heavy)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr

@@ -29,19 +29,24 @@ def test_router_reads_filters_first() -> None:
 
 
 @pytest.mark.parametrize("mode", kernels.MODES)
-def test_half_precision_is_filtered_in_float32(mode: str) -> None:
+def test_half_precision_is_filtered_in_float32(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What mixed precision hands over is in half precision; on a CPU ``auto_cast`` does nothing by itself."""
-    size = 6
+    size, entered, context = 6, [], paddle.amp.auto_cast
+    monkeypatch.setattr(paddle.amp, "auto_cast", lambda **given: entered.append(given) or context(**given))
     mixer = DynamicFilter(8, (size, size), StarReLU, 4, 2.0, 0.25)
     x, scores = paddle.randn([2, size, size, 16]).astype("bfloat16"), paddle.rand([2, 4, 16]).astype("bfloat16")
+    x.stop_gradient = scores.stop_gradient = False
     routing = np.exp(scores.astype("float64").numpy())
     routing /= routing.sum(1, keepdims=True)
     weight = np.einsum("hwfl,bfc->bhwcl", mixer.complex_weights.numpy(), routing)
     spectrum = np.fft.rfft2(x.astype("float32").numpy(), axes=(1, 2)) * (weight[..., 0] + 1j * weight[..., 1])
     with kernels.using(mode):
         filtered = mixer.filter(x, scores)
-    assert filtered.dtype == paddle.float32
+    assert filtered.dtype == paddle.float32 and entered == [{"enable": False}]
     np.testing.assert_allclose(filtered.numpy(), np.fft.irfft2(spectrum, s=(size, size), axes=(1, 2)), atol=1e-6)
+    filtered.square().sum().backward()
+    assert x.grad.dtype == scores.grad.dtype == x.dtype and mixer.complex_weights.grad.dtype == paddle.float32
+    assert 0 < float(mixer.complex_weights.grad.abs().sum()) < float("inf")
 
 
 def test_resampling_is_bicubic_with_aligned_corners() -> None:

@@ -10,18 +10,23 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 from trainers import never_right, poison, signal_at, tiny, trained
 
+import kernels
 from analysis.confusion import draw_confusion
 from analysis.grids import draw_grid
+from configs.load import load_config
 from engine import runtime, state
 from engine import train as train_module
 from engine.checkpoint import list_checkpoints, load_checkpoint
+from engine.data import build_train_loader
 from engine.interrupts import Interrupted, StopRequest
 from engine.run import RunFolder, read_table
 from engine.weights.state_dict import read_weights
 from errors import UserError
+from processes import TINY
 from utils.progress import TrainingBar
 
 
@@ -222,8 +227,6 @@ def test_weights_that_are_not_finite_are_never_a_checkpoint(tmp_path: Path) -> N
 @pytest.mark.parametrize("fast", [True, False])
 def test_auto_precision_is_chosen_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
     """bfloat16 where the processor has it; a run that began in float32 stays in it on another processor."""
-    import kernels
-
     if fast and not kernels.status().get("bfloat16"):
         pytest.skip("no AVX512_BF16")
     found = kernels.status()
@@ -284,12 +287,14 @@ def test_batches_are_split_on_a_cpu_alone(
     assert state.count_micro_batches(tiny(tmp_path, *pairs, "TRAIN.ACCUMULATE=1"), device) == 1
 
 
-def test_compiled_operators_train_as_stock_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize("network", [
+    TINY, ["MODEL.NAME=poolformer_s12", "MODEL.ARGS={depths: [1, 2, 1, 1], embed_dims: [16, 24, 32, 48]}"],
+    ["MODEL.NAME=coatnet_0", "MODEL.ARGS={depths: [1, 1, 2, 1], embed_dims: [32, 32, 64, 96], stem_dim: 16}"]],
+    ids=["iformer", "poolformer", "coatnet"])
+def test_compiled_operators_train_as_stock_ones(network: list[str]) -> None:
     """Ten steps on real digits: the losses of both agree to float tolerance, grown by ten updates."""
-    import kernels
-    from engine.data import build_train_loader
-
-    config = tiny(tmp_path, "OPTIMIZER.NAME=sgd")
+    config = load_config(None, ["DATA.NAME=digits", "DATA.HOLDOUT=180", "DATA.IMAGE_SIZE=32", "DATA.BATCH_SIZE=25",
+                                "OPTIMIZER.NAME=sgd", *network])
     losses = {}
     for mode in kernels.MODES:
         with kernels.using(mode):
@@ -297,6 +302,25 @@ def test_compiled_operators_train_as_stock_ones(tmp_path: Path) -> None:
             losses[mode] = [float(own.step(*next(batches), step, 0.05).loss) for step in range(10)]
     np.testing.assert_allclose(losses["auto"], losses["stock"], rtol=1e-4)
     assert losses["auto"][-1] < losses["auto"][0]
+
+
+def test_a_step_reads_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = state.TrainingState(tiny(tmp_path, "TRAIN.EMA_DECAY=0.9", "TRAIN.GRAD_CLIP=1.0", "MODEL.DROP_PATH=0.1",
+                                   "AUGMENT.CUTMIX=1.0"))
+    own.model.train()
+
+    def step(number: int) -> None:
+        taken = own.step(*_batch(), number, 1e-3)
+        own.means.add(taken.loss, taken.correct, taken.images)
+
+    step(0)
+    with monkeypatch.context() as patch:
+        for name in ("numpy", "item", "tolist", "__float__", "__bool__", "__int__", "__array__"):
+            patch.setattr(paddle.Tensor, name, lambda *_, **__: pytest.fail("read back"))
+        with pytest.raises(pytest.fail.Exception):
+            float(paddle.ones([]))
+        step(1)
+    assert own.means.sums()[2] == 16 and own.ema.updates == 2
 
 
 # Signals, bars, pictures --------------------------------------------------------------------------------------------

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,8 +47,6 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> None:
     """Measure, print the tables, and write what is asked for; after Ctrl-C too."""
     if arguments.worker:
-        from analysis.benchmark.worker import serve_suite
-
         serve_suite(arguments.worker)
         return
     from analysis.benchmark.charts import draw
@@ -126,6 +127,22 @@ def export_networks(plan: Plan, folder: Path) -> None:
                 export(config, model, made, [str(index) for index in range(NUM_CLASSES)], format="onnx", logits=True)
             print(f"wrote {made}")
 
+
+def serve_suite(name: str) -> None:
+    """Answer questions until the input ends; ``name`` is suite, suite bf16, or stock for Paddle as it starts alone."""
+    os.setpgid(0, 0)  # ended together with the processes that it starts
+    settings = []
+    if name == "stock":
+        with redirect_stderr(io.StringIO()):  # Paddle warns of every OMP_NUM_THREADS but 1
+            import paddle  # noqa: F401
+    else:
+        from engine import runtime
+
+        settings = runtime.prepare()
+    from analysis.benchmark.opponents import serve
+    from analysis.benchmark.worker import Suite
+
+    serve(Suite(name, settings))
 
 
 if __name__ == "__main__":

@@ -64,10 +64,9 @@ def measure(plan: Plan, results: Results, report: Report) -> None:
     started = time.perf_counter()
     with WorkerProcess(own_arm("suite")) as worker:
         try:
-            worker.ask({"work": "describe", "models": plan.models})
+            machine = worker.ask({"work": "describe", "models": plan.models})
         except WorkerFailed as failure:
             raise UserError(str(failure)) from None
-        machine = worker.ask({"work": "describe"})
     # Others get the suite's threads and allocator too.
     settings = dict(setting.split("=", 1) for setting in machine["set_by_the_suite"] if setting.startswith("MALLOC_"))
     settings["OMP_NUM_THREADS"] = str(machine["threads"])
