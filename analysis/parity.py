@@ -18,6 +18,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from engine.weights.state_dict import linear_weights
 from models import create_model, list_models
 from references import fill
 from utils.paths import ROOT
@@ -80,7 +81,7 @@ def build_for(fixture: Fixture) -> nn.Layer:
 
 def set_state(model: nn.Layer, arrays: dict[str, np.ndarray]) -> None:
     """Copy arrays of the reference's names and layouts into ``model``; raises KeyError where names differ."""
-    arrays, turned = dict(arrays), _linear_weights(model)
+    arrays, turned = dict(arrays), linear_weights(model)
     for name, tensor in model.state_dict().items():
         array = arrays.pop(reference_name(name))
         tensor.set_value((array.T if name in turned else array).astype(tensor.numpy().dtype))
@@ -139,14 +140,9 @@ def _training_errors(model: nn.Layer, train: dict[str, Any], arrays: dict[str, n
             "running_stats": max(stats, default=None)}
 
 
-def _linear_weights(model: nn.Layer) -> set[str]:
-    """Return the names of the weights that PyTorch stores transposed."""
-    return {f"{name}.weight" for name, layer in model.named_sublayers() if isinstance(layer, nn.Linear)}
-
-
 def _as_reference(model: nn.Layer, tensors: dict[str, paddle.Tensor]) -> dict[str, np.ndarray]:
     """Return tensors of ``model`` with the reference's names and layouts."""
-    turned = _linear_weights(model)
+    turned = linear_weights(model)
     return {reference_name(name): tensor.numpy().T if name in turned else tensor.numpy()
             for name, tensor in tensors.items()}
 

@@ -93,10 +93,10 @@ def analyse(config: CfgNode, model: nn.Layer, images: Sequence[np.ndarray], titl
         totals[name] = totals.get(name, 0) + log_amplitude(maps.numpy()).sum((0, 1))
         counts[name] += maps.shape[0] * maps.shape[1]
 
-    transform, rng = build_eval_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE), np.random.default_rng(0)
+    transform = build_eval_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE)
     with watching(model, names, add):
         for start in range(0, len(images), batch_size):
-            batch = np.stack([transform(image, rng) for image in images[start : start + batch_size]])
+            batch = transform.batch(images, np.arange(start, min(start + batch_size, len(images))), (0,))
             model(paddle.to_tensor(batch))
             advance(len(batch))
     if not totals:

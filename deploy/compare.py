@@ -12,6 +12,7 @@ import paddle
 from paddle import nn
 from yacs.config import CfgNode
 
+from analysis.formatting import table
 from deploy.engines import ENGINES, Run, installed, load_exported
 from deploy.export import calibration_batches, export, log_probabilities
 
@@ -65,11 +66,9 @@ def compare(config: CfgNode, model: nn.Layer, images: np.ndarray, labels: np.nda
 def markdown(results: Mapping[str, Mapping[str, Sequence[str]]]) -> str:
     """Return results of ``compare`` by network as a table: a row a network, a column an engine."""
     engines = list(dict.fromkeys(engine for found in results.values() for engine in found))
-    lines = [["network", "", *engines], ["---", "---", *["---:"] * len(engines)]]
-    for name, found in results.items():
-        cells = [METRICS, *(found.get(engine, ()) for engine in engines)]
-        lines.append([name, *("<br>".join(cell) for cell in cells)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    rows = ([name, *map("<br>".join, [METRICS, *(found.get(engine, ()) for engine in engines)])]
+            for name, found in results.items())
+    return table(["network", "", *engines], rows, {"network", ""})
 
 
 def _network(model: nn.Layer) -> Run:

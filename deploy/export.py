@@ -185,9 +185,8 @@ def calibration_batches(config: CfgNode) -> list[np.ndarray]:
     """Return ``CALIBRATION`` training images, drawn with the seed 0 and transformed for evaluation, in batches."""
     dataset = build_dataset(config.DATA, "train")
     transform = build_eval_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE)
-    rng = np.random.default_rng(0)
-    indices = rng.permutation(len(dataset))[:CALIBRATION]
-    images = np.stack([transform(dataset.images[index], rng) for index in indices])
+    indices = np.random.default_rng(0).permutation(len(dataset))[:CALIBRATION]
+    images = transform.batch(dataset.images, indices, (0,))
     return [images[start : start + 32] for start in range(0, len(images), 32)]
 
 

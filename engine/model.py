@@ -84,11 +84,9 @@ def load_model(config: CfgNode, weights: str | Path) -> tuple[nn.Layer, LoadRepo
 def predict(config: CfgNode, model: nn.Layer, images: Sequence[np.ndarray]) -> np.ndarray:
     """Return class probabilities ``[N, num_classes]`` of RGB images, uint8 ``[H, W, 3]`` each, of any sizes."""
     transform = build_eval_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE)
-    rng = np.random.default_rng(0)  # for the signature: evaluation draws nothing
-    batches = []
-    for start in range(0, len(images), config.DATA.EVAL_BATCH_SIZE):
-        chosen = images[start : start + config.DATA.EVAL_BATCH_SIZE]
-        batch = np.stack([transform(image, rng) for image in chosen])
+    batches, size = [], config.DATA.EVAL_BATCH_SIZE
+    for start in range(0, len(images), size):
+        batch = transform.batch(images, np.arange(start, min(start + size, len(images))), (0,))
         with runtime.autocast(config.RUNTIME.EVAL_PRECISION):
             logits = model(paddle.to_tensor(batch))
         batches.append(F.softmax(logits.astype("float32"), axis=-1).numpy())

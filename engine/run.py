@@ -200,11 +200,6 @@ def _read_environment(path: Path) -> dict[str, Any]:
     return found if isinstance(found.get("earlier", []), list) else {}
 
 
-def run_folder(config: CfgNode) -> RunFolder:
-    """Return the folder of a config's run without creating it."""
-    return RunFolder(Path(config.OUTPUT) / config.NAME)
-
-
 def _check_continuation(old: CfgNode, new: CfgNode, path: Path) -> list[str]:
     """Return the harmless differences as text; UserError where one would change the result."""
     before, now = dict(flatten(old)), dict(flatten(new))

@@ -25,7 +25,7 @@ from engine.evaluate import Evaluation, evaluate
 from engine.interrupts import Interrupted, StopRequest
 from engine.model import build_model, find_weights, load_model
 from engine.optim import learning_rate
-from engine.run import History, RunFolder, log, read_table, run_folder
+from engine.run import History, RunFolder, log, read_table
 from engine.state import RunningMean, TrainingProgress, TrainingState
 from engine.weights.state_dict import load_weights
 from errors import UserError
@@ -54,7 +54,7 @@ def train(config: CfgNode, *, resume: bool = False, overwrite: bool = False, wei
 
     Raises Interrupted when a signal (in a notebook the stop button) ended the run after saving, and UserError.
     """
-    run = RunFolder(folder) if folder else run_folder(config)
+    run = RunFolder(folder or Path(config.OUTPUT) / config.NAME)
     results: dict[str, Any] = {}
     interrupted: Interrupted | None = None
     with distributed.process_group(config):

@@ -65,7 +65,8 @@ def configure(path: str, small: Sequence[str], full: bool) -> CfgNode:
               f"No {wanted}: the built-in handwritten digits (8×8, grey) take its place, so that every figure below "
               f"is about them and says nothing of {wanted}.\n({error})")
     data = config.DATA
-    sizes = {split: len(build_dataset(data, split)) for split in _splits(config)}
+    splits = ("train", "holdout", "test") if data.HOLDOUT else ("train", "test")
+    sizes = {split: len(build_dataset(data, split)) for split in splits}
     print(f"{path}{'' if full else ', small / 小设置'}: {config.MODEL.NAME}, {data.NAME} at {data.IMAGE_SIZE}×"
           f"{data.IMAGE_SIZE}\n{', '.join(f'{count:,} {split}' for split, count in sizes.items())} images; "
           f"{config.TRAIN.EPOCHS} epochs of {sizes['train'] // data.BATCH_SIZE} × {data.BATCH_SIZE}")
@@ -86,9 +87,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Markdown:
     """Return rows of equal keys as a table to show; shares and other fractions with four digits."""
     from IPython.display import Markdown
 
-    rule = [":---", *["---:"] * (len(rows[0]) - 1)]
-    lines = [list(rows[0]), rule, *([_cell(value) for value in row.values()] for row in rows)]
-    return Markdown("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+    from analysis import formatting
+
+    return Markdown(formatting.table(list(rows[0]), (map(_cell, row.values()) for row in rows)))
 
 
 def _cell(value: Any) -> str:
@@ -97,10 +98,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _splits(config: CfgNode) -> tuple[str, ...]:
-    return ("train", "holdout", "test") if config.DATA.HOLDOUT else ("train", "test")
 
 
 def _install() -> None:

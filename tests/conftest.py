@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,18 +49,3 @@ def toy(tmp_path_factory: pytest.TempPathFactory, runs: list[Path]) -> Path:
     from analysis.results.release import release
 
     return release(runs[0], tmp_path_factory.mktemp("clone") / "checkpoints", name="toy", seeds=runs[1:])
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Return a function that runs ``tools/<name>.py`` in this process and returns what it prints.
-
-    Its UserErrors are raised. Exit codes and tracebacks are tests of `cli.run`, in test_tools.py.
-    """
-    def run(name: str, *arguments: object) -> str:
-        module = importlib.import_module(f"tools.{name}")
-        capsys.readouterr()
-        module.main(module.parser().parse_args(list(map(str, arguments))))
-        return capsys.readouterr().out
-
-    return run

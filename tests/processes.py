@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import io
 import os
-import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from tools import cli
 
@@ -26,6 +27,14 @@ def tool(name: str, *arguments: str | Path, cwd: Path = ROOT, timeout: float = 3
     """Run ``tools/<name>.py`` to its end."""
     return subprocess.run(_command(name, arguments), cwd=cwd, capture_output=True, text=True, timeout=timeout,
                           env={**os.environ, **environment}, check=False)
+
+
+def command(name: str, *arguments: object) -> str:
+    """Return what ``tools/<name>.py`` prints, run in this process; its UserErrors are raised."""
+    module, out = importlib.import_module(f"tools.{name}"), io.StringIO()
+    with redirect_stdout(out):
+        module.main(module.parser().parse_args(list(map(str, arguments))))
+    return out.getvalue()
 
 
 def call(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -55,16 +64,32 @@ def tiny_run(output: Path, *pairs: str) -> list[str]:
     return ["-c", "configs/quickstart.yaml", *overrides(*TINY, f"OUTPUT={output}", *pairs)]
 
 
-def wait_for(process: subprocess.Popen[str], file: Path, text: str, seconds: float = 120) -> None:
-    """Wait until ``text`` is in ``file``; fails when the process ends before."""
-    deadline = time.monotonic() + seconds
+def wait(condition: Callable[[], Any], process: subprocess.Popen | None = None, seconds: float = 120) -> Any:
+    """Return what ``condition`` returns as soon as that is true; fails when the process ends before."""
+    deadline, last = time.monotonic() + seconds, None
     while time.monotonic() < deadline:
-        if file.exists() and text in file.read_text(encoding="utf-8"):
-            return
-        assert process.poll() is None, process.communicate()[0]
+        try:
+            if found := condition():
+                return found
+        except Exception as error:  # not there yet
+            last = error
+        assert process is None or process.poll() is None, process.stdout and process.communicate()[0]
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    raise AssertionError(f"{text!r} did not appear in {file}")
+    if process:
+        process.kill()
+    raise AssertionError(f"nothing after {seconds} s: {last}")
+
+
+def wait_for(process: subprocess.Popen[str], file: Path, text: str) -> None:
+    """Wait until ``text`` is in ``file``; fails when the process ends before."""
+    wait(lambda: text in file.read_text(encoding="utf-8"), process)
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def _command(name: str, arguments: Sequence[str | Path]) -> list[str]:

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 from PIL import Image
 
 from deploy.engines import installed
-from processes import ROOT, tool
+from processes import ROOT, free_port, tool, wait
 
 NAME = "iformer_cifar"
 FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
@@ -43,9 +42,7 @@ def test_without_gradio_the_line_that_installs_it_is_printed() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not installed("gradio"), reason="gradio is not installed")
 def test_the_app_of_ai_studio_listens_where_it_is_told(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with open(tmp_path / "log", "w") as log:
         server = subprocess.Popen([sys.executable, ROOT / "app.gradio.py"], cwd=tmp_path, stdout=log, stderr=log,
                                   env={**os.environ, "GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": str(port)})
@@ -61,9 +58,7 @@ def test_the_app_of_ai_studio_listens_where_it_is_told(tmp_path: Path) -> None:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """Start the page; yields its address and the folder that it was started in."""
     folder = tmp_path_factory.mktemp("demo")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, str(ROOT / "tools" / "demo.py"), "-w", NAME, "--port", str(port), "--out", "out"]
     before = files(ROOT)
     with open(folder / "log", "w") as log:
@@ -140,21 +135,6 @@ def upload(driver: Any, path: Path) -> None:
     wait(lambda: driver.find_element("css selector", "#image input[type=file]")).send_keys(str(path))
     wait(lambda: driver.find_element("css selector", "#image img"))
     driver.find_element("id", "run").click()
-
-
-def wait(condition: Callable[[], Any], server: subprocess.Popen | None = None, seconds: float = 120) -> Any:
-    """Return what ``condition`` returns as soon as that is true."""
-    deadline, last = time.monotonic() + seconds, None
-    while time.monotonic() < deadline:
-        assert server is None or server.poll() is None, "the server ended"
-        try:
-            found = condition()
-            if found:
-                return found
-        except Exception as error:  # not there yet
-            last = error
-        time.sleep(0.2)
-    raise AssertionError(f"nothing after {seconds} s: {last}")
 
 
 def files(folder: Path) -> set[str]:

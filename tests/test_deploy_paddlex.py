@@ -5,11 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import re
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -18,7 +15,7 @@ import numpy as np
 import pytest
 
 from deploy.engines import installed
-from processes import ROOT, tool
+from processes import ROOT, free_port, tool, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not installed("paddlex"), reason="paddlex is not installed")]
 NAME = "iformer_cifar"
@@ -86,9 +83,7 @@ def test_labels_and_scores_are_those_of_predict(pipelined: bool, pipeline: Path,
 
 
 def test_a_pipeline_is_served(pipeline: Path, images: list[Path], expected: list) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with open(pipeline.parent / "server.log", "w") as log:
         server = subprocess.Popen([sys.executable, "-m", "deploy.paddlex", "--serve", "--pipeline", pipeline, "--host",
                                    "127.0.0.1", "--port", str(port)], cwd=ROOT, stdout=log, stderr=log)
@@ -96,28 +91,12 @@ def test_a_pipeline_is_served(pipeline: Path, images: list[Path], expected: list
         found = []
         for image in images:
             body = json.dumps({"image": base64.b64encode(image.read_bytes()).decode(), "topk": 5}).encode()
-            answer = ask(f"http://127.0.0.1:{port}/image-classification", body, server)
-            rows = answer["result"]["categories"]
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/image-classification", body,
+                                             {"Content-Type": "application/json"})
+            answer = wait(lambda request=request: urllib.request.urlopen(request, timeout=60).read(), server)
+            rows = json.loads(answer)["result"]["categories"]
             found.append(([row["name"] for row in rows], [row["score"] for row in rows]))
         same(found, expected)
     finally:
         server.terminate()
         server.wait(30)
-
-
-def ask(url: str, body: bytes, server: subprocess.Popen) -> dict:
-    """POST JSON, waiting for the server to listen."""
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    for _ in range(240):
-        assert server.poll() is None, "the server ended"
-        try:
-            with urllib.request.urlopen(request, timeout=60) as reply:
-                return json.load(reply)
-        except ConnectionError:
-            pass
-        except urllib.error.URLError as error:
-            if not isinstance(error.reason, ConnectionError):
-                raise
-        time.sleep(0.5)
-    raise AssertionError("the server did not start")
-

@@ -12,13 +12,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 
 from engine import distributed
 from engine.checkpoint import list_checkpoints, load_checkpoint
 from engine.run import read_table
+from engine.sync_batch_norm import SyncBatchNorm
 from errors import UserError
-from processes import ROOT, tiny_run, tool, wait_for
+from processes import ROOT, tiny_run, tool, wait, wait_for
 
 # Mixing, accumulation, clipping, EMA and batch norms (iFormer's stem has three): all but masks drawn at random.
 SAME = ("OPTIMIZER.NAME=sgd", "OPTIMIZER.LR=0.1", "TRAIN.SYNC_BATCH_NORM=true", "TRAIN.EMA_DECAY=0.9",
@@ -145,10 +147,7 @@ def test_a_signal_saves_and_ends_all(
         os.kill(ranks[1], signal.SIGINT)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == code, said
-    deadline = time.monotonic() + 60
-    while code < 0 and any(map(_lives, ranks)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(map(_lives, ranks))
+    wait(lambda: not any(map(_lives, ranks)), seconds=60 if code < 0 else 0.5)
     newest = load_checkpoint(list_checkpoints(run / "checkpoints")[0])
     assert newest.progress["global_step"] >= 5
     assert "continue with --resume" in (run / "train.log").read_text()
@@ -232,10 +231,6 @@ def test_shards_make_up_the_batch_and_keep_mirrors_together(batch: int, size: in
 
 
 def test_synchronised_batch_norm_of_one_process_is_paddles(monkeypatch: pytest.MonkeyPatch) -> None:
-    import paddle
-
-    from engine.sync_batch_norm import SyncBatchNorm
-
     monkeypatch.setattr(paddle.distributed, "all_reduce", lambda tensor: None)
     rng = np.random.default_rng(0)
     for kind, shape in ((paddle.nn.BatchNorm2D, (4, 3, 5, 7)), (paddle.nn.BatchNorm1D, (6, 3))):

@@ -13,6 +13,7 @@ from engine.evaluate import evaluate
 from engine.evaluation_report import EvaluationReport
 from engine.losses import LabelSmoothingCrossEntropy
 from errors import UserError
+from processes import command
 from utils.fileio import read_csv
 
 
@@ -79,6 +80,6 @@ def test_metrics_of_an_evaluation():
     assert found.confusion.sum() == 4 and found.confusion[0, 2] == 1
 
 
-def test_refused_interval(command):
+def test_refused_interval():
     with pytest.raises(UserError, match="--report-every is 0, expected 1 or more"):
         command("eval", "-w", "nothing", "--report-every", "0")

@@ -8,6 +8,7 @@ import types
 from functools import partial
 from importlib.util import find_spec
 
+import cv2
 import numpy as np
 import pytest
 from explaining import Convolutions, FromImageNet, image_model, picture
@@ -83,7 +84,6 @@ def test_equal_masks_are_computed_once() -> None:
 
 
 def test_superpixels_are_those_of_the_source_at_224_and_enough_at_32() -> None:
-    import cv2
     from skimage.segmentation import quickshift
 
     large = cv2.resize(picture(2), (224, 224), interpolation=cv2.INTER_LINEAR)

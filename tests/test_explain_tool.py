@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from configs.load import load_config
 from engine.model import build_model
 from engine.weights.state_dict import save_weights
 from errors import UserError
-from processes import ROOT, TINY, call, overrides
+from processes import ROOT, TINY, call, command, overrides
 
 if find_spec("interpretdl") is None:
     pytest.skip("requirements-explain.txt is not installed", allow_module_level=True)
@@ -30,7 +29,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["-c", "configs/quickstart.yaml", "-w", str(weights), *overrides(*TINY)]
 
 
-def test_every_method_in_one_sheet(arguments: list[str], tmp_path: Path, command: Callable[..., str]) -> None:
+def test_every_method_in_one_sheet(arguments: list[str], tmp_path: Path) -> None:
     file = tmp_path / "a photograph.png"
     cv2.imwrite(str(file), np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
     out = tmp_path / "out"
@@ -54,7 +53,7 @@ def test_every_method_in_one_sheet(arguments: list[str], tmp_path: Path, command
     assert sheet.shape[1] > 7 * 150 and sheet.std() > 20
 
 
-def test_invalid_arguments_are_refused(arguments: list[str], command: Callable[..., str]) -> None:
+def test_invalid_arguments_are_refused(arguments: list[str]) -> None:
     for words, said in ((["--method", "grad-cam", "--index", "0"], "'grad-cam' is unknown: expected all or one of"),
                         (["--index", "360"], "--index 360: expected 0 to 359"),
                         ([], "no images: name files, or test images by --index 0 1 2 or --count 12")):

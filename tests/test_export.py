@@ -99,19 +99,13 @@ def check_batches(model: nn.Layer, folder: Path, engine: str, counts: Iterable[i
         np.testing.assert_allclose(found, expected[:count], rtol=0, atol=1e-4 * expected.std(), err_msg=f"{count}")
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in SLOW])
-def test_every_family_is_exported(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "counts"), [
+    *((name, (33, 2)) for name in FAMILIES if name not in SLOW),
+    *(pytest.param(name, range(1, 34), marks=pytest.mark.slow) for name in FAMILIES)])
+def test_every_family_is_exported_and_takes_every_batch(name: str, counts: Iterable[int], tmp_path: Path) -> None:
     model = exported_as("paddle", name, tmp_path / "exported", **FAMILIES[name])
     for engine in ("paddle", "onednn"):
-        check_batches(model, tmp_path / "exported", engine, (33, 2))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_takes_every_batch(name: str, tmp_path: Path) -> None:
-    model = exported_as("paddle", name, tmp_path / "exported", **FAMILIES[name])
-    for engine in ("paddle", "onednn"):
-        check_batches(model, tmp_path / "exported", engine, range(1, 34))
+        check_batches(model, tmp_path / "exported", engine, counts)
 
 
 def small_network() -> tuple[CfgNode, nn.Layer]:

@@ -11,6 +11,7 @@ import pytest
 
 from analysis.complexity import count
 from analysis.parity import reference_name, set_state
+from engine.weights.state_dict import linear_weights
 from errors import UserError
 from models import create_model
 from models.mobileformer_pvit import greater
@@ -32,7 +33,7 @@ def images(batch: int, side: int) -> paddle.Tensor:
 def filled(name: str, **arguments: Any) -> paddle.nn.Layer:
     """Return a network in evaluation mode, filled by the fixtures' rule."""
     model = create_model(name, num_classes=10, **arguments)
-    linear = {f"{key}.weight" for key, layer in model.named_sublayers() if isinstance(layer, paddle.nn.Linear)}
+    linear = linear_weights(model)
     set_state(model, {reference_name(key): fill.tensor(reference_name(key), value.shape[:: -1 if key in linear else 1])
                       for key, value in model.state_dict().items()})
     model.eval()

@@ -19,6 +19,7 @@ import yaml
 from paddle import nn
 
 from analysis.complexity import count
+from analysis.features import describe_blocks
 from configs.load import load_config
 from engine import runtime
 from engine.model import build_model
@@ -299,6 +300,14 @@ def test_iformer_on_odd_maps() -> None:
     model = create_model("iformer_cifar", num_classes=10, image_size=(18, 14))
     assert np.isfinite(train_step(model, images(2, 18, 14)).numpy()).all()
     assert model.pos_embed1.shape[1:3] == [9, 7]
+
+
+@pytest.mark.parametrize("name", ["iformer_cifar", "coatnet_cifar", "dfformer_cifar", "cdfformer_cifar"])
+def test_maps_of_the_networks_for_small_images(name: str) -> None:
+    model = create_model(name, num_classes=10, image_size=32)
+    for size, sides in ((32, [(16, 16), (8, 8), (4, 4)]), ((37, 30), [(19, 15), (10, 8), (5, 4)])):
+        rows = describe_blocks(model, size)
+        assert list(dict.fromkeys((row["height"], row["width"]) for row in rows)) == sides
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3])

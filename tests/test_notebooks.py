@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import threading
-import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import pytest
 
 from configs.load import load_config
 from kernels.build import cache_folder
-from processes import ROOT
+from processes import ROOT, wait
 
 nbformat = pytest.importorskip("nbformat", reason="requirements-dev.txt is not installed")
 pytest.importorskip("interpretdl", reason="requirements-explain.txt is not installed")
@@ -178,9 +177,5 @@ def test_the_stop_button_saves(copy: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def _interrupt_after(file: Path, pid: int) -> None:
     """Send SIGINT when ``file`` has a first row."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if file.exists() and file.read_text(encoding="utf-8").count("\n") > 1:
-            os.kill(pid, signal.SIGINT)
-            return
-        time.sleep(0.05)
+    wait(lambda: file.read_text(encoding="utf-8").count("\n") > 1)
+    os.kill(pid, signal.SIGINT)

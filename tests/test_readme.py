@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.weights import save_weights
+from models import create_model
 from processes import ROOT, overrides, tool
 
 READMES = (ROOT / "README.md", ROOT / "README_cn.md")
@@ -53,9 +55,6 @@ def test_requirements_are_installed_by_make() -> None:
 @pytest.mark.slow
 def test_every_python_command_runs(cifar10_root: str, tmp_path: Path) -> None:
     """In their order, with the work cut short: one iteration, a small network, the run in a temporary folder."""
-    from engine.weights.state_dict import save_weights
-    from models import create_model
-
     model = create_model("iformer_small")
     arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     save_weights(tmp_path / "iformer_small.safetensors", arrays)

@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from engine.weights import released
 from engine.weights.released import check_released, released_names
 from engine.weights.state_dict import read_weights
 from errors import UserError
-from processes import ROOT
+from processes import ROOT, command
 from tools import cli
 from utils.fileio import read_csv, read_json
 
@@ -67,8 +66,7 @@ def test_the_folder_holds_what_it_should(toy: Path, runs: list[Path]) -> None:
     assert differing(config_of(toy / "config.yaml"), config_of(runs[0] / "config.yaml")) == {"OUTPUT"}
 
 
-def test_its_metrics_are_those_of_the_file(toy: Path, runs: list[Path], tmp_path: Path,
-                                           command: Callable[..., str]) -> None:
+def test_its_metrics_are_those_of_the_file(toy: Path, runs: list[Path], tmp_path: Path) -> None:
     printed = command("eval", "-w", toy, "--json", tmp_path / "figures.json")
     figures, results = json.loads((tmp_path / "figures.json").read_text()), read_results(toy)
     (test,), own = results["test"], read_results(runs[0])
@@ -143,8 +141,7 @@ def test_names_are_found_and_paths_win(toy: Path, monkeypatch: pytest.MonkeyPatc
     (lambda folder: (folder / "SHA256SUMS").write_text("0" * 64 + "  ../x\n"), "not a list of checksums"),
     (lambda folder: (folder / "SHA256SUMS").write_bytes(b"\xff\n"), "not a list of checksums"),
 ])
-def test_what_is_not_as_released_is_refused(toy: Path, tmp_path: Path, command: Callable[..., str], change,
-                                            words: str) -> None:
+def test_what_is_not_as_released_is_refused(toy: Path, tmp_path: Path, change, words: str) -> None:
     folder = shutil.copytree(toy, tmp_path / "toy")
     change(folder)
     with pytest.raises(UserError, match=re.escape(words)):
@@ -165,8 +162,8 @@ def test_pictures_of_a_release_go_to_the_runs(toy: Path, tmp_path: Path) -> None
     assert {path.name for path in toy.iterdir()} == {*NAMES, "seeds.csv"}
 
 
-def test_runs_that_cannot_be_released(runs: list[Path], toy: Path, tmp_path: Path, command: Callable[..., str],
-                                      monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_cannot_be_released(
+        runs: list[Path], toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     none = tmp_path / "none"
     with pytest.raises(UserError, match="is there already: replace it with --overwrite"):
         command("release", runs[0], "--name", "toy", "--into", toy.parent)
@@ -220,8 +217,7 @@ def test_large_weights_become_float16_in_filters_and_matrices() -> None:
         release.compact({"weight": arrays["weight"] * 1e6}, largest=9000)
 
 
-def test_a_file_in_float16_is_evaluated_as_it_is(runs: list[Path], tmp_path: Path,
-                                                    command: Callable[..., str]) -> None:
+def test_a_file_in_float16_is_evaluated_as_it_is(runs: list[Path], tmp_path: Path) -> None:
     printed = command("release", runs[0], "--float16", "--name", "half", "--into", tmp_path)
     folder = tmp_path / "half"
     results = read_results(folder)

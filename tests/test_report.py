@@ -6,7 +6,6 @@ import csv
 import json
 import re
 import shutil
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from analysis import error_analysis
 from analysis.error_analysis import Predictions, calibration, draw_reliability
 from datasets import ImageDataset
 from errors import UserError
+from processes import command
 
 
 def predictions_of(logits: np.ndarray, labels: np.ndarray, names: str) -> Predictions:
@@ -87,7 +87,7 @@ def test_errors_come_most_confident_first(given: Predictions, tmp_path: Path) ->
     assert all(row["true"] == given.names[given.labels[int(row["index"])]] != row["predicted"] for row in rows)
 
 
-def test_the_page_of_a_run_is_one_file(runs: list[Path], tmp_path: Path, command: Callable[..., str]) -> None:
+def test_the_page_of_a_run_is_one_file(runs: list[Path], tmp_path: Path) -> None:
     name = "<script>alert(1)<script>&"
     run = shutil.copytree(runs[0], tmp_path / name)
     config = run / "config.yaml"
@@ -115,7 +115,7 @@ def test_the_page_of_a_run_is_one_file(runs: list[Path], tmp_path: Path, command
         assert len(list(csv.DictReader(file))) == round((1 - summary["top1"]) * 360)
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path: Path, command: Callable[..., str]) -> None:
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     for folder, said in ((tmp_path, "no config"), (tmp_path / "nothing", "no such weights")):
         with pytest.raises(UserError, match=said):
             command("report", folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -18,7 +17,7 @@ from analysis.results.plot import Point, draw_results, points
 from analysis.results.run_record import machines
 from engine.weights.released import FOLDER, released_names
 from errors import UserError
-from processes import ROOT
+from processes import ROOT, command
 from utils.fileio import read_csv
 
 PUBLISHED = read_csv(ROOT / "analysis" / "published.csv")
@@ -35,8 +34,7 @@ def trained(toy: Path) -> Trained:
     return read_released(toy.parent)[0]
 
 
-def test_the_page_is_true_to_its_folders(toy: Path, trained: Trained, tmp_path: Path,
-                                         command: Callable[..., str]) -> None:
+def test_the_page_is_true_to_its_folders(toy: Path, trained: Trained, tmp_path: Path) -> None:
     command("results", "--checkpoints", toy.parent, "--write", tmp_path / "RESULTS.md")
     text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     accuracy, cost, seeds = cells(text, "toy")
@@ -69,7 +67,7 @@ def test_what_is_unusual_is_noted_and_published_networks_are_beside(trained: Tra
     assert "- `net`: released after 2 of 2 epochs.\n" in page([Trained("net", results, [])], [])
 
 
-def test_a_page_of_nothing_claims_nothing(tmp_path: Path, command: Callable[..., str]) -> None:
+def test_a_page_of_nothing_claims_nothing(tmp_path: Path) -> None:
     command("results", "--checkpoints", tmp_path, "--write", tmp_path / "RESULTS.md")
     text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     assert "None yet." in text and "| CCT-6/3x1 | 94.81 | 200 | 3.168M | 813M |" in text

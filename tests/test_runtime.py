@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from analysis.figures import save_figure
 from engine import runtime
 from processes import ROOT
+from tools import cli
 
 # Takes and frees 64 MB three times, and counts the page faults of the last two.
 PROGRAM = """
@@ -98,8 +99,6 @@ def test_the_quota_of_a_control_group_is_found(own: str, files: dict[str, str], 
 
 
 def test_outputs_of_any_encoding_and_closed_ones_take_any_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tools import cli
-
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
     monkeypatch.setattr(sys, "stderr", None)

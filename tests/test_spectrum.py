@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -18,6 +17,7 @@ from configs.load import load_config
 from datasets.digits import read as read_digits
 from errors import UserError
 from models import create_model
+from processes import command
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (9, 9), (32, 32), (8, 16)])
@@ -80,8 +80,7 @@ def test_spectra_are_means_over_batches_of_any_size() -> None:
         np.testing.assert_allclose(parts[name], whole[name], atol=1e-4)
 
 
-def test_the_command_draws_two_networks_and_writes_their_numbers(runs: list[Path], tmp_path: Path,
-                                                                 command: Callable[..., str]) -> None:
+def test_the_command_draws_two_networks_and_writes_their_numbers(runs: list[Path], tmp_path: Path) -> None:
     printed = command("spectrum", "-w", *runs, "--count", "8", "--out", tmp_path / "s.png")
     numbers = json.loads((tmp_path / "s.json").read_text())
     assert list(numbers) == ["seed42", "seed43"] and "seed43: Δ log amplitude" in printed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 from trainers import trained
 
-from processes import ROOT, TINY, overrides, tool
+from datasets.digits import read as read_digits
+from processes import ROOT, TINY, call, overrides, tool
+from tools import cli
 
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if path.stem not in ("cli", "__init__"))
 
@@ -27,26 +30,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output / "quickstart"
 
 
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Return a function that runs a command in this process and returns (exit code, stdout, stderr)."""
-    def run_tool(name: str, *arguments: str | Path) -> tuple[object, str, str]:
-        module = importlib.import_module(f"tools.{name}")
-        monkeypatch.setattr(sys, "argv", [f"tools/{name}.py"])
-        with pytest.raises(SystemExit) as caught:
-            module.cli.run(module.main, module.parser(), [*map(str, arguments)])
-        return caught.value.code, *capsys.readouterr()
-
-    return run_tool
-
-
 @pytest.mark.parametrize("name", TOOLS)
 def test_help_fits_a_screen_and_loads_no_paddle(name: str) -> None:
     done = tool(name, "--help", PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) <= 30
-    assert "argparse" in done.stderr
-    assert "paddle" not in done.stderr, "Paddle alone takes two seconds to import"
+    imported = set(re.findall(r"(\w+)[^|\n]*$", done.stderr, re.MULTILINE))
+    heavy = {"paddle", "matplotlib", "cv2", "sklearn", "visualdl", "scipy", "numpy"}
+    assert "argparse" in imported and imported & heavy <= ({"numpy"} if name == "benchmark" else set())
 
 
 def test_mistake_ends_with_code_2_and_one_sentence() -> None:
@@ -57,16 +48,7 @@ def test_mistake_ends_with_code_2_and_one_sentence() -> None:
 
 @pytest.mark.parametrize(("arguments", "said"), [
     (["train"], ["no config", "-c configs/quickstart.yaml"]),
-    (["train", "-c", "configs/quickstrat.yaml"], ["no such config file", "nearest: quickstart.yaml"]),
-    (["train", "-c", "configs/quickstart.yaml", "-o", "TRAIN.EPOCH=3"], ["unknown key TRAIN.EPOCH", "TRAIN.EPOCHS"]),
-    (["train", "-c", "configs/quickstart.yaml", "-o", "MODEL.NAME=iformer_smal"], ["nearest: iformer_small"]),
-    (["train", "-c", "configs/quickstart.yaml", "-o", "MODEL.ARGS.depth=[1]"], ["'depth'", "nearest: depths"]),
-    (["train", "-c", "configs/quickstart.yaml", "-o", "MODEL.ARGS.depths=[1]"],
-     ["attention_heads of iFormer has 5", "1 blocks"]),
-    (["train", "-c", "configs/quickstart.yaml", "-o", "MODEL.ARGS.depths=x"], ["depths"]),
     (["train", "-c", "configs/quickstart.yaml", "-o", "MODEL.NUM_CLASSES=3"], ["MODEL.NUM_CLASSES is 3", "10 classes"]),
-    (["train", "-c", "configs/quickstart.yaml", "-o", "DATA.HOLDOUT=1437"], ["DATA.HOLDOUT is 1437"]),
-    (["train", "-c", "configs/quickstart.yaml", "-o", "DATA.BATCH_SIZE=5000"], ["DATA.BATCH_SIZE is 5000"]),
     (["train", "-c", "configs/quickstart.yaml", "-o", "RUNTIME.DEVICE=gpu:9"], ["gpu:9", "found"]),
     (["train", "-c", "configs/quickstart.yaml", "-o", "TRAIN.PRECISION=float16"], ["TRAIN.PRECISION is float16"]),
     (["train", "-c", "configs/quickstart.yaml", "--weights", "nowhere.pdparams"], ["nowhere.pdparams"]),
@@ -77,16 +59,14 @@ def test_mistake_ends_with_code_2_and_one_sentence() -> None:
     (["eval", "-c", "configs/quickstart.yaml", "-w", "README"], ["README"]),
     (["predict", "-c", "configs/quickstart.yaml", "-w", "nowhere"], ["no images"]),
     (["predict", "-c", "configs/quickstart.yaml", "-w", "nowhere", "nothing.png"], ["nothing.png", "no such image"]),
-    (["summary", "iformer_smal"], ["iformer_smal", "iformer_small"]),
 ], ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else None)
-def test_mistake_names_what_is_wrong(arguments: list[str], said: list[str], tmp_path: Path, call) -> None:
+def test_mistake_names_what_is_wrong(arguments: list[str], said: list[str], tmp_path: Path) -> None:
     name, *rest = arguments
     if name == "train" and len(rest) > 1:
         rest += overrides(f"OUTPUT={tmp_path / 'runs'}")
-    code, _, error = call(name, *rest)
-    assert code == 2
-    assert len(error.strip().splitlines()) == 1, error
-    assert all(words in error for words in said), error
+    done = call(name, *rest)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert all(words in done.stderr for words in said), done.stderr
     leftovers = [path for path in tmp_path.rglob("*") if path.is_file() and path.name not in ("lock",)]
     assert not [path for path in leftovers if path.suffix in (".pdparams", ".tmp", ".safetensors")]
 
@@ -106,38 +86,21 @@ def test_home_is_expanded_in_every_path(name: str, arguments: list[str], tmp_pat
     assert "~" not in said and said.count(str(tmp_path)) == sum("~" in word for word in arguments)
 
 
-def test_weights_that_do_not_fit_are_listed(run: Path, call) -> None:
-    code, _, error = call("eval", "-w", run, *overrides("MODEL.ARGS.embed_dims=[8, 16, 32, 32]"))
-    assert code == 2
-    assert "blocks3.0" in error and "16" in error and "32" in error
-    assert len(error.strip().splitlines()) <= 12
-
-
-def test_predictions_of_files_and_of_test_images(run: Path, tmp_path: Path, call) -> None:
-    from datasets.digits import read as read_digits
-
+def test_predictions_of_files_and_of_test_images(run: Path, tmp_path: Path) -> None:
     image = read_digits("test").images[3]
     cv2.imwrite(str(tmp_path / "digit.png"), image[:, :, ::-1])
     cv2.imwrite(str(tmp_path / "large.jpg"), np.full((300, 500, 3), 90, np.uint8))
     out = tmp_path / "grid.png"
     files = [tmp_path / "digit.png", tmp_path / "large.jpg"]
-    code, output, error = call("predict", "-w", run, *files, "--index", "3", "0", "--out", out)
-    assert code == 0, error
-    blocks = output.split("test image 3")
+    done = call("predict", "-w", run, *files, "--index", "3", "0", "--out", out)
+    assert done.returncode == 0, done.stderr
+    blocks = done.stdout.split("test image 3")
     of_file = [line.split() for line in blocks[0].splitlines()[1:6]]
     of_index = [line.split() for line in blocks[1].splitlines()[1:6]]
     assert of_file == of_index, "the file holds the pixels of test image 3"
     grid = cv2.imread(str(out))
     assert grid is not None and grid.shape[1] > 300
-
-
-def test_bad_images_are_refused(run: Path, tmp_path: Path, call) -> None:
-    (tmp_path / "text.png").write_text("no image")
-    (tmp_path / "empty.jpg").touch()
-    for name in ("text.png", "empty.jpg"):
-        code, _, error = call("predict", "-w", run, tmp_path / name)
-        assert code == 2 and name in error and "not a readable image" in error
-    assert call("predict", "-w", run, "--index", "360")[0] == 2
+    assert "--index 360: expected 0 to 359" in call("predict", "-w", run, "--index", "360").stderr
 
 
 def test_fine_tuning_starts_from_weights_and_leaves_another_head_fresh(run: Path, tmp_path: Path) -> None:
@@ -146,19 +109,17 @@ def test_fine_tuning_starts_from_weights_and_leaves_another_head_fresh(run: Path
     assert results["final"]["test"]["images"] == 360
 
 
-def test_architecture_in_yaml_only(tmp_path: Path, call) -> None:
+def test_architecture_in_yaml_only(tmp_path: Path) -> None:
     arguments = "\n".join(f"    {pair.removeprefix('MODEL.ARGS.').replace('=', ': ')}" for pair in TINY)
     (tmp_path / "mine.yaml").write_text(
         f"_BASE_: {ROOT / 'configs' / 'quickstart.yaml'}\nMODEL:\n  ARGS:\n{arguments}\nTRAIN: {{MAX_STEPS: 1}}\n")
-    code, _, error = call("train", "-c", tmp_path / "mine.yaml", "-o", f"OUTPUT={tmp_path}")
-    assert code == 0, error
+    done = call("train", "-c", tmp_path / "mine.yaml", "-o", f"OUTPUT={tmp_path}")
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "mine" / "final_model.pdparams").exists()
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC])
-def test_what_the_file_system_refuses_ends_with_one_sentence(number: int, call, capsys) -> None:
-    from tools import cli
-
+def test_what_the_file_system_refuses_ends_with_one_sentence(number: int, capsys) -> None:
     def refused(arguments: argparse.Namespace) -> None:
         raise OSError(number, "refused", "folder/file")
 
@@ -174,8 +135,6 @@ def test_what_the_file_system_refuses_ends_with_one_sentence(number: int, call, 
     (KeyboardInterrupt(), None, SystemExit),
 ])
 def test_defects_of_ours_keep_their_traceback_and_interrupts_have_none(error, cause, end, capsys) -> None:
-    from tools import cli
-
     def broken(arguments: argparse.Namespace) -> None:
         raise error from cause
 

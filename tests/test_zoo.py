@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from analysis.results import zoo
 from analysis.results.zoo import MODEL_HEADINGS, PARITY_HEADINGS, page
 from errors import UserError
 from models import list_models, model_info
-from processes import ROOT
+from processes import ROOT, call, command
 
 MEASURED = {"#Params", "FLOPs", *PARITY_HEADINGS[2:]}
 Rows = dict[str, dict[str, str]]
@@ -96,7 +95,7 @@ def test_patterns_and_names_select_models() -> None:
         zoo.select(["iformr_*"])
 
 
-def test_summary_prints_and_writes(tmp_path: Path, command: Callable[..., str]) -> None:
+def test_summary_prints_and_writes(tmp_path: Path) -> None:
     printed = command("summary", "iformer_small", "convmixer_256_8", "--json", tmp_path / "table.json")
     assert re.search(r"iformer_small +224 +19,866,344 +19\.866M += +4\.826G +4\.849G +-0\.5 % +26\.\d\dM\n", printed)
     first, second = json.loads((tmp_path / "table.json").read_text())
@@ -116,13 +115,12 @@ def test_summary_prints_and_writes(tmp_path: Path, command: Callable[..., str]) 
         (("iformer_small", "--write", "page.md"), "--write is for all models"),
     ],
 )
-def test_summary_refuses_invalid_arguments(arguments: tuple[str, ...], said: str, command: Callable[..., str]) -> None:
+def test_summary_refuses_invalid_arguments(arguments: tuple[str, ...], said: str) -> None:
     with pytest.raises(UserError, match=said):
         command("summary", *arguments)
 
 
-def test_parity_prints_errors_and_returns_1_for_another_network(
-        tmp_path: Path, command: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_parity_prints_errors_and_returns_1_for_another_network(tmp_path: Path) -> None:
     shutil.copy(REFERENCE / "convmixer_256_8.json", tmp_path)
     (tmp_path / "fill.py").write_text("raise SystemExit('code of the folder has run')")
     arrays = dict(np.load(REFERENCE / "convmixer_256_8.npz"))
@@ -134,14 +132,12 @@ def test_parity_prints_errors_and_returns_1_for_another_network(
 
     arrays["logits_float64"][1, 3] += 1e-3
     np.savez(tmp_path / "convmixer_256_8.npz", **arrays)
-    from tools import parity
-
-    assert parity.main(parity.parser().parse_args(["--fixtures", str(tmp_path)])) == 1
-    printed = capsys.readouterr().out
-    assert "not equal: logits_float32" in printed and "0 of 1 equal their references" in printed
+    done = call("parity", "--fixtures", tmp_path)
+    assert done.returncode == 1
+    assert "not equal: logits_float32" in done.stdout and "0 of 1 equal their references" in done.stdout
 
 
-def test_parity_refuses_unknown_names_and_empty_folders(tmp_path: Path, command: Callable[..., str]) -> None:
+def test_parity_refuses_unknown_names_and_empty_folders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nearest: iformer_small"):
         command("parity", "iformer_smal")
     with pytest.raises(UserError, match="has no fixtures"):

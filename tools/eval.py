@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def main(arguments: argparse.Namespace) -> None:
     if "ece" in metrics:
         print(f"ECE    {metrics['ece']:8.4%} (calibration error, 15 bins)")
     if checkpoint and arguments.split == "test":
-        print(_beside_recorded(metrics, read_json(checkpoint / released.RESULTS)["test"]))
+        print(_beside_recorded(metrics, read_json(checkpoint / released.RESULTS)["test"][0]))
     for name, accuracy in figures["per_class"].items():
         print(f"  {name:<12} {'no images' if accuracy is None else f'{accuracy:7.2%}'}")
     if len(outputs) > len(names):
@@ -78,15 +78,13 @@ def main(arguments: argparse.Namespace) -> None:
         print(f"wrote {draw_confusion(confusion, outputs, Path(arguments.confusion), title)}")
 
 
-def _beside_recorded(metrics: Mapping[str, Any], recorded: Sequence[Mapping[str, Any]]) -> str:
-    """Compare top-1 with the ``test`` rows of a released checkpoint's ``results.json``."""
-    for row in recorded:
-        if row["pixels_sha256"] == metrics["pixels_sha256"]:
-            images = round((metrics["top1"] - row["top1"]) * row["images"])
-            change = "the same here" if not images else f"{abs(images)} images {'fewer' if images < 0 else 'more'} here"
-            return f"released with {row['top1']:.2%} on these images ({row['data']}): {change}"
-    rows = "; ".join(f"{row['top1']:.2%} on {row['data']}, {row['images']:,} images" for row in recorded)
-    return f"released with {rows}: other images than these"
+def _beside_recorded(metrics: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """Compare top-1 with that in a released checkpoint's ``results.json``."""
+    if row["pixels_sha256"] != metrics["pixels_sha256"]:
+        return f"released with {row['top1']:.2%} on {row['data']}, {row['images']:,} images: other images than these"
+    images = round((metrics["top1"] - row["top1"]) * row["images"])
+    change = "the same here" if not images else f"{abs(images)} images {'fewer' if images < 0 else 'more'} here"
+    return f"released with {row['top1']:.2%} on these images ({row['data']}): {change}"
 
 
 def parser() -> argparse.ArgumentParser:

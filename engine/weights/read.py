@@ -99,7 +99,7 @@ def _read(path: Path, title: str, ema: bool) -> Weights:
             return _gather(tree, fetch, path, title, ema, "PyTorch zip", "torch")
         if is_safetensors(head):
             arrays, layout = read_safetensors(path.read_bytes(), title)
-            return _gather(arrays, fetch_plain, path, title, ema, "safetensors", layout)
+            return _gather(arrays, lambda array: array, path, title, ema, "safetensors", layout)
         for start, meaning in OTHERS.items():
             if head.lstrip().startswith(start):
                 raise UserError(f"{title} is not a file of weights but {meaning}")
@@ -117,11 +117,6 @@ def _read(path: Path, title: str, ema: bool) -> Weights:
     pickles.expect_end(data, end, title)
     tree, of_layer = join_slices(tree, len(data), title)
     return _gather(tree, paddle_fetcher(), path, title, ema, "Paddle", "paddle" if of_layer else None)
-
-
-def fetch_plain(array: np.ndarray) -> np.ndarray:
-    """Return an array as it is."""
-    return array
 
 
 def _layout_by_names(names: dict[str, object]) -> str | None:

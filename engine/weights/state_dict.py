@@ -16,8 +16,6 @@ from utils.fileio import write_atomically
 if TYPE_CHECKING:
     import paddle
 
-__all__ = ["LoadReport", "Weights", "check_suffix", "convert_state", "load_weights", "read_weights", "save_weights"]
-
 SHOWN = 8  # names in a message; the rest is counted
 SUFFIXES = (".pdparams", ".safetensors")
 RENAMED = {".running_mean": "._mean", ".running_var": "._variance"}  # PyTorch's, Paddle's
@@ -67,7 +65,7 @@ def convert_state(weights: Weights, model: paddle.nn.Layer) -> dict[str, np.ndar
     weights = _fit_to(weights, model)
     if weights.layout == "paddle":
         return dict(weights.arrays)
-    linear = _linear_weights(model)
+    linear = linear_weights(model)
     converted = {}
     for found, array in weights.arrays.items():
         name = _paddle_name(found)
@@ -92,7 +90,7 @@ def _fit_to(weights: Weights, model: paddle.nn.Layer) -> Weights:
             raise UserError(f"{printable(weights.path, 300)} holds a name twice, with {printable(prefix)} and without")
         weights = replace(weights, arrays=arrays, prefix=prefix)
     if weights.layout is None:
-        weights = replace(weights, layout=_layout_by_shapes(weights, {n: targets[n] for n in _linear_weights(model)}))
+        weights = replace(weights, layout=_layout_by_shapes(weights, {n: targets[n] for n in linear_weights(model)}))
     return weights
 
 
@@ -189,7 +187,8 @@ def _fit(model: paddle.nn.Layer, name: str, array: np.ndarray, shape: tuple[int,
     return resized if resized is not None and resized.shape == shape else None
 
 
-def _linear_weights(model: paddle.nn.Layer) -> set[str]:
+def linear_weights(model: paddle.nn.Layer) -> set[str]:
+    """Return the names of the weights that PyTorch has transposed: those of fully connected layers."""
     import paddle
 
     layers = model.named_sublayers(include_self=True)
@@ -205,7 +204,7 @@ def _head(model: paddle.nn.Layer, wrong: dict[str, np.ndarray]) -> tuple[list[st
 
     These are the arrays whose outputs are ``model.num_classes`` in the model and one other number in the file.
     """
-    linear, targets = _linear_weights(model), model.state_dict()
+    linear, targets = linear_weights(model), model.state_dict()
     heads: dict[str, int] = {}
     for name, array in wrong.items():
         found, expected = list(array.shape), list(targets[name].shape)
