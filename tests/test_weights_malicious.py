@@ -29,52 +29,6 @@ class Reduced:
         return self.called
 
 
-# Each takes the command of the canary and gives the opcodes of an object, without PROTO and STOP; then the name
-# that the refusal must tell, and whether Python's own unpickler falls for it on this machine.
-def by_reduce(command: str) -> bytes:
-    return name("os", "system") + text(command) + b"\x85R"
-
-
-def by_stack_global(command: str) -> bytes:
-    return text("posix") + text("system") + b"\x93" + text(command) + b"\x85R"
-
-
-def by_eval(command: str) -> bytes:
-    return name("builtins", "eval") + text(f"__import__('os').system({command!r})") + b"\x85R"
-
-
-def by_getattr_chain(command: str) -> bytes:
-    module = name("builtins", "__import__") + text("os") + b"\x85R"
-    return name("builtins", "getattr") + module + text("system") + b"\x86R" + text(command) + b"\x85R"
-
-
-def by_build_trick(command: str) -> bytes:
-    """An allowed class gets ``__setstate__`` from its first state, and the second one calls it."""
-    return (name("argparse", "Namespace") + b")\x81}" + text("__setstate__") + name("os", "system") + b"sb"
-            + text(command) + b"b")
-
-
-def by_reconstructor(command: str) -> bytes:
-    made = name("copyreg", "_reconstructor") + name("argparse", "Namespace") + name("builtins", "object") + b"N\x87R"
-    return made + b"}" + text("__setstate__") + name("os", "system") + b"sb" + text(command) + b"b"
-
-
-def by_inst(command: str) -> bytes:
-    return b"(" + text(command) + b"ios\nsystem\n"
-
-
-def by_obj(command: str) -> bytes:
-    return b"(" + name("os", "system") + text(command) + b"o"
-
-
-def by_extension(command: str) -> bytes:
-    return b"\x82\xf0" + text(command) + b"\x85R"
-
-
-def by_object_array(command: str) -> bytes:
-    return pickle.dumps(np.array([Reduced(os.system, command)], dtype=object), 4)[2:-1]
-
-
 def by_numpy_load(command: str) -> bytes:
     """A file beside the weights, read by numpy with pickles allowed."""
     beside = command.split()[-1] + ".npy"
@@ -82,38 +36,46 @@ def by_numpy_load(command: str) -> bytes:
     return name("numpy", "load") + text(beside) + b"N\x88\x87R"
 
 
-def by_nested_pickle(command: str) -> bytes:
-    inner = b"\x80\x02" + by_reduce(command) + b"."
-    return name("pickle", "loads") + b"C" + bytes([len(inner)]) + inner + b"\x85R"
+def inside(command: str) -> bytes:
+    """Push a whole pickle as bytes."""
+    inner = b"\x80\x02" + name("os", "system") + text(command) + b"\x85R."
+    return b"C" + bytes([len(inner)]) + inner
 
 
-def by_dotted_attribute(command: str) -> bytes:
-    return text("shutil") + text("os.system") + b"\x93" + text(command) + b"\x85R"
-
-
-def by_newobj(command: str) -> bytes:
-    """``Popen.__new__`` alone would do nothing; its state would."""
-    return name("subprocess", "Popen") + b"q\x05)\x81}" + text("args") + text(command) + b"sb"
-
-
-def by_nested_torch_load(command: str) -> bytes:
-    """What plain pickling of a tensor gives: PyTorch reads the bytes by a ``torch.load`` of its own."""
-    inner = b"\x80\x02" + by_reduce(command) + b"."
-    return name("torch.storage", "_load_from_bytes") + b"C" + bytes([len(inner)]) + inner + b"\x85R"
-
-
-def by_windows(command: str) -> bytes:
-    return name("nt", "system") + text(command) + b"\x85R"
-
-
-ATTACKS = {
-    by_reduce: ("os.system", True), by_stack_global: ("posix.system", True), by_eval: ("builtins.eval", True),
-    by_getattr_chain: ("builtins.getattr", True), by_build_trick: ("os.system", True),
-    by_reconstructor: ("copyreg._reconstructor", True), by_inst: ("os.system", True), by_obj: ("os.system", True),
-    by_extension: ("EXT1", True), by_object_array: ("numpy.dtype('O8')", True), by_numpy_load: ("numpy.load", True),
-    by_nested_pickle: ("pickle.loads", True), by_dotted_attribute: ("shutil.os.system", True),
-    by_newobj: ("subprocess.Popen", False), by_windows: ("nt.system", False),
-    by_nested_torch_load: ("torch.storage._load_from_bytes", False),
+STATE = b"}" + text("__setstate__") + name("os", "system") + b"sb"
+# Each takes the command of the canary and gives the opcodes of an object, without PROTO and STOP; then the name
+# that the refusal must tell, and whether Python's own unpickler falls for it on this machine.
+ATTACKS: dict[str, tuple[Callable[[str], bytes], str, bool]] = {
+    "reduce": (lambda command: name("os", "system") + text(command) + b"\x85R", "os.system", True),
+    "stack global": (lambda command: text("posix") + text("system") + b"\x93" + text(command) + b"\x85R",
+                     "posix.system", True),
+    "dotted attribute": (lambda command: text("shutil") + text("os.system") + b"\x93" + text(command) + b"\x85R",
+                         "shutil.os.system", True),
+    "eval": (lambda command: name("builtins", "eval") + text(f"__import__('os').system({command!r})") + b"\x85R",
+             "builtins.eval", True),
+    "chain of getattr": (
+        lambda command: name("builtins", "getattr") + name("builtins", "__import__") + text("os") + b"\x85R"
+        + text("system") + b"\x86R" + text(command) + b"\x85R", "builtins.getattr", True),
+    # An allowed class gets ``__setstate__`` from its first state, and the second one calls it.
+    "build": (lambda command: name("argparse", "Namespace") + b")\x81" + STATE + text(command) + b"b",
+              "os.system", True),
+    "reconstructor": (
+        lambda command: name("copyreg", "_reconstructor") + name("argparse", "Namespace") + name("builtins", "object")
+        + b"N\x87R" + STATE + text(command) + b"b", "copyreg._reconstructor", True),
+    "INST": (lambda command: b"(" + text(command) + b"ios\nsystem\n", "os.system", True),
+    "OBJ": (lambda command: b"(" + name("os", "system") + text(command) + b"o", "os.system", True),
+    "extension": (lambda command: b"\x82\xf0" + text(command) + b"\x85R", "EXT1", True),
+    "object array": (lambda command: pickle.dumps(np.array([Reduced(os.system, command)], dtype=object), 4)[2:-1],
+                     "numpy.dtype('O8')", True),
+    "numpy.load": (by_numpy_load, "numpy.load", True),
+    "pickle in a pickle": (lambda command: name("pickle", "loads") + inside(command) + b"\x85R", "pickle.loads", True),
+    # ``Popen.__new__`` alone would do nothing; its state would.
+    "NEWOBJ": (lambda command: name("subprocess", "Popen") + b"q\x05)\x81}" + text("args") + text(command) + b"sb",
+               "subprocess.Popen", False),
+    "of Windows": (lambda command: name("nt", "system") + text(command) + b"\x85R", "nt.system", False),
+    # What plain pickling of a tensor gives: PyTorch reads the bytes by a ``torch.load`` of its own.
+    "torch.load": (lambda command: name("torch.storage", "_load_from_bytes") + inside(command) + b"\x85R",
+                   "torch.storage._load_from_bytes", False),
 }
 
 
@@ -132,12 +94,12 @@ def extension() -> None:
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
-def test_nothing_runs(attack: Callable, place: Callable, tmp_path: Path, extension: None) -> None:
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_nothing_runs(attack: str, place: Callable, tmp_path: Path, extension: None) -> None:
     canary = tmp_path / "canary"
-    payload = attack(f"touch {canary}")
+    make, refused, works = ATTACKS[attack]
+    payload = make(f"touch {canary}")
     (tmp_path / "weights.pth").write_bytes(place(payload))
-    refused, works = ATTACKS[attack]
     with pytest.raises(UserError) as error:
         read_weights(tmp_path / "weights.pth")
     assert refused in str(error.value) and "weights.pth is refused and nothing of it was run" in str(error.value)

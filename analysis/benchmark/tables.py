@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from analysis.benchmark.measure import Cell, Results
 from analysis.formatting import table
 from errors import UserError
 from utils.fileio import unreadable, write_text
 
-Results = dict[str, Any]
-Cell = dict[str, Any]
 _DASH = "–"
 _PLACE = re.compile(r"<!-- measured: (\w+) -->.*?<!-- end -->", re.DOTALL)
 
@@ -79,10 +77,9 @@ def _speed(work: str, cells: list[Cell]) -> Table:
     names = list(dict.fromkeys(name for cell in cells for name in cell["arms"]))
     kinds = [kind for kind in ("best", "float32", "stock") if any(kind in cell["ratios"] for cell in cells)]
     headings = {"best": "to the best", "float32": "float32 to the best float32", "stock": "to stock"}
-    shown = _milliseconds if work == "latency" else _rate
     rows = [[cell["model"], str(cell["image_size"]), str(cell["batch_size"]),
              *(_ratio(cell["ratios"].get(kind), cell["arms"]) for kind in kinds),
-             *(shown(cell["arms"].get(name)) for name in names),
+             *(_shown(cell["arms"].get(name), work) for name in names),
              " / ".join(_share(cell["arms"].get(name)) for name in names if name.startswith("suite")),
              _peak(cell)] for cell in cells]
     failures = (f"{cell['model']}, {cell['image_size']}×{cell['image_size']}, {name}: {arm['error']}"
@@ -93,16 +90,12 @@ def _speed(work: str, cells: list[Cell]) -> Table:
         tuple(failures))
 
 
-def _rate(arm: Cell | None) -> str:
-    """Return images/s in three digits: ``0.0123``, ``1.23``, ``123``, ``1,234``."""
+def _shown(arm: Cell | None, work: str) -> str:
+    """Return images/s, of latency milliseconds, in three digits: ``0.0123``, ``1.23``, ``123``, ``1,234``."""
     if not arm or "error" in arm:
         return _DASH
-    value = arm["images_per_second"]
+    value = 1e3 / arm["images_per_second"] if work == "latency" else arm["images_per_second"]
     return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
-
-
-def _milliseconds(arm: Cell | None) -> str:
-    return f"{1e3 / arm['images_per_second']:.3g}" if arm and "error" not in arm else _DASH
 
 
 def _share(arm: Cell | None) -> str:
