@@ -13,7 +13,7 @@ from killing import curves
 from paddle import nn
 
 from engine import checkpoint
-from engine.run import EPOCH_COLUMNS, STEP_COLUMNS, History, read_table
+from engine.run import EPOCH_COLUMNS, STEP_COLUMNS, TIMING_COLUMNS, History, read_table
 from errors import UserError
 from utils.fileio import write_atomically, write_text
 
@@ -116,27 +116,30 @@ def test_optimizer_state_moves_between_processes_names(tmp_path: Path) -> None:
 
 
 def test_history_continues_without_gap_or_overlap(tmp_path: Path) -> None:
+    def add_epoch(to: History, epoch: int) -> None:
+        to.add_epoch(dict.fromkeys(EPOCH_COLUMNS, 0.5) | {"epoch": epoch, "iteration": 3 * epoch},
+                     dict.fromkeys(TIMING_COLUMNS, 1) | {"epoch": epoch, "iteration": 3 * epoch})
+
     history = History(tmp_path)
     for iteration in range(1, 8):
         history.add_step(dict.fromkeys(STEP_COLUMNS, 0.1) | {"iteration": iteration, "epoch": (iteration + 2) // 3})
     for epoch in (1, 2):
-        history.add_epoch(dict.fromkeys(EPOCH_COLUMNS, 0.5) | {"epoch": epoch, "iteration": 3 * epoch},
-                          {"epoch": epoch, "iteration": 3 * epoch, "train_seconds": 1, "train_images_per_second": 1,
-                           "val_images_per_second": ""})
+        add_epoch(history, epoch)
     history.close()
     with (tmp_path / "steps.csv").open("a") as file:
         file.write("8,3,0.")  # torn by a kill
     resumed = History(tmp_path, global_step=4, epoch=1)
     resumed.add_step(dict.fromkeys(STEP_COLUMNS, 1 / 3) | {"iteration": 5, "epoch": 2})
+    add_epoch(resumed, 2)
     resumed.close()
     assert [int(row["iteration"]) for row in read_table(tmp_path / "steps.csv")] == [1, 2, 3, 4, 5]
     assert float(read_table(tmp_path / "steps.csv")[-1]["lr"]) == 1 / 3
-    assert [row["epoch"] for row in read_table(tmp_path / "history.csv")] == ["1"]
+    assert [row["epoch"] for row in read_table(tmp_path / "history.csv")] == ["1", "2"]
     drawn: dict[str, list[int]] = {}
     for tag, step, _ in curves(tmp_path):
         drawn.setdefault(tag, []).append(step)
     assert drawn == {**{f"train/{name}": [1, 2, 3, 4, 5] for name in STEP_COLUMNS[2:]},
-                     **{f"epoch/{name}": [3] for name in EPOCH_COLUMNS[2:]}}
+                     **{f"epoch/{name}": [3, 6] for name in EPOCH_COLUMNS[2:]}}
 
 
 @pytest.mark.parametrize("contents", [b"\xff\xfe\x00", b"epoch,iteration\nx,y\n", None])
