@@ -1,7 +1,10 @@
 // What the branches of a Transformer block share: y = x kept + share[image] scale f(norm(x)), of rows of channels, with
-// a branch f whose products have operands rounded to bfloat16 and whose last one has the sums `sums` and a bias.
+// a branch f whose products have operands rounded to bfloat16 and whose last one has the sums `sums` and a bias. The norm
+// is that of rows or of images.
 
 #pragma once
+
+#include <optional>
 
 #include "bfloat16.h"
 #include "moments.h"
@@ -14,9 +17,10 @@ struct Branch {
   int64_t rows, columns, positions, block_rows;  // of an image, of a task
   const float *x, *norm_weight, *norm_bias, *kept, *scale, *share;
   float epsilon;
+  std::optional<ImageNorm> images;  // where the norm is theirs
 
   Branch(const Tensor& X, const Tensor& NormWeight, const Tensor& NormBias, const MaybeTensor& Kept,
-         const MaybeTensor& Scale, const MaybeTensor& Share, float epsilon)
+         const MaybeTensor& Scale, const MaybeTensor& Share, float epsilon, bool of_images = false)
       : epsilon(epsilon) {
     const Shape shape = sizes("x", X, 2);
     columns = shape.back(), rows = X.numel() / columns, positions = rows / shape[0];
@@ -24,6 +28,14 @@ struct Branch {
     x = floats("x", X), share = some_floats("share", Share, shape[0]);
     norm_weight = floats("norm weight", NormWeight, {columns}), norm_bias = floats("norm bias", NormBias, {columns});
     kept = floats("kept", Kept, {columns}), scale = floats("scale", Scale, {columns});
+    if (of_images) images.emplace(x, shape[0], positions, columns, epsilon);
+  }
+
+  void moments_of(int64_t row, float& mean, float& inverse) const {
+    if (images)
+      mean = images->moments[row / positions].mean, inverse = images->moments[row / positions].scale;
+    else
+      moments(x + row * columns, columns, epsilon, mean, inverse);
   }
 
   int64_t blocks() const { return (rows + block_rows - 1) / block_rows; }
@@ -34,7 +46,7 @@ struct Branch {
     for (int64_t r = 0; r < rows_of(block); ++r) {
       const float* row = x + (block * block_rows + r) * columns;
       float mean, inverse;
-      moments(row, columns, epsilon, mean, inverse);
+      moments_of(block * block_rows + r, mean, inverse);
       for (int64_t c = 0; c < columns; c += 32) {
         const int64_t left = columns - c;
         const Two v = load_two(row + c, left), w = load_two(norm_weight + c, left), b = load_two(norm_bias + c, left);
@@ -81,13 +93,14 @@ struct Branch {
     }
   }
 
-  // The gradient of x for a block of rows, from that of norm(x), which `inner(row, column, count)` gives.
+  // The gradient of x for a block of rows, from that of norm(x), which `inner(row, column, count)` gives. A norm of
+  // images leaves two sums of each row in `of_rows` to close_images.
   template <class Inner>
-  void close(int64_t block, const float* grad, float* sums, float* grad_x, Inner inner) const {
+  void close(int64_t block, const float* grad, float* sums, float* grad_x, Inner inner, float* of_rows = nullptr) const {
     for (int64_t r = 0; r < rows_of(block); ++r) {
       const int64_t at = (block * block_rows + r) * columns;
       float mean, inverse;
-      moments(x + at, columns, epsilon, mean, inverse);
+      moments_of(block * block_rows + r, mean, inverse);
       Vec flat = {}, along = {};
       const auto over = [&](auto body) {
         for (int64_t c = 0; c < columns; c += 32) {
@@ -102,7 +115,11 @@ struct Branch {
         flat += weighted.low + weighted.high;
         along += weighted.low * normed.low + weighted.high * normed.high;
       });
-      const float flat_mean = total(flat) / columns, along_mean = total(along) / columns;
+      float flat_mean = total(flat) / columns, along_mean = total(along) / columns;
+      if (images) {
+        of_rows[2 * (block * block_rows + r)] = flat_mean, of_rows[2 * (block * block_rows + r) + 1] = along_mean;
+        flat_mean = along_mean = 0.f;
+      }
       over([&](int64_t c, int64_t left, Two normed, Two, Two weighted) {
         Two g = load_two(grad + at + c, left);
         if (kept) {
@@ -113,6 +130,14 @@ struct Branch {
                                     g.high + (weighted.high - flat_mean - normed.high * along_mean) * inverse}, left);
       });
     }
+  }
+
+  void close_images(const std::vector<float>& of_rows, float* grad_x) const {
+    if (!images) return;
+    std::vector<double> flat(rows / positions, 0.0), along(rows / positions, 0.0);
+    for (int64_t row = 0; row < rows; ++row)
+      flat[row / positions] += of_rows[2 * row], along[row / positions] += of_rows[2 * row + 1];
+    images->close(x, flat, along, grad_x);
   }
 
   static void add(float* to, Two v, int64_t count) {

@@ -1,7 +1,7 @@
 // The feed-forward branch of a Transformer block as one operator, with products of operands rounded to bfloat16.
 //
-// y = x kept + share[image] scale (act(norm(x) w1 + b1) w2 + b2), with GELU or StarReLU. Rows go through all of it in
-// blocks that stay in cache. Only the hidden layer before its activation is kept for the gradient, rounded to bfloat16.
+// y = x kept + share[image] scale (act(norm(x) w1 + b1) w2 + b2), with GELU or StarReLU, and the norm of rows or of
+// images. Rows go through all of it in blocks that stay in cache. Only the hidden layer before its activation is kept for the gradient, rounded to bfloat16.
 // Sums, norms and what Paddle sees are float32. Sums are added in an order that depends on the shapes alone, so that the
 // number of threads changes no bit.
 
@@ -41,8 +41,8 @@ struct FeedForward : Branch {
   FeedForward(const Tensor& X, const Tensor& NormWeight, const Tensor& NormBias, const Tensor& Weight1,
               const MaybeTensor& Bias1, const Tensor& Weight2, const MaybeTensor& Bias2, const MaybeTensor& Kept,
               const MaybeTensor& Scale, const MaybeTensor& Share, const MaybeTensor& StarScale,
-              const MaybeTensor& StarBias, bool transposed, float epsilon)
-      : Branch(X, NormWeight, NormBias, Kept, Scale, Share, epsilon), transposed(transposed) {
+              const MaybeTensor& StarBias, bool transposed, bool of_images, float epsilon)
+      : Branch(X, NormWeight, NormBias, Kept, Scale, Share, epsilon, of_images), transposed(transposed) {
     hidden = sizes("weight1", Weight1, 2)[transposed ? 0 : 1];
     const Shape wide{columns, hidden}, tall{hidden, columns};
     weight1 = floats("weight1", Weight1, transposed ? tall : wide), bias1 = floats("bias1", Bias1, {hidden});
@@ -103,7 +103,7 @@ struct FeedForward : Branch {
     const Rows branches{shared.at<uint16_t>(memory, 2), 2 * narrow}, norms{shared.at<uint16_t>(memory, 3), 2 * narrow};
     const Rows insides{shared.at<uint16_t>(memory, 4), 2 * wide}, changes{shared.at<uint16_t>(memory, 5), 2 * wide};
     const int64_t size = SUMS * columns + hidden + 2;
-    std::vector<float> partial(blocks() * size, 0.f);
+    std::vector<float> partial(blocks() * size, 0.f), of_rows(images ? 2 * rows : 0);
     const Pieces own({block_rows * narrow, block_rows * pitch_of_pairs(columns)});
     for (int64_t start = 0; start < rows; start += group) {
       const int64_t here = std::min(group, rows - start);
@@ -141,7 +141,7 @@ struct FeedForward : Branch {
                  });
         for (int i = 0; i < 2; ++i) sums_of_block[size - 2 + i] = total(learned[i]);
         close(block, grad, sums_of_block, grad_x,
-              [&](int64_t r, int64_t c, int64_t count) { return load_two(back + r * pitch + c, count); });
+              [&](int64_t r, int64_t c, int64_t count) { return load_two(back + r * pitch + c, count); }, of_rows.data());
       });
       if (transposed) {
         product_over_rows(hidden, columns, here, changes, norms, start, grad_weight1);
@@ -151,6 +151,7 @@ struct FeedForward : Branch {
         product_over_rows(hidden, columns, here, insides, branches, start, grad_weight2);
       }
     }
+    close_images(of_rows, grad_x);
     write(partial, size, weight2, bias2, hidden, transposed, grad_norm_weight, grad_norm_bias, grad_kept, grad_scale,
           grad_weight2, grad_bias2);
     const auto sum = [&](int64_t i) {
@@ -169,9 +170,10 @@ struct FeedForward : Branch {
 static Tensors feed_forward(const Tensor& X, const Tensor& NormWeight, const Tensor& NormBias, const Tensor& Weight1,
                             const MaybeTensor& Bias1, const Tensor& Weight2, const MaybeTensor& Bias2,
                             const MaybeTensor& Kept, const MaybeTensor& Scale, const MaybeTensor& Share,
-                            const MaybeTensor& StarScale, const MaybeTensor& StarBias, bool transposed, float epsilon) {
+                            const MaybeTensor& StarScale, const MaybeTensor& StarBias, bool transposed, bool of_images,
+                            float epsilon) {
   const FeedForward f(X, NormWeight, NormBias, Weight1, Bias1, Weight2, Bias2, Kept, Scale, Share, StarScale,
-                      StarBias, transposed, epsilon);
+                      StarBias, transposed, of_images, epsilon);
   Tensor Y = empty_like(X), Hidden = empty({f.rows, f.hidden}, paddle::DataType::BFLOAT16);
   f.with_activation(
       [&](auto act) { f.forward(act, {static_cast<uint16_t*>(Hidden.data()), f.hidden}, Y.data<float>()); });
@@ -183,9 +185,9 @@ static Tensors feed_forward_gradient(const Tensor& X, const Tensor& NormWeight, 
                                      const MaybeTensor& Bias2, const MaybeTensor& Kept, const MaybeTensor& Scale,
                                      const MaybeTensor& Share, const MaybeTensor& StarScale,
                                      const MaybeTensor& StarBias, const Tensor& Hidden, const Tensor& GradY,
-                                     bool transposed, float epsilon) {
+                                     bool transposed, bool of_images, float epsilon) {
   const FeedForward f(X, NormWeight, NormBias, Weight1, Bias1, Weight2, Bias2, Kept, Scale, Share, StarScale,
-                      StarBias, transposed, epsilon);
+                      StarBias, transposed, of_images, epsilon);
   require(Hidden.dtype() == paddle::DataType::BFLOAT16 && Hidden.shape() == Shape({f.rows, f.hidden}) &&
               is_contiguous(Hidden), "hidden is not what the forward pass gave");
   Tensors grads{empty_like(X), empty_like(NormWeight), empty_like(NormBias), empty_like(Weight1), Tensor(),
@@ -206,7 +208,7 @@ OPERATOR(feed_forward, feed_forward,
          .Inputs({"X", "NormWeight", "NormBias", "Weight1", Optional("Bias1"), "Weight2", Optional("Bias2"),
                   Optional("Kept"), Optional("Scale"), Optional("Share"), Optional("StarScale"), Optional("StarBias")})
          .Outputs({"Y", "Hidden"})
-         .Attrs({"transposed: bool", "epsilon: float"}));
+         .Attrs({"transposed: bool", "of_images: bool", "epsilon: float"}));
 GRADIENT(feed_forward, feed_forward_gradient,
          .Inputs({"X", "NormWeight", "NormBias", "Weight1", Optional("Bias1"), "Weight2", Optional("Bias2"),
                   Optional("Kept"), Optional("Scale"), Optional("Share"), Optional("StarScale"), Optional("StarBias"),
@@ -214,5 +216,5 @@ GRADIENT(feed_forward, feed_forward_gradient,
          .Outputs({Grad("X"), Grad("NormWeight"), Grad("NormBias"), Grad("Weight1"), Grad(Optional("Bias1")),
                    Grad("Weight2"), Grad(Optional("Bias2")), Grad(Optional("Kept")), Grad(Optional("Scale")),
                    Grad(Optional("StarScale")), Grad(Optional("StarBias"))})
-         .Attrs({"transposed: bool", "epsilon: float"}));
+         .Attrs({"transposed: bool", "of_images: bool", "epsilon: float"}));
 #endif

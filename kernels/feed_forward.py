@@ -6,7 +6,7 @@ import paddle
 
 from kernels import build, settings
 from kernels.dispatch import compiled, run
-from kernels.maps import residual, star_relu
+from kernels.maps import group_norm, residual, star_relu
 from kernels.rows import gelu, layer_norm, linear
 
 Layer = tuple[paddle.Tensor, paddle.Tensor | None]
@@ -24,6 +24,7 @@ def feed_forward(
     scale: paddle.Tensor | None = None,
     keep_scale: paddle.Tensor | None = None,
     star: tuple[paddle.Tensor, paddle.Tensor] | None = None,
+    of_images: bool = False,
 ) -> paddle.Tensor:
     """Return ``x · kept + keep_scale · scale · second(act(first(norm(x))))``; None counts as 1.
 
@@ -31,7 +32,7 @@ def feed_forward(
 
     Args:
         x: ``[B, ..., C]``.
-        norm: weight and bias of a layer norm, ``[C]`` each.
+        norm: weight and bias of a layer norm, or of :func:`kernels.group_norm` where ``of_images``, ``[C]`` each.
         first: weight ``[C, D]`` (``[D, C]`` where ``transposed``) and bias ``[D]`` or None.
         second: weight ``[D, C]`` (``[C, D]`` where ``transposed``) and bias ``[C]`` or None.
         epsilon: is added to the variance.
@@ -40,10 +41,11 @@ def feed_forward(
         scale: factors of channels, ``[C]``.
         keep_scale: factors of images, ``[B, 1, ...]``, without a gradient.
         star: scale and bias of :func:`kernels.star_relu` as the activation, ``[1]`` each; None for GELU.
+        of_images: whether the norm is that of each image as a whole.
     """
     tensors = x, *norm, *first, *second, kept, scale, keep_scale, *(star or (None, None))
     if settings.rounds_to_bfloat16() and compiled(*tensors) and build.library().bfloat16:
-        return run("feed_forward", *tensors, transposed, epsilon)
-    hidden = linear(layer_norm(x, *norm, epsilon), *first, transposed)
+        return run("feed_forward", *tensors, transposed, of_images, epsilon)
+    hidden = linear((group_norm if of_images else layer_norm)(x, *norm, epsilon), *first, transposed)
     hidden = star_relu(hidden, *star) if star else gelu(hidden)
     return residual(x, linear(hidden, *second, transposed), kept, scale, keep_scale)

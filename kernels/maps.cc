@@ -1,5 +1,5 @@
 // Operators over channels-last maps, float32 [batch, positions, channels]: residual connections, group norm of one
-// group, pooling, StarReLU, and their gradients.
+// group, StarReLU, and their gradients.
 //
 // Paddle's run on one thread, broadcast factors of a channel slowly, and take several passes through memory where one
 // does.
@@ -19,14 +19,6 @@ template <class Get>
 inline Vec times(Vec v, const float* factor, int64_t c, Get get) {
   return factor ? v * get(factor + c) : v;
 }
-
-// Rows and columns that a window sees from a position.
-struct Span {
-  int64_t from, to;
-  Span(int64_t at, int64_t reach, int64_t side)
-      : from(std::max<int64_t>(at - reach, 0)), to(std::min(at + reach + 1, side)) {}
-  int64_t count() const { return to - from; }
-};
 
 // y = x kept + share[image] branch scale of rows of columns; `positions` rows are an image, null factors are 1.
 struct Residual {
@@ -259,47 +251,3 @@ GRADIENT(group_norm, group_norm_gradient,
          .Inputs({"X", "Weight", "Moments", Grad("Y")})
          .Outputs({Grad("X"), Grad("Weight"), Grad("Bias")})
          .Attrs({"epsilon: float"}));
-
-// The mean of the positions at most `reach` away, as far as they are inside the map, minus the position itself, of x
-// [batch, height, width, channels]. With `adjoint` its gradient: every position is divided by its own count before
-// the sum.
-static Tensors pooled(const Tensor& X, int64_t reach, bool adjoint) {
-  const Shape shape = sizes("x", X, 4);
-  require(shape.size() == 4 && reach >= 0, "pooling takes [batch, height, width, channels] and a window of 1 or more");
-  const int64_t batch = shape[0], height = shape[1], width = shape[2], channels = shape[3];
-  const float* x = floats("x", X);
-  Tensor Y = empty_like(X);
-  float* y = Y.data<float>();
-#pragma omp parallel for schedule(static) if (batch * height * width * channels > SERIAL_FLOATS)
-  for (int64_t line = 0; line < batch * height; ++line) {
-    const int64_t i = line % height;
-    const float* image = x + (line - i) * width * channels;
-    const Span rows(i, reach, height);
-    for (int64_t j = 0; j < width; ++j) {
-      const Span across(j, reach, width);
-      const float all = 1.f / (rows.count() * across.count());
-      for_vectors(channels, [=](int64_t c, auto get, auto put) {
-        Vec sum = {};
-        for (int64_t h = rows.from; h < rows.to; ++h) {
-          const float* row = image + h * width * channels + c;
-          Vec part = {};
-          for (int64_t w = across.from; w < across.to; ++w)
-            part += adjoint ? get(row + w * channels) / float(Span(w, reach, width).count()) : get(row + w * channels);
-          sum += adjoint ? part / float(Span(h, reach, height).count()) : part;
-        }
-        const int64_t at = (i * width + j) * channels + c;
-        put(y + (line - i) * width * channels + at, (adjoint ? sum : sum * all) - get(image + at));
-      });
-    }
-  }
-  return {Y};
-}
-
-static Tensors pool_difference(const Tensor& X, int64_t reach) { return pooled(X, reach, false); }
-static Tensors pool_difference_gradient(const Tensor& GradY, int64_t reach) { return pooled(GradY, reach, true); }
-
-OPERATOR(pool_difference, pool_difference, .Inputs({"X"}).Outputs({"Y"}).Attrs({"reach: int64_t"}));
-GRADIENT(pool_difference, pool_difference_gradient,
-         .Inputs({Grad("Y")})
-         .Outputs({Grad("X")})
-         .Attrs({"reach: int64_t"}));

@@ -132,9 +132,12 @@ class Mlp(nn.Layer):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
-    def add(self, x: paddle.Tensor, norm: LayerNorm, drop_path: DropPath, kept: paddle.Tensor | None = None,
-            scale: paddle.Tensor | None = None) -> paddle.Tensor:
-        """Return ``x · kept + drop_path(self(norm(x)) · scale)``: one operator in mixed precision on the CPU."""
+    def add(self, x: paddle.Tensor, norm: LayerNorm | nn.GroupNorm, drop_path: DropPath,
+            kept: paddle.Tensor | None = None, scale: paddle.Tensor | None = None) -> paddle.Tensor:
+        """Return ``x · kept + drop_path(self(norm(x)) · scale)``: one operator in mixed precision on the CPU.
+
+        A group norm has one group and takes channels-last maps.
+        """
         star = (self.act.scale, self.act.bias) if hasattr(self.act, "scale") else None  # StarReLU
         fits = (star or isinstance(self.act, GELU)) and not (self.training and self.drop.p)
         if not (rounds_to_bfloat16() and fits):
@@ -144,7 +147,7 @@ class Mlp(nn.Layer):
                          for layer in (self.fc1, self.fc2))
         bias = paddle.zeros_like(norm.weight) if norm.bias is None else norm.bias
         return kernels.feed_forward(x, (norm.weight, bias), first, second, norm._epsilon, transposed, kept, scale,
-                                    drop_path.keep_scale(x), star)
+                                    drop_path.keep_scale(x), star, isinstance(norm, nn.GroupNorm))
 
 
 class DropPath(nn.Layer):

@@ -14,6 +14,7 @@ from paddle import nn
 
 import kernels
 from errors import UserError
+from kernels.settings import rounds_to_bfloat16
 from models import layers
 from models.registry import Variant, register_family
 from utils.sizes import Size
@@ -36,7 +37,7 @@ class Block(nn.Layer):
     subtraction makes up for the residual connection around the mixer.
     """
 
-    def __init__(self, dim: int, pool_size: int, mlp: nn.Layer, drop_path: float, scale: float | None) -> None:
+    def __init__(self, dim: int, pool_size: int, mlp: layers.Mlp, drop_path: float, scale: float | None) -> None:
         super().__init__()
         self.norm1 = GroupNorm(dim)
         self.pool_size = pool_size
@@ -47,8 +48,13 @@ class Block(nn.Layer):
         self.layer_scale_2 = layers.layer_scale(self, dim, scale)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        x = self.drop_path.add(x, kernels.pool_difference(self.norm1(x), self.pool_size), scale=self.layer_scale_1)
-        return self.drop_path.add(x, self.mlp(self.norm2(x)), scale=self.layer_scale_2)
+        norm = self.norm1
+        if rounds_to_bfloat16():
+            x = kernels.pool_mixer(x, (norm.weight, norm.bias), self.pool_size, norm._epsilon, self.layer_scale_1,
+                                   self.drop_path.keep_scale(x))
+        else:
+            x = self.drop_path.add(x, kernels.pool_difference(norm(x), self.pool_size), scale=self.layer_scale_1)
+        return self.mlp.add(x, self.norm2, self.drop_path, scale=self.layer_scale_2)
 
 
 class PatchEmbed(nn.Layer):

@@ -82,7 +82,7 @@ def test_layers_follow_the_context_backward_too(kind: str) -> None:
         assert abs(single - reference).max() > 1e-3 * spread  # in float32 the operands are not rounded
 
 
-def feed_forward(shape, hidden, transposed=False, biases=True, star=False, factors=()):
+def feed_forward(shape, hidden, transposed=False, biases=True, star=False, factors=(), of_images=False):
     """A fused branch as a function of its tensors by name, and their sizes."""
     columns = shape[-1]
     wide, tall = (columns, hidden), (hidden, columns)
@@ -95,7 +95,7 @@ def feed_forward(shape, hidden, transposed=False, biases=True, star=False, facto
         return kernels.feed_forward(
             t["x"], (t["norm_weight"], t["norm_bias"]), (t["first"], t.get("first_bias")),
             (t["second"], t.get("second_bias")), 1e-6, transposed, t.get("kept"), t.get("scale"), share(t["x"]),
-            (t["star_scale"], t["star_bias"]) if star else None)
+            (t["star_scale"], t["star_bias"]) if star else None, of_images)
 
     return call, sizes
 
@@ -113,6 +113,16 @@ def inception_mixer(batch, height, width, half, low, heads, pool_size, bias=True
             t["x"], (t["norm_weight"], t["norm_bias"]), (t["conv"], t["depthwise"]), (t["pool"], t["pool_bias"]),
             (t["qkv"], t.get("qkv_bias")), t["fuse"], (t["out"], t["out_bias"]), heads, pool_size, 1e-6, t.get("scale"),
             share(t["x"]))
+
+    return call, sizes
+
+
+def pool_mixer(shape, size, scale=True):
+    columns = shape[-1]
+    sizes = {"x": shape, "norm_weight": (columns,), "norm_bias": (columns,)} | ({"scale": (columns,)} if scale else {})
+
+    def call(t):
+        return kernels.pool_mixer(t["x"], (t["norm_weight"], t["norm_bias"]), size, 1e-5, t.get("scale"), share(t["x"]))
 
     return call, sizes
 
@@ -144,6 +154,10 @@ BRANCHES = [
     inception_mixer(2, 6, 5, 8, 12, 3, 1), inception_mixer(3, 7, 9, 24, 6, 3, 2, False, False),
     inception_mixer(40, 4, 4, 48, 96, 3, 2), inception_mixer(2, 71, 61, 16, 20, 2, 2),
     inception_mixer(130, 1, 1, 16, 64, 2, 1),
+    feed_forward((3, 4, 5, 17), 33, True, factors=("scale",), of_images=True),
+    feed_forward((30, 37, 1, 48), 131, factors=("kept",), of_images=True),
+    feed_forward((2, 1, 1, 1), 3, of_images=True), pool_mixer((3, 9, 5, 17), 5), pool_mixer((2, 1, 1, 3), 3, False),
+    pool_mixer((5, 20, 14, 48), 3),
 ]
 
 
@@ -165,13 +179,13 @@ def test_branches_follow_their_definition(branch, ours) -> None:
     assert len(ours) == 1
 
 
-@pytest.mark.parametrize("branch", [BRANCHES[4], BRANCHES[9]])
+@pytest.mark.parametrize("branch", [BRANCHES[4], BRANCHES[9], BRANCHES[12], BRANCHES[16]])
 def test_threads_change_no_bit_of_branches(branch) -> None:
     function, sizes = branch
     assert_threads_change_no_bit(lambda: list(gradients(function, draw(sizes), True).values()))
 
 
-@pytest.mark.parametrize("branch", [BRANCHES[0], BRANCHES[1], BRANCHES[2], BRANCHES[6]])
+@pytest.mark.parametrize("branch", [BRANCHES[0], BRANCHES[1], BRANCHES[2], BRANCHES[6], BRANCHES[14]])
 def test_wrong_shapes_raise(branch) -> None:
     """Each tensor in turn has one number more along each of its axes."""
     function, sizes = branch
