@@ -145,19 +145,41 @@ struct Branch {
     store_two(to, {before.low + v.low, before.high + v.high}, count);
   }
 
+  // The sums over the blocks of `size` numbers each.
+  static std::vector<double> totals(const std::vector<float>& partial, int64_t size) {
+    std::vector<double> sums(size, 0.0);
+    for (size_t start = 0; start < partial.size(); start += size)
+      for (int64_t i = 0; i < size; ++i) sums[i] += partial[start + i];
+    return sums;
+  }
+
   // Writes the gradients of norm, kept, scale, and of the last product's weight, [inner, columns] or transposed, and
-  // bias. The one of the weight comes without the scale, so that the one of the scale needs no values of f.
-  void write(const std::vector<float>& partial, int64_t size, const float* weight, const float* bias, int64_t inner,
-             bool transposed, float* grad_norm_weight, float* grad_norm_bias, float* grad_kept, float* grad_scale,
-             float* grad_weight, float* grad_bias) const {
-    std::vector<double> sums(SUMS * columns, 0.0), scales(columns, 0.0);
-    for (int64_t block = 0; block < blocks(); ++block)
-      for (int64_t i = 0; i < SUMS * columns; ++i) sums[i] += partial[block * size + i];
-    for (int64_t i = 0; scale && i < inner * columns; ++i) {
-      const int64_t c = transposed ? i / inner : i % columns;
-      scales[c] += double(grad_weight[i]) * weight[i];
-      grad_weight[i] *= scale[c];
-    }
+  // bias, from the totals. The one of the weight comes without the scale, so that the one of the scale needs no values
+  // of f.
+  void write(const std::vector<double>& sums, const float* weight, const float* bias, int64_t inner, bool transposed,
+             float* grad_norm_weight, float* grad_norm_bias, float* grad_kept, float* grad_scale, float* grad_weight,
+             float* grad_bias) const {
+    std::vector<float> scales(columns, 0.f);
+    if (scale)
+      for_tasks(panels_of(columns), inner * columns > SERIAL_FLOATS, [&](int64_t panel) {
+        const int64_t start = panel * COLUMNS, end = std::min(columns, start + COLUMNS);
+        for (int64_t c = start; transposed && c < end; ++c) {
+          float* g = grad_weight + c * inner;
+          Vec sum = {};
+          for_vectors(inner, [&](int64_t i, auto get, auto put) {
+            sum += get(g + i) * get(weight + c * inner + i);
+            put(g + i, get(g + i) * scale[c]);
+          });
+          scales[c] = total(sum);
+        }
+        for (int64_t i = 0; !transposed && i < inner; ++i) {
+          float* g = grad_weight + i * columns + start;
+          const Two v = load_two(g, end - start), w = load_two(weight + i * columns + start, end - start);
+          const Two s = load_two(scale + start, end - start);
+          add(&scales[start], {v.low * w.low, v.high * w.high}, end - start);
+          store_two(g, {v.low * s.low, v.high * s.high}, end - start);
+        }
+      });
     for (int64_t c = 0; c < columns; ++c) {
       grad_norm_weight[c] = float(sums[NORM_WEIGHT * columns + c]), grad_norm_bias[c] = float(sums[NORM_BIAS * columns + c]);
       const double branch = sums[BRANCH * columns + c];

@@ -18,9 +18,7 @@ using namespace bfloat16;
 namespace {
 
 // Activations as both passes use them; `learned` are sums for the gradients of StarReLU's scale and bias.
-struct ExactGelu {
-  Vec value(Vec x) const { return Gelu::value(x); }
-  void both(Vec x, Vec& y, Vec& slope) const { Gelu::both(x, y, slope); }
+struct PlainGelu : RoundedGelu {
   void sum(Vec, Vec, Vec*) const {}
 };
 
@@ -53,7 +51,7 @@ struct FeedForward : Branch {
 
   template <class Body>
   void with_activation(Body body) const {
-    star_scale ? body(StarRelu{*star_scale, *star_bias}) : body(ExactGelu());
+    star_scale ? body(StarRelu{*star_scale, *star_bias}) : body(PlainGelu());
   }
 
   // `before` is the hidden layer before its activation.
@@ -152,15 +150,11 @@ struct FeedForward : Branch {
       }
     }
     close_images(of_rows, grad_x);
-    write(partial, size, weight2, bias2, hidden, transposed, grad_norm_weight, grad_norm_bias, grad_kept, grad_scale,
-          grad_weight2, grad_bias2);
-    const auto sum = [&](int64_t i) {
-      double sum = 0;
-      for (int64_t block = 0; block < blocks(); ++block) sum += partial[block * size + SUMS * columns + i];
-      return float(sum);
-    };
-    for (int64_t i = 0; bias1 && i < hidden; ++i) grad_bias1[i] = sum(i);
-    if (star_scale) *grad_star_scale = sum(hidden), *grad_star_bias = sum(hidden + 1);
+    const std::vector<double> sums = totals(partial, size);
+    write(sums, weight2, bias2, hidden, transposed, grad_norm_weight, grad_norm_bias, grad_kept, grad_scale, grad_weight2,
+          grad_bias2);
+    for (int64_t i = 0; bias1 && i < hidden; ++i) grad_bias1[i] = float(sums[SUMS * columns + i]);
+    if (star_scale) *grad_star_scale = float(sums[size - 2]), *grad_star_bias = float(sums[size - 1]);
   }
 };
 

@@ -202,7 +202,7 @@ struct Mixer : Branch {
                  [&](int64_t row, int64_t c, int64_t count) { return load_one(k.first.at + row * 2 * half + c, count); },
                  [&](int64_t row, int64_t c, int64_t count, Vec v) {
                    store_one(k.convolved.at + row * 2 * half + c, v, count);
-                   store_one(k.all.at + row * fused + c, Gelu::value(v), count);
+                   store_one(k.all.at + row * fused + c, RoundedGelu::value(v), count);
                  });
     for (int64_t c = 0; c < half; c += LANES) {
       const int64_t count = half - c;
@@ -223,7 +223,7 @@ struct Mixer : Branch {
                       for (int64_t r = row; r < row + rows; ++r, sums += COLUMNS) {
                         const Two v{load(sums) + b.low, load(sums + 16) + b.high};
                         k.second.store(r, column, v, count);
-                        k.all.store(r, 2 * half + column, {Gelu::value(v.low), Gelu::value(v.high)}, count);
+                        k.all.store(r, 2 * half + column, {RoundedGelu::value(v.low), RoundedGelu::value(v.high)}, count);
                       }
                     });
     // Low frequencies: attention between average pooling and upsampling.
@@ -307,7 +307,7 @@ struct Mixer : Branch {
         [&](int64_t row, int64_t c, int64_t count, Vec v) {
           v += load_one(grad_fused.at + row * fused + c, count);
           if (c < 4 * half)  // the activations; a vector is on one side of each border
-            v *= Gelu::slope(c < 2 * half ? load_one(k.convolved.at + row * 2 * half + c, count)
+            v *= RoundedGelu::slope(c < 2 * half ? load_one(k.convolved.at + row * 2 * half + c, count)
                                           : load_one(k.second.at + row * 2 * half + c - 2 * half, count));
           store_one(grad_all.at + row * fused + c, v, count);
         },
@@ -362,7 +362,7 @@ struct Mixer : Branch {
       close(block, grad, &partial[block * size], grads[0],
             [&](int64_t r, int64_t c, int64_t count) { return norm.load(block * block_rows + r, c, count); });
     });
-    write(partial, size, weight_out, bias_out, fused, true, grads[1], grads[2], nullptr, grads[12], grads[10], grads[11]);
+    write(totals(partial, size), weight_out, bias_out, fused, true, grads[1], grads[2], nullptr, grads[12], grads[10], grads[11]);
   }
 };
 
