@@ -78,15 +78,13 @@ void pack_left(const Matrix& a, int64_t row, int64_t rows, int64_t inner, int64_
 }  // namespace
 
 void pack_right(const Matrix& b, int64_t column, int64_t columns, int64_t inner, int64_t depth, __m512i* to) {
-  for (int64_t half = 0; half < 2; ++half) {
-    const int64_t left = columns - 16 * half;
-    if (!b.transposed) {
-      for (int64_t k = 0; k < depth; k += 2) {
-        const float* line = b.at + (inner + k) * b.pitch + column + 16 * half;
-        to[k + half] = interleaved(line, k + 1 < depth ? line + b.pitch : nullptr, first(left));
-      }
-      continue;
+  for (int64_t k = 0; !b.transposed && k < depth; k += 2)
+    for (int64_t half = 0; half < 2; ++half) {
+      const float* line = b.at + (inner + k) * b.pitch + column + 16 * half;
+      to[k + half] = interleaved(line, k + 1 < depth ? line + b.pitch : nullptr, first(columns - 16 * half));
     }
+  for (int64_t half = 0; b.transposed && half < 2; ++half) {
+    const int64_t left = columns - 16 * half;
     for (int64_t k = 0; k < depth; k += 32) {
       __m512i block[16];
       for (int64_t c = 0; c < 16; ++c)
@@ -154,11 +152,13 @@ void product_over_rows(int64_t m, int64_t n, int64_t rows, const Rows& x, const 
       side_by_side(x, m, a + pair * left);
       side_by_side(y, n, b + pair * right);
     });
-    for_tasks(panels_of(n), m * n > SERIAL_FLOATS, [&](int64_t panel) {
-      multiply(m, n, here, {a, 1, left}, {b, right, COLUMNS}, panel, panel + 1,
+    const int64_t half = (m / (2 * ROWS) + 1) * ROWS, halves = half < m ? 2 : 1;  // few panels would leave threads idle
+    for_tasks(panels_of(n) * halves, m * n * here > SERIAL_FLOATS, [&](int64_t task) {
+      const int64_t panel = task / halves, from = task % halves * half;
+      multiply(std::min(half, m - from), n, here, {a + from, 1, left}, {b, right, COLUMNS}, panel, panel + 1,
                [&](int64_t row, int64_t rows, int64_t column, int64_t columns, const float* sums) {
                  for (int64_t r = 0; r < rows; ++r) {
-                   float* at = to + (row + r) * n + column;
+                   float* at = to + (from + row + r) * n + column;
                    const Two v = load_two(sums + r * COLUMNS, columns);
                    const Two before = add || start ? load_two(at, columns) : Two{};
                    store_two(at, {v.low + before.low, v.high + before.high}, columns);
