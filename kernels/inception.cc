@@ -21,7 +21,7 @@ using namespace bfloat16;
 
 namespace {
 
-constexpr int64_t BAND = 48 * 1024;  // floats of a plane of 16 channels
+constexpr int64_t BAND = 8 * 1024;  // floats of a plane of 16 channels: it and what is around it stay in the first cache
 constexpr int64_t SLICES = 16;       // of the batch, each with its own sums of the gradient of a depthwise weight
 
 // 3×3 depthwise convolutions of channels-last maps with a border of zeros.
@@ -55,8 +55,8 @@ struct Map {
     const int64_t size = (band() + 2) * pitch() * LANES;
     for_tasks(batch, true, [&](int64_t image) {
       float *in = scratch<Map>(size + band() * width * LANES), *out = in + size;
-      for (int64_t c = 0; c < channels; c += LANES)
-        for (int64_t line = 0; line < height; line += band()) {
+      for (int64_t line = 0; line < height; line += band())
+        for (int64_t c = 0; c < channels; c += LANES) {
           const int64_t lines = std::min(band(), height - line), left = channels - c;
           fill(line, lines, in, [&](int64_t pixel) { return get(image * pixels() + pixel, c, left); });
           depthwise::correlate(in, pitch(), 3, 3, 1, &taps[c * 9], Vec{}, lines, width, out);
@@ -75,8 +75,8 @@ struct Map {
     for_tasks(slices, true, [&](int64_t slice) {
       float *in = scratch<Map>(2 * size + band() * width * LANES), *back = in + size, *out = back + size;
       for (int64_t image = batch * slice / slices; image < batch * (slice + 1) / slices; ++image)
-        for (int64_t c = 0; c < channels; c += LANES)
-          for (int64_t line = 0; line < height; line += band()) {
+        for (int64_t line = 0; line < height; line += band())
+          for (int64_t c = 0; c < channels; c += LANES) {
             const int64_t lines = std::min(band(), height - line), left = channels - c;
             fill(line, lines, in, [&](int64_t pixel) { return get(image * pixels() + pixel, c, left); });
             fill(line, lines, back, [&](int64_t pixel) { return grad(image * pixels() + pixel, c, left); });
