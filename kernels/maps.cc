@@ -20,19 +20,20 @@ inline Vec times(Vec v, const float* factor, int64_t c, Get get) {
   return factor ? v * get(factor + c) : v;
 }
 
-// y = x kept + share[image] branch scale of rows of columns; `positions` rows are an image, null factors are 1.
+// y = x kept + share[image] branch scale of rows of columns; `positions` rows are an image, null factors are 1. A branch of
+// `branch_rows` < rows is the same for all images.
 struct Residual {
-  int64_t rows, columns, positions;
+  int64_t rows, columns, positions, branch_rows;
   const float *x, *branch, *kept, *scale, *share;
 
   void forward(float* y) const {
     for_slices(rows, columns, [=, r = *this](int64_t, int64_t from, int64_t to) {
       for (int64_t row = from; row < to; ++row) {
-        const int64_t at = row * r.columns;
+        const int64_t at = row * r.columns, branch_at = row % r.branch_rows * r.columns;
         const float part = r.share ? r.share[row / r.positions] : 1.f;
         for_vectors(r.columns, [=](int64_t c, auto get, auto put) {
           put(y + at + c,
-              times(get(r.x + at + c), r.kept, c, get) + part * times(get(r.branch + at + c), r.scale, c, get));
+              times(get(r.x + at + c), r.kept, c, get) + part * times(get(r.branch + branch_at + c), r.scale, c, get));
         });
       }
     });
@@ -60,34 +61,50 @@ struct Residual {
 };
 
 Residual residual_of(const Tensor& X, const Tensor& Branch, const MaybeTensor& Kept, const MaybeTensor& Scale,
-                     const MaybeTensor& Share) {
+                     const MaybeTensor& Share, bool table = false) {
   const Shape shape = sizes("x", X, 2);
-  const int64_t columns = shape.back(), rows = X.numel() / columns;
-  return {rows, columns, rows / shape[0], floats("x", X), floats("branch", Branch, shape), floats("kept", Kept, {columns}),
-          floats("scale", Scale, {columns}), some_floats("share", Share, shape[0])};
+  const int64_t columns = shape.back(), rows = X.numel() / columns, positions = rows / shape[0];
+  Shape branch_shape = shape;
+  if (table) branch_shape[0] = 1;
+  return {rows, columns, positions, table ? positions : rows, floats("x", X), floats("branch", Branch, branch_shape),
+          floats("kept", Kept, {columns}), floats("scale", Scale, {columns}), some_floats("share", Share, shape[0])};
 }
 
 }  // namespace
 
-// x + share branch: x and branch [batch, ..., columns], share [batch, 1, ...], which has no gradient. Its gradient needs
-// neither x nor branch, hence they are not kept.
-static Tensors residual(const Tensor& X, const Tensor& Branch, const MaybeTensor& Share) {
+// x + share branch: x and branch [batch, ..., columns], share [batch, 1, ...], which has no gradient. A `table` is a branch
+// [1, ..., columns] for all images, without a share. The gradient needs neither x nor branch, hence they are not kept.
+static Tensors residual(const Tensor& X, const Tensor& Branch, const MaybeTensor& Share, bool table) {
+  require(!table || !Share, "a table has no share");
   Tensor Y = empty_like(X);
-  residual_of(X, Branch, {}, {}, Share).forward(Y.data<float>());
+  residual_of(X, Branch, {}, {}, Share, table).forward(Y.data<float>());
   return {Y};
 }
 
-static Tensors residual_gradient(const MaybeTensor& Share, const Tensor& GradY) {
-  Tensor GradX = empty_like(GradY), GradBranch = empty_like(GradY);
-  residual_of(GradY, GradY, {}, {}, Share)
-      .backward(floats("grad", GradY), GradX.data<float>(), GradBranch.data<float>(), nullptr, nullptr);
+static Tensors residual_gradient(const MaybeTensor& Share, const Tensor& GradY, bool table) {
+  Tensor GradX = empty_like(GradY);
+  Shape shape = GradY.shape();
+  if (table) shape[0] = 1;
+  Tensor GradBranch = empty(shape);
+  const float* grad = floats("grad", GradY);
+  float *grad_x = GradX.data<float>(), *sum = GradBranch.data<float>();
+  if (table)
+    for_all(GradBranch.numel(), [=, size = GradBranch.numel(), end = GradY.numel()](int64_t i, auto get, auto put) {
+      put(grad_x + i, get(grad + i));
+      Vec total = get(grad + i);
+      for (int64_t at = i + size; at < end; at += size) put(grad_x + at, get(grad + at)), total += get(grad + at);
+      put(sum + i, total);
+    });
+  else
+    residual_of(GradY, GradY, {}, {}, Share).backward(grad, grad_x, sum, nullptr, nullptr);
   return {GradX, GradBranch};
 }
 
-OPERATOR(residual, residual, .Inputs({"X", "Branch", Optional("Share")}).Outputs({"Y"}));
+OPERATOR(residual, residual, .Inputs({"X", "Branch", Optional("Share")}).Outputs({"Y"}).Attrs({"table: bool"}));
 GRADIENT(residual, residual_gradient,
          .Inputs({Optional("Share"), Grad("Y")})
-         .Outputs({Grad("X"), Grad("Branch")}));
+         .Outputs({Grad("X"), Grad("Branch")})
+         .Attrs({"table: bool"}));
 
 // The same with factors of channels, kept and scale [columns].
 static Tensors scaled_residual(const Tensor& X, const Tensor& Branch, const MaybeTensor& Kept, const MaybeTensor& Scale,

@@ -20,14 +20,14 @@ def residual(
 
     Args:
         x: ``[B, ..., C]``.
-        branch: like ``x``.
+        branch: like ``x``; or ``[1, ..., C]`` for all images, without factors.
         kept: factors of channels, ``[C]``.
         scale: factors of channels, ``[C]``.
         keep_scale: factors of images, ``[B, 1, ...]``, without a gradient.
     """
     if compiled(x, branch, kept, scale, keep_scale):
         if kept is None and scale is None:
-            return run("residual", x, branch, keep_scale)
+            return run("residual", x, branch, keep_scale, branch.shape[0] < x.shape[0])
         return run("scaled_residual", x, branch, kept, scale, keep_scale)
     branch = branch if scale is None else branch * scale
     return (x if kept is None else x * kept) + (branch if keep_scale is None else branch * keep_scale)

@@ -48,9 +48,9 @@ class HighMixer(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         conv, pool = x.split([self.half, self.half], axis=-1)
-        conv = kernels.gelu(self.proj1(layers.channels_first(self.conv1(conv))))
-        pool = layers.channels_last(self.max_pool(layers.channels_first(pool)))
-        return paddle.concat([conv, layers.channels_first(kernels.gelu(self.proj2(pool)))], axis=1)
+        conv = kernels.gelu(self.proj1(kernels.channels_first(self.conv1(conv))))
+        pool = kernels.channels_last(self.max_pool(kernels.channels_first(pool)))
+        return paddle.concat([conv, kernels.channels_first(kernels.gelu(self.proj2(pool)))], axis=1)
 
 
 class LowMixer(nn.Layer):
@@ -70,14 +70,14 @@ class LowMixer(nn.Layer):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         height, width = x.shape[1:3]
         if self.pool_size > 1:
-            x = layers.channels_last(F.avg_pool2d(layers.channels_first(x), self.pool_size, ceil_mode=True))
+            x = kernels.channels_last(F.avg_pool2d(kernels.channels_first(x), self.pool_size, ceil_mode=True))
         h, w = x.shape[1:3]
         qkv = self.qkv(x).reshape([-1, h * w, 3, self.num_heads, self.head_dim])
         x = kernels.self_attention(qkv, dropout=self.attn_drop_rate if self.training else 0.0)  # [B, N, heads, d]
         x = x.reshape([-1, h, w, self.num_heads * self.head_dim])
         if self.pool_size > 1:
             x = upsample(x, self.pool_size)[:, :height, :width]
-        return layers.channels_first(x)
+        return kernels.channels_first(x)
 
 
 def upsample(x: paddle.Tensor, factor: int) -> paddle.Tensor:
@@ -113,7 +113,7 @@ class Mixer(nn.Layer):
         high, low = x.split(self.split_sizes, axis=-1)
         x = paddle.concat([self.high_mixer(high), self.low_mixer(low)], axis=1)  # [B, 2·high + low, H, W]
         x = kernels.residual(x, self.conv_fuse(x))  # equation 6
-        return self.proj_drop(self.proj(layers.channels_last(x)))
+        return self.proj_drop(self.proj(kernels.channels_last(x)))
 
     def add(self, x: paddle.Tensor, norm: layers.LayerNorm, drop_path: layers.DropPath,
             scale: paddle.Tensor | None) -> paddle.Tensor:
@@ -157,7 +157,7 @@ class Stem(nn.Layer):
         self.norm2 = layers.NormAct(embed_dim)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return layers.channels_last(self.norm2(self.proj2(self.norm1(self.proj1(x)))))
+        return kernels.channels_last(self.norm2(self.proj2(self.norm1(self.proj1(x)))))
 
 
 class PatchEmbed(nn.Layer):
@@ -169,7 +169,7 @@ class PatchEmbed(nn.Layer):
         self.norm = layers.NormAct(embed_dim)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return layers.channels_last(self.norm(self.proj(layers.channels_first(x))))
+        return kernels.channels_last(self.norm(self.proj(kernels.channels_first(x))))
 
 
 class InceptionTransformer(layers.Classifier):
@@ -235,7 +235,8 @@ class InceptionTransformer(layers.Classifier):
         for stage in range(1, 5):
             x = getattr(self, "patch_embed" if stage == 1 else f"patch_embed{stage}")(x)  # [B, H, W, C]
             if stage in self.pos_embed_stages:
-                x = x + layers.resize_position_embedding(getattr(self, f"pos_embed{stage}"), *x.shape[1:3])
+                table = layers.resize_position_embedding(getattr(self, f"pos_embed{stage}"), *x.shape[1:3])
+                x = kernels.residual(x, table) if rounds_to_bfloat16() else x + table
             x = getattr(self, f"blocks{stage}")(x)
         return self.norm(x.flatten(1, 2)).mean(1)
 
