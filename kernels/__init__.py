@@ -14,7 +14,8 @@ from kernels.settings import MODES, bfloat16_products, configure, mode, using
 
 _MODULES = {
     "attend_map": "bridges", "attend_tokens": "bridges", "attention": "multihead_attention", "batch_norm": "batchnorm",
-    "channel_shuffle": "planes", "conv2d": "convolution", "dynamic_relu": "planes", "feed_forward": "feed_forward",
+    "channel_shuffle": "planes", "channels_first": "planes", "channels_last": "planes", "conv2d": "convolution",
+    "dynamic_relu": "planes", "feed_forward": "feed_forward",
     "filter_spectrum": "filter", "gelu": "rows", "group_norm": "maps", "inception_mixer": "inception",
     "layer_norm": "rows", "linear": "rows", "pool_difference": "pooling", "pool_mixer": "pooling", "product": "matmul",
     "residual": "maps", "self_attention": "multihead_attention", "star_relu": "maps",

@@ -1,18 +1,20 @@
-// Operators over the planes of maps, float32: dynamic ReLU, [planes, plane], its gradient, and the channel shuffle.
+// Operators over the planes of maps, float32: dynamic ReLU, [planes, plane], its gradient, the channel shuffle, and planes
+// to channels-last maps and back.
 //
 // Paddle has no dynamic ReLU: two products with broadcast slopes and a maximum read and write the map many times. Its
-// shuffle runs on one thread.
+// shuffle and its copies of transposed tensors run on one thread, number by number.
 // Here a plane belongs to one thread, so that the number of threads changes no bit.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
+#include "lanes.h"
 #include "operator.h"
+#include "slices.h"
 #include "vectors.h"
 
 namespace {
-
-constexpr int64_t SERIAL_FLOATS = 1 << 16;  // below this threads cost more than they give
 
 // out[i] = body(reader of element i) over a plane.
 template <class Body>
@@ -106,3 +108,40 @@ GRADIENT(channel_shuffle, channel_shuffle_gradient,
          .Inputs({Grad("Y")})
          .Outputs({Grad("X")})
          .Attrs({"groups: int64_t"}));
+
+// x [batch, channels, ...] as [batch, ..., channels] where `last`, else the way back.
+static Tensors move_channels(const Tensor& X, bool last) {
+  Shape shape = sizes("x", X, 3);
+  const auto second = shape.begin() + 1;
+  const int64_t batch = shape[0], rows = last ? shape[1] : X.numel() / batch / shape.back(), columns = X.numel() / batch / rows;
+  last ? std::rotate(second, second + 1, shape.end()) : std::rotate(second, shape.end() - 1, shape.end());
+  const float* x = floats("x", X);
+  Tensor Y = empty(shape);
+  float* y = Y.data<float>();
+  const int64_t strips = (rows + LANES - 1) / LANES;
+  for_tasks(batch * strips, X.numel() > SERIAL_FLOATS, [=](int64_t strip) {
+    const int64_t row = strip % strips * LANES, high = std::min<int64_t>(LANES, rows - row);
+    const float* from = x + (strip / strips * rows + row) * columns;
+    float* to = y + strip / strips * rows * columns + row;
+    if (high < LANES || columns < LANES) {
+      for (int64_t c = 0; c < columns; ++c)
+        for (int64_t r = 0; r < high; ++r) to[c * rows + r] = from[r * columns + c];
+      return;
+    }
+    for (int64_t c = 0; c < columns; c += LANES) {
+      c = std::min(c, columns - LANES);  // the last tile overlaps the one before
+      Vec tile[LANES];
+#pragma GCC unroll 16
+      for (int l = 0; l < LANES; ++l) tile[l] = load(from + l * columns + c);
+      transpose(tile);
+#pragma GCC unroll 16
+      for (int l = 0; l < LANES; ++l) store(to + (c + l) * rows, tile[l]);
+    }
+  });
+  return {Y};
+}
+
+static Tensors move_channels_gradient(const Tensor& GradY, bool last) { return move_channels(GradY, !last); }
+
+OPERATOR(move_channels, move_channels, .Inputs({"X"}).Outputs({"Y"}).Attrs({"last: bool"}));
+GRADIENT(move_channels, move_channels_gradient, .Inputs({Grad("Y")}).Outputs({Grad("X")}).Attrs({"last: bool"}));

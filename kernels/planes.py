@@ -1,4 +1,4 @@
-"""Operators over the planes of channels-first maps, ``[B, C, H, W]``: ``planes.cc``."""
+"""Operators over the planes of channels-first maps, ``[B, C, H, W]``, and transposition: ``planes.cc``."""
 
 from __future__ import annotations
 
@@ -20,3 +20,13 @@ def dynamic_relu(x: paddle.Tensor, first: paddle.Tensor, second: paddle.Tensor) 
 def channel_shuffle(x: paddle.Tensor, groups: int) -> paddle.Tensor:
     """Return ``paddle.nn.functional.channel_shuffle``: ``[B, C, H, W]``, C a multiple of ``groups``."""
     return run("channel_shuffle", x, groups) if compiled(x) else F.channel_shuffle(x, groups)
+
+
+def channels_last(x: paddle.Tensor) -> paddle.Tensor:
+    """Return ``[B, C, H, W]`` as ``[B, H, W, C]``."""
+    return run("move_channels", x, True) if compiled(x) and x.is_contiguous() else x.transpose([0, 2, 3, 1])
+
+
+def channels_first(x: paddle.Tensor) -> paddle.Tensor:
+    """Return ``[B, H, W, C]`` as ``[B, C, H, W]``."""
+    return run("move_channels", x, False) if compiled(x) and x.is_contiguous() else x.transpose([0, 3, 1, 2])

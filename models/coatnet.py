@@ -120,16 +120,16 @@ class TransformerBlock(nn.Layer):
         self.apply(init_transformer)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        branch = layers.channels_last(x)
+        branch = kernels.channels_last(x)
         if self.reshapes:  # equation 4
             norm, down = self.norm1
-            branch = layers.channels_last(down(layers.channels_first(norm(branch))))
+            branch = kernels.channels_last(down(kernels.channels_first(norm(branch))))
         else:
             branch = self.norm1(branch)
-        x = layers.channels_last(self.shortcut(x))
+        x = kernels.channels_last(self.shortcut(x))
         x = self.drop_path.add(x, self.attn(branch))  # [B, H', W', C']
         x = self.mlp.add(x, self.norm2, self.drop_path)
-        return layers.channels_first(x)
+        return kernels.channels_first(x)
 
 
 class SqueezeExcite(nn.Layer):

@@ -113,8 +113,8 @@ class SepConv(nn.Layer):
         self.pwconv2 = layers.Linear(med_channels, dim, bias_attr=False)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        x = layers.channels_first(self.act1(self.pwconv1(x)))
-        return self.pwconv2(layers.channels_last(self.dwconv(x)))
+        x = kernels.channels_first(self.act1(self.pwconv1(x)))
+        return self.pwconv2(kernels.channels_last(self.dwconv(x)))
 
 
 class Block(nn.Layer):
@@ -154,8 +154,8 @@ class Downsampling(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         if self.stem:
-            return self.post_norm(layers.channels_last(self.conv(x)))
-        return layers.channels_last(self.conv(layers.channels_first(self.pre_norm(x))))
+            return self.post_norm(kernels.channels_last(self.conv(x)))
+        return kernels.channels_last(self.conv(kernels.channels_first(self.pre_norm(x))))
 
 
 class MlpHead(nn.Layer):

@@ -257,18 +257,8 @@ def drop_path_rates(drop_path_rate: float, depths: Sequence[int]) -> list[list[f
 # Maps
 
 
-def channels_last(x: paddle.Tensor) -> paddle.Tensor:
-    """Return ``[B, C, H, W]`` as ``[B, H, W, C]``."""
-    return x.transpose([0, 2, 3, 1])
-
-
-def channels_first(x: paddle.Tensor) -> paddle.Tensor:
-    """Return ``[B, H, W, C]`` as ``[B, C, H, W]``."""
-    return x.transpose([0, 3, 1, 2])
-
-
 def resize_position_embedding(table: paddle.Tensor, height: int, width: int) -> paddle.Tensor:
     """Resample a channels-last table ``[1, H, W, C]`` to ``[1, height, width, C]`` (bilinear, half-pixel centres)."""
     if table.shape[1:3] == [height, width]:
         return table
-    return channels_last(F.interpolate(channels_first(table), size=(height, width), mode="bilinear"))
+    return kernels.channels_last(F.interpolate(kernels.channels_first(table), size=(height, width), mode="bilinear"))

@@ -66,7 +66,7 @@ class PatchEmbed(nn.Layer):
         layers.init_pytorch(self.proj)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return layers.channels_last(self.proj(layers.channels_first(x)))
+        return kernels.channels_last(self.proj(kernels.channels_first(x)))
 
 
 class PoolFormer(layers.Classifier):
@@ -101,7 +101,7 @@ class PoolFormer(layers.Classifier):
         self.reset_classifier(num_classes)
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
-        x = self.patch_embed(layers.channels_last(x))
+        x = self.patch_embed(x.transpose([0, 2, 3, 1]))  # a view, which it turns back
         for layer in self.network:
             x = layer(x)  # [B, H, W, C]
         return self.norm(x).flatten(1, 2).mean(1)

@@ -25,9 +25,10 @@ from engine import runtime
 from engine.model import build_model
 from engine.sync_batch_norm import convert_sync_batch_norm
 from errors import UserError
+from kernels import channels_first, channels_last
 from models import create_model, list_models, model_info
 from models.iformer import upsample
-from models.layers import DropPath, NormAct, channels_first, channels_last
+from models.layers import DropPath, NormAct
 from utils.sizes import pair
 
 
