@@ -16,8 +16,8 @@ _MODULES = {
     "attend_map": "bridges", "attend_tokens": "bridges", "attention": "multihead_attention", "batch_norm": "batchnorm",
     "channel_shuffle": "planes", "conv2d": "convolution", "dynamic_relu": "planes", "feed_forward": "feed_forward",
     "filter_spectrum": "filter", "gelu": "rows", "group_norm": "maps", "inception_mixer": "inception",
-    "layer_norm": "rows", "linear": "rows", "pool_difference": "maps", "product": "matmul", "residual": "maps",
-    "self_attention": "multihead_attention", "star_relu": "maps",
+    "layer_norm": "rows", "linear": "rows", "mbconv": "mbconv", "pool_difference": "maps", "product": "matmul",
+    "residual": "maps", "self_attention": "multihead_attention", "star_relu": "maps",
 }
 """Operators and their modules, which are imported at first use."""
 

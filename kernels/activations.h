@@ -47,6 +47,43 @@ struct Gelu {
   }
 };
 
+// GELU for results that are rounded to bfloat16, half as many instructions: 2e-5 |x| off, its slope 7e-5. The normal
+// distribution function and the slope are 1/2 + x p(x^2) within 4.5, with polynomials fitted to be 0 and 1 beyond.
+struct RoundedGelu {
+  static Vec value(Vec x) { return x * (0.5f + bounded(x) * distribution(position(x))); }
+  static Vec slope(Vec x) {
+    const Vec u = position(x);
+    Vec p = u * -0.0273559086f + 0.0581190207f;
+    p = p * u - 0.0409986747f;
+    p = p * u + 0.0442979856f;
+    p = p * u - 0.0901808351f;
+    p = p * u + 0.106698324f;
+    p = p * u - 0.0949167467f;
+    p = p * u + 0.0859400168f;
+    p = p * u - 0.0899431954f;
+    p = p * u + 0.159451124f;
+    return 0.5f + bounded(x) * p;
+  }
+  static void both(Vec x, Vec& y, Vec& rise) { y = value(x), rise = slope(x); }
+
+ private:
+  static Vec bounded(Vec x) {
+    const Vec most = Vec{} + 4.5f, positive = x > most ? most : x;
+    return positive < -most ? -most : positive;
+  }
+  static Vec position(Vec x) { return bounded(x) * bounded(x) * (2.f / 20.25f) - 1.f; }  // from -1 to 1
+  static Vec distribution(Vec u) {
+    Vec p = u * 0.00412152111f - 0.0100396247f;
+    p = p * u + 0.0111252635f;
+    p = p * u - 0.0157871201f;
+    p = p * u + 0.0280692391f;
+    p = p * u - 0.040908412f;
+    p = p * u + 0.0547688183f;
+    p = p * u - 0.0771413389f;
+    return p * u + 0.156902765f;
+  }
+};
+
 // min(max(x, 0), LIMIT); no limit where that is 0.
 template <int LIMIT>
 struct ClippedRelu {
