@@ -246,10 +246,12 @@ def _start_openvino(folder: Path, threads: int, precision: str = "f32") -> Run:
         raise ValueError("this CPU has no bfloat16")
     settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
     network = core.read_model(_read_onnx(folder / ONNX))
+    free = network.is_dynamic()
 
     @lru_cache(maxsize=4)  # for a free batch it would take several times as long for one image
     def compiled(shape: tuple[int, ...]) -> Any:
-        network.reshape(list(shape))
+        if free:
+            network.reshape(list(shape))
         return core.compile_model(network, "CPU", settings)
 
     compiled((1, *network.inputs[0].partial_shape.get_min_shape()[1:]))  # refuses what it cannot run

@@ -17,7 +17,8 @@ _MODULES = {
     "channel_shuffle": "planes", "channels_first": "planes", "channels_last": "planes", "conv2d": "convolution",
     "dynamic_relu": "planes", "feed_forward": "feed_forward",
     "filter_spectrum": "filter", "gelu": "rows", "group_norm": "maps", "inception_mixer": "inception",
-    "layer_norm": "rows", "linear": "rows", "pool_difference": "pooling", "pool_mixer": "pooling", "product": "matmul",
+    "layer_norm": "rows", "linear": "rows", "mbconv": "mbconv", "pool_difference": "pooling", "pool_mixer": "pooling",
+    "product": "matmul",
     "residual": "maps", "self_attention": "multihead_attention", "star_relu": "maps",
 }
 """Operators and their modules, which are imported at first use."""

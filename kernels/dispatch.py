@@ -26,8 +26,12 @@ def compiled(*tensors: paddle.Tensor | None) -> bool:
     return type(build.library()) is build.Library
 
 
-def run(name: str, *arguments: paddle.Tensor | list[paddle.Tensor] | float | bool | None) -> paddle.Tensor:
-    """Run a compiled operator on the tensors and attributes of its C++ function, and return its first result.
+def run(
+    name: str, *arguments: paddle.Tensor | list[paddle.Tensor] | float | bool | None, results: int = 1
+) -> paddle.Tensor | list[paddle.Tensor]:
+    """Run a compiled operator on the tensors and attributes of its C++ function.
+
+    Returns its first result, or a list of the first ``results``.
 
     Raises:
         AttributeError: for an unknown operator.
@@ -39,7 +43,9 @@ def run(name: str, *arguments: paddle.Tensor | list[paddle.Tensor] | float | boo
     if len(arguments) != expected:  # Paddle reads beyond their end
         raise TypeError(f"{name} takes {expected} arguments, got {len(arguments)}")
     try:
-        results = core.eager._run_custom_op(f"hybrid_{name}", *arguments)
+        found = core.eager._run_custom_op(f"hybrid_{name}", *arguments)
     except OSError as error:
         raise ValueError(f"{name}: {str(error).splitlines()[0]}") from None
-    return results[0] if type(results) is list else results
+    if results > 1:
+        return found[:results]
+    return found[0] if type(found) is list else found

@@ -7,110 +7,18 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
 #include "activations.h"
 #include "attention.h"
 #include "branch.h"
-#include "depthwise.h"
+#include "map.h"
 
 #ifdef HYBRID_BFLOAT16
 
 using namespace bfloat16;
 
 namespace {
-
-constexpr int64_t BAND = 8 * 1024;  // floats of a plane of 16 channels: it and what is around it stay in the first cache
-constexpr int64_t SLICES = 16;       // of the batch, each with its own sums of the gradient of a depthwise weight
-
-// 3×3 depthwise convolutions of channels-last maps with a border of zeros.
-struct Map {
-  int64_t batch, height, width;
-  int64_t pixels() const { return height * width; }
-  int64_t pitch() const { return width + 2; }
-  int64_t band() const { return std::clamp<int64_t>(BAND / (pitch() * LANES) - 2, 1, height); }
-
-  static std::vector<float> packed(const float* weight, int64_t channels, bool turned) {
-    std::vector<float> packed((channels + LANES - 1) / LANES * 9 * LANES, 0.f);
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t t = 0; t < 9; ++t)
-        packed[(c / LANES * 9 + t) * LANES + c % LANES] = weight[c * 9 + (turned ? 8 - t : t)];
-    return packed;
-  }
-
-  // The lines from `line` - 1 on of a plane, a border around them; get(pixel) is a vector.
-  template <class Get>
-  void fill(int64_t line, int64_t lines, float* plane, Get get) const {
-    std::memset(plane, 0, (lines + 2) * pitch() * LANES * sizeof(float));
-    for (int64_t y = std::max<int64_t>(line - 1, 0); y < std::min(line + lines + 1, height); ++y)
-      for (int64_t x = 0; x < width; ++x)
-        ::store(plane + ((y - line + 1) * pitch() + x + 1) * LANES, get(y * width + x));
-  }
-
-  // Calls put(row, channel, count, vector) for each vector of the result; get(row, channel, count) gives the map.
-  template <class Get, class Put>
-  void convolve(int64_t channels, const float* weight, Get get, Put put) const {
-    const auto taps = packed(weight, channels, false);
-    const int64_t size = (band() + 2) * pitch() * LANES;
-    for_tasks(batch, true, [&](int64_t image) {
-      float *in = scratch<Map>(size + band() * width * LANES), *out = in + size;
-      for (int64_t line = 0; line < height; line += band())
-        for (int64_t c = 0; c < channels; c += LANES) {
-          const int64_t lines = std::min(band(), height - line), left = channels - c;
-          fill(line, lines, in, [&](int64_t pixel) { return get(image * pixels() + pixel, c, left); });
-          depthwise::correlate(in, pitch(), 3, 3, 1, &taps[c * 9], Vec{}, lines, width, out);
-          for (int64_t p = 0; p < lines * width; ++p)
-            put(image * pixels() + line * width + p, c, left, load(out + p * LANES));
-        }
-    });
-  }
-
-  // The gradients: put(...) takes that of the map, grad_weight [channels, 9] that of the weight.
-  template <class Get, class Grad, class Put>
-  void convolve_back(int64_t channels, const float* weight, Get get, Grad grad, Put put, float* grad_weight) const {
-    const auto taps = packed(weight, channels, true);
-    const int64_t size = (band() + 2) * pitch() * LANES, slices = std::min(batch, SLICES);
-    std::vector<float> partial(slices * taps.size(), 0.f);
-    for_tasks(slices, true, [&](int64_t slice) {
-      float *in = scratch<Map>(2 * size + band() * width * LANES), *back = in + size, *out = back + size;
-      for (int64_t image = batch * slice / slices; image < batch * (slice + 1) / slices; ++image)
-        for (int64_t line = 0; line < height; line += band())
-          for (int64_t c = 0; c < channels; c += LANES) {
-            const int64_t lines = std::min(band(), height - line), left = channels - c;
-            fill(line, lines, in, [&](int64_t pixel) { return get(image * pixels() + pixel, c, left); });
-            fill(line, lines, back, [&](int64_t pixel) { return grad(image * pixels() + pixel, c, left); });
-            depthwise::correlate(back, pitch(), 3, 3, 1, &taps[c * 9], Vec{}, lines, width, out);
-            depthwise::weight_gradient(in, pitch(), back + (pitch() + 1) * LANES, pitch(), 3, 3, 1, lines, width,
-                                       &partial[slice * taps.size() + c * 9]);
-            for (int64_t p = 0; p < lines * width; ++p)
-              put(image * pixels() + line * width + p, c, left, load(out + p * LANES));
-          }
-    });
-    for (int64_t i = 0; i < channels * 9; ++i) {
-      const int64_t c = i / 9, at = (c / LANES * 9 + i % 9) * LANES + c % LANES;
-      double sum = 0;
-      for (int64_t slice = 0; slice < slices; ++slice) sum += partial[slice * taps.size() + at];
-      grad_weight[i] = float(sum);
-    }
-  }
-
-  // For each pixel a state, moved on by body(state, row of a neighbour, its tap) for the 3×3 neighbours inside the map,
-  // then end(state, row).
-  template <class State, class Body, class End>
-  void around(State start, Body body, End end) const {
-    for_tasks(batch * height, true, [&](int64_t line) {
-      const int64_t y = line % height;
-      for (int64_t x = 0; x < width; ++x) {
-        State state = start;
-        for (int64_t i = std::max<int64_t>(y - 1, 0); i < std::min(y + 2, height); ++i)
-          for (int64_t j = std::max<int64_t>(x - 1, 0); j < std::min(x + 2, width); ++j)
-            body(state, (line - y + i) * width + j, int32_t((i - y + 1) * 3 + j - x + 1));
-        end(state, line * width + x);
-      }
-    });
-  }
-};
 
 struct Best {
   Vec value;
@@ -200,9 +108,11 @@ struct Mixer : Branch {
                     });
     map.convolve(2 * half, depthwise1,
                  [&](int64_t row, int64_t c, int64_t count) { return load_one(k.first.at + row * 2 * half + c, count); },
-                 [&](int64_t row, int64_t c, int64_t count, Vec v) {
-                   store_one(k.convolved.at + row * 2 * half + c, v, count);
-                   store_one(k.all.at + row * fused + c, RoundedGelu::value(v), count);
+                 [&](int64_t row, int64_t c, int64_t count, int64_t rows, const float* sums) {
+                   for (int64_t r = row; r < row + rows; ++r, sums += LANES) {
+                     store_one(k.convolved.at + r * 2 * half + c, load(sums), count);
+                     store_one(k.all.at + r * fused + c, RoundedGelu::value(load(sums)), count);
+                   }
                  });
     for (int64_t c = 0; c < half; c += LANES) {
       const int64_t count = half - c;
@@ -251,8 +161,9 @@ struct Mixer : Branch {
             });
     map.convolve(fused, depthwise_fuse,
                  [&](int64_t row, int64_t c, int64_t count) { return load_one(k.all.at + row * fused + c, count); },
-                 [&](int64_t row, int64_t c, int64_t count, Vec v) {
-                   store_one(k.fused.at + row * fused + c, v + load_one(k.all.at + row * fused + c, count), count);
+                 [&](int64_t row, int64_t c, int64_t count, int64_t rows, const float* sums) {
+                   for (int64_t r = row; r < row + rows; ++r, sums += LANES)
+                     store_one(k.fused.at + r * fused + c, load(sums) + load_one(k.all.at + r * fused + c, count), count);
                  });
     product_of_rows(rows, k.fused, out, pieces.at(memory, 3),
                     [&](int64_t row, int64_t rows, int64_t column, int64_t count, const float* sums) {
@@ -302,22 +213,27 @@ struct Mixer : Branch {
     product_of_rows(rows, scale ? after : before, out, pieces.at(memory, 0), store_to(grad_fused));
     map.convolve_back(
         fused, depthwise_fuse,
-        [&](int64_t row, int64_t c, int64_t count) { return load_one(k.all.at + row * fused + c, count); },
+        [&](int64_t row, int64_t c, int64_t count, float*) { return load_one(k.all.at + row * fused + c, count); },
         [&](int64_t row, int64_t c, int64_t count) { return load_one(grad_fused.at + row * fused + c, count); },
-        [&](int64_t row, int64_t c, int64_t count, Vec v) {
-          v += load_one(grad_fused.at + row * fused + c, count);
-          if (c < 4 * half)  // the activations; a vector is on one side of each border
-            v *= RoundedGelu::slope(c < 2 * half ? load_one(k.convolved.at + row * 2 * half + c, count)
-                                          : load_one(k.second.at + row * 2 * half + c - 2 * half, count));
-          store_one(grad_all.at + row * fused + c, v, count);
+        [&](int64_t row, int64_t c, int64_t count, int64_t rows, const float* sums, const float*) {
+          for (int64_t r = row; r < row + rows; ++r, sums += LANES) {
+            Vec v = load(sums) + load_one(grad_fused.at + r * fused + c, count);
+            if (c < 4 * half)  // the activations; a vector is on one side of each border
+              v *= RoundedGelu::slope(c < 2 * half ? load_one(k.convolved.at + r * 2 * half + c, count)
+                                            : load_one(k.second.at + r * 2 * half + c - 2 * half, count));
+            store_one(grad_all.at + r * fused + c, v, count);
+          }
         },
         grads[9]);
     const Rows norm = after;  // its gradient
     map.convolve_back(
         2 * half, depthwise1,
-        [&](int64_t row, int64_t c, int64_t count) { return load_one(k.first.at + row * 2 * half + c, count); },
+        [&](int64_t row, int64_t c, int64_t count, float*) { return load_one(k.first.at + row * 2 * half + c, count); },
         [&](int64_t row, int64_t c, int64_t count) { return load_one(grad_all.at + row * fused + c, count); },
-        [&](int64_t row, int64_t c, int64_t count, Vec v) { store_one(grad_first.at + row * 2 * half + c, v, count); },
+        [&](int64_t row, int64_t c, int64_t count, int64_t rows, const float* sums, const float*) {
+          for (int64_t r = row; r < row + rows; ++r, sums += LANES)
+            store_one(grad_first.at + r * 2 * half + c, load(sums), count);
+        },
         grads[4]);
     product_over_rows(2 * half, half, rows, grad_first, k.norm, false, grads[3]);
     product_of_rows(rows, grad_first, first, pieces.at(memory, 3), store_to(norm));

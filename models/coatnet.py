@@ -140,8 +140,12 @@ class SqueezeExcite(nn.Layer):
         self.fc1 = layers.PointwiseConv2D(dim, squeeze_dim)
         self.fc2 = layers.PointwiseConv2D(squeeze_dim, dim)
 
+    def gate(self, means: paddle.Tensor) -> paddle.Tensor:
+        """Return the factors of the channels from their means, both ``[B, C]``."""
+        return F.sigmoid(self.fc2(F.silu(self.fc1(means))))
+
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return x * F.sigmoid(self.fc2(F.silu(self.fc1(x.flatten(2).mean(-1))))).unsqueeze([2, 3])
+        return x * self.gate(x.flatten(2).mean(-1)).unsqueeze([2, 3])
 
 
 class MBConvBlock(nn.Layer):
@@ -163,9 +167,9 @@ class MBConvBlock(nn.Layer):
         self.apply(init_conv)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        branch = self.norm1(self.conv1_1x1(self.pre_norm(x)))  # [B, hidden, H, W]
-        branch = self.norm2(self.conv2_kxk(branch))  # [B, hidden, H', W']
-        return self.drop_path.add(self.shortcut(x), self.conv3_1x1(self.se(branch)))
+        branch = layers.mbconv(self.pre_norm(x), self.conv1_1x1, self.norm1, self.conv2_kxk, self.norm2, self.se,
+                               self.conv3_1x1)
+        return self.drop_path.add(self.shortcut(x), branch)
 
 
 def init_conv(layer: nn.Layer) -> None:

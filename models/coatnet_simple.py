@@ -42,6 +42,7 @@ from paddle import nn
 
 import kernels
 from errors import UserError
+from kernels.settings import rounds_to_bfloat16
 from models import layers
 from models.coatnet import ARCHITECTURES, CoAtNetBase, relative_bias, table_rows
 from models.registry import Variant, register_family
@@ -61,8 +62,12 @@ class SqueezeExcite(nn.Layer):
         self.fc = nn.Sequential(layers.Linear(dim, squeeze_dim, bias_attr=False), layers.GELU(),
                                 layers.Linear(squeeze_dim, dim, bias_attr=False), nn.Sigmoid())
 
+    def gate(self, means: paddle.Tensor) -> paddle.Tensor:
+        """Return the factors of the channels from their means, both ``[B, C]``."""
+        return self.fc(means)
+
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return x * self.fc(x.flatten(2).mean(-1)).unsqueeze([2, 3])
+        return x * self.gate(x.flatten(2).mean(-1)).unsqueeze([2, 3])
 
 
 class MBConv(nn.Layer):
@@ -87,7 +92,10 @@ class MBConv(nn.Layer):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         expand_conv, dw_conv, se, (conv, norm) = self.block
         shortcut = self.proj(self.pool(x)) if self.downsample else x
-        x = conv(se(dw_conv(expand_conv(x))))  # [B, C', H', W']
+        if rounds_to_bfloat16():
+            x = layers.mbconv(x, *expand_conv, *dw_conv, se, conv)
+        else:
+            x = conv(se(dw_conv(expand_conv(x))))  # [B, C', H', W']
         return norm(x, residual=shortcut, keep_scale=self.drop_path.keep_scale(x))
 
 

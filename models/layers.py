@@ -179,6 +179,23 @@ class DropPath(nn.Layer):
         return kernels.residual(x, branch, kept=kept, scale=scale, keep_scale=self.keep_scale(x))
 
 
+def mbconv(x: paddle.Tensor, expand: Conv2D, norm1: nn.Layer, depthwise: DepthwiseConv2D, norm2: nn.Layer,
+           squeeze_excite: nn.Layer, project: Conv2D) -> paddle.Tensor:
+    """Return ``project(squeeze_excite(norm2(depthwise(norm1(expand(x))))))``, the norms with GELU after them.
+
+    In mixed precision on the CPU it is ``kernels.mbconv``, unless the norms have been replaced. ``squeeze_excite`` has
+    a method ``gate`` from the means of maps to the factors of channels, both ``[B, C]``.
+    """
+    if not (rounds_to_bfloat16() and type(norm1) is type(norm2) is NormAct):
+        return project(squeeze_excite(norm2(depthwise(norm1(expand(x))))))
+    stride = expand._stride[0]  # of a 1×1 convolution: the pixels that it sees
+    x = x if stride == 1 else x[:, :, ::stride, ::stride]
+    first, second = ((norm._mean, norm._variance, norm.weight, norm.bias) for norm in (norm1, norm2))
+    return kernels.mbconv(x, expand.weight, first, depthwise.weight, second, squeeze_excite.gate,
+                          (project.weight, project.bias), depthwise._stride[0], norm1.training, norm1._momentum,
+                          norm1._epsilon)
+
+
 class Classifier(nn.Layer):
     """Base of all networks: features ``[B, num_features]``, then a head to ``[B, num_classes]``.
 

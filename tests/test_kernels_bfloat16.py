@@ -3,16 +3,22 @@
 # ruff: noqa: F811 (fixtures are imported, then asked for by name)
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import paddle
+import paddle.nn.functional as F
 import pytest
 from kernel_checks import assert_threads_change_no_bit, back_to_auto, ours, stock, with_gradients  # noqa: F401
 
 import kernels
 from configs.load import load_config
 from engine import runtime
+from engine.sync_batch_norm import convert_sync_batch_norm
 from errors import UserError
 from kernels import build
+from models.coatnet import MBConvBlock
+from models.coatnet_simple import MBConv
 
 pytestmark = pytest.mark.skipif(not kernels.status().get("bfloat16"), reason="no AVX512_BF16 here")
 
@@ -127,6 +133,22 @@ def pool_mixer(shape, size, scale=True):
     return call, sizes
 
 
+def mbconv(shape, hidden, out, stride=1, training=True, bias=True):
+    channels = shape[1]
+    sizes = {"x": shape, "expand": (hidden, channels, 1, 1), "weight1": (hidden,), "bias1": (hidden,),
+             "depthwise": (hidden, 1, 3, 3), "weight2": (hidden,), "bias2": (hidden,), "gate": (hidden, hidden),
+             "project": (out, hidden, 1, 1)} | ({"bias": (out,)} if bias else {})
+
+    def call(t):
+        first, second = ((paddle.zeros([hidden], t["x"].dtype), paddle.ones([hidden], t["x"].dtype),
+                          t[f"weight{i}"], t[f"bias{i}"]) for i in (1, 2))
+        return kernels.mbconv(
+            t["x"], t["expand"], first, t["depthwise"], second, lambda means: F.sigmoid(means @ t["gate"]),
+            (t["project"], t.get("bias")), stride, training)
+
+    return call, sizes
+
+
 def share(x: paddle.Tensor) -> paddle.Tensor:
     return paddle.to_tensor(np.arange(x.shape[0]) % 3, x.dtype).reshape([-1] + [1] * (x.ndim - 1))
 
@@ -158,6 +180,8 @@ BRANCHES = [
     feed_forward((30, 37, 1, 48), 131, factors=("kept",), of_images=True),
     feed_forward((2, 1, 1, 1), 3, of_images=True), pool_mixer((3, 9, 5, 17), 5), pool_mixer((2, 1, 1, 3), 3, False),
     pool_mixer((5, 20, 14, 48), 3),
+    mbconv((3, 7, 5, 6), 32, 9), mbconv((2, 16, 71, 61), 64, 40, 2), mbconv((40, 48, 4, 4), 96, 17, 2, bias=False),
+    mbconv((2, 33, 90, 1), 32, 64), mbconv((1, 12, 40, 57), 32, 2, 1, False), mbconv((130, 5, 2, 3), 64, 33, 2, False),
 ]
 
 
@@ -165,7 +189,8 @@ BRANCHES = [
 def test_branches_follow_their_definition(branch, ours) -> None:
     """Against Paddle's operators in float64. The errors are those of a chain of roundings of up to 2⁻⁹.
 
-    They are larger where another maximum of a window wins, and in StarReLU's sums, whose terms cancel.
+    They are larger where another maximum of a window wins, and in sums whose terms cancel: StarReLU's, and those
+    before a batch norm, which takes scale and mean away again.
     """
     function, sizes = branch
     values = draw(sizes)
@@ -173,30 +198,73 @@ def test_branches_follow_their_definition(branch, ours) -> None:
     assert not ours
     for name, found in gradients(function, values, True).items():
         error, spread = np.sqrt(np.square(found - exact[name]).mean()), np.sqrt(np.square(exact[name]).mean())
-        bound = 3e-2 if (name == "x" and "fuse" in sizes) or found.size == 1 else 1e-2
+        cancels = name in ("weight1", "bias1", "depthwise") and "gate" in sizes  # a batch norm follows
+        bound = 3e-2 if (name == "x" and "fuse" in sizes) or found.size == 1 or cancels else 1e-2
         assert found.shape == exact[name].shape
         assert error <= bound * spread + 1e-6, name
-    assert len(ours) == 1
+    assert len(ours) == 1 + ("gate" in sizes)
 
 
-@pytest.mark.parametrize("branch", [BRANCHES[4], BRANCHES[9], BRANCHES[12], BRANCHES[16]])
+@pytest.mark.parametrize("branch", [BRANCHES[number] for number in (4, 9, 12, 16, 18)])
 def test_threads_change_no_bit_of_branches(branch) -> None:
     function, sizes = branch
     assert_threads_change_no_bit(lambda: list(gradients(function, draw(sizes), True).values()))
 
 
-@pytest.mark.parametrize("branch", [BRANCHES[0], BRANCHES[1], BRANCHES[2], BRANCHES[6], BRANCHES[14]])
+@pytest.mark.parametrize("branch", [BRANCHES[number] for number in (0, 1, 2, 6, 14, 17)])
 def test_wrong_shapes_raise(branch) -> None:
     """Each tensor in turn has one number more along each of its axes."""
     function, sizes = branch
     for wrong, shape in sizes.items():
         for axis in range(len(shape)):
-            if wrong == "x" and axis < len(shape) - 1:
+            if wrong == "x" and axis != (1 if "gate" in sizes else len(shape) - 1):
                 continue  # the other tensors say nothing about it
             other = [size + (place == axis) for place, size in enumerate(shape)]
             tensors = {name: paddle.rand(other if name == wrong else size) for name, size in sizes.items()}
             with kernels.bfloat16_products(), pytest.raises(ValueError):
                 function(tensors)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_running_statistics_of_mbconv_move_as_batch_norms_do(training: bool) -> None:
+    rng, found = np.random.default_rng(0), {}
+    x, expand, depthwise, project = (rng.standard_normal(size).astype("float32") for size in (
+        (3, 8, 9, 10), (32, 8, 1, 1), (32, 1, 3, 3), (4, 32, 1, 1)))
+    for mixed in (True, False):
+        norms = [[paddle.full([32], value) for value in (0.5, 2.0, 1.0, 0.0)] for _ in range(2)]
+        with kernels.bfloat16_products() if mixed else kernels.using("stock"):
+            kernels.mbconv(*map(paddle.to_tensor, (x, expand)), norms[0], paddle.to_tensor(depthwise), norms[1],
+                           lambda means: means, (paddle.to_tensor(project), None), 2, training, 0.7)
+        found[mixed] = [norm[kind].numpy() for norm in norms for kind in (0, 1)]
+    for mixed, exact in zip(found[True], found[False], strict=True):
+        np.testing.assert_allclose(mixed, exact, rtol=1e-2, atol=1e-2)
+        assert (np.ptp(exact) > 0) == training
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kind", [MBConvBlock, MBConv])
+def test_blocks_follow_their_layers(kind: type, stride: int, ours) -> None:
+    block, x = kind(8, 8 * stride, stride, 0.5, 4.0, 0.25), paddle.randn([6, 8, 9, 7])
+    found = []
+    for context in (nullcontext(), kernels.bfloat16_products()):
+        ours.clear()
+        paddle.seed(0)  # of the drop path
+        with context:
+            found.append(block(x).numpy())
+    assert "hybrid_mbconv_expand" in ours
+    assert 0 < np.square(found[1] - found[0]).mean() ** 0.5 < 1e-2 * found[0].std()
+
+
+def test_replaced_norms_of_mbconv_are_called(ours) -> None:
+    block = MBConvBlock(8, 8, 1, 0.0, 4.0, 0.25)
+    with kernels.bfloat16_products():
+        block(paddle.rand([2, 8, 5, 5]))
+        assert "hybrid_mbconv_expand" in ours
+        ours.clear()
+        convert_sync_batch_norm(block)
+        block.eval()
+        block(paddle.rand([2, 8, 5, 5]))
+    assert ours and "hybrid_mbconv_expand" not in ours
 
 
 def test_attention_follows_the_context() -> None:

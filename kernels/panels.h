@@ -1,0 +1,193 @@
+// Maps of many channels in panels of 32, rounded to bfloat16, their batch norms, and the way from and to float32 maps.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "bfloat16.h"
+#include "lanes.h"
+#include "map.h"
+#include "operator.h"
+
+#ifdef HYBRID_BFLOAT16
+namespace bfloat16 {
+
+constexpr int64_t MOST_ROWS = 8 * ROWS;  // of a block
+
+// Maps of the hidden layer in panels of 32 channels, [panels][rows][32].
+struct Panels {
+  uint16_t* numbers;
+  int64_t rows;
+  uint16_t* at(int64_t row, int64_t c) const { return numbers + (c / COLUMNS * rows + row) * COLUMNS + c % COLUMNS; }
+  Vec get(int64_t row, int64_t c) const { return load_one(at(row, c), LANES); }
+  void put(int64_t row, int64_t c, Vec v) const { store_one(at(row, c), v, LANES); }
+};
+
+inline Shape shape_of(const Map& map, int64_t hidden) {
+  return {hidden / COLUMNS, map.batch, map.height, map.width, COLUMNS};
+}
+
+inline uint16_t* rounded_numbers(const char* name, const Tensor& x, const Shape& shape) {
+  require(x.dtype() == paddle::DataType::BFLOAT16 && x.is_cpu() && is_contiguous(x) && x.shape() == shape, name,
+          " is not what the forward pass gave");
+  return static_cast<uint16_t*>(const_cast<void*>(x.data()));
+}
+
+inline Map map_of(const char* name, const Tensor& x, int64_t stride) {
+  const Shape shape = sizes(name, x, 5);
+  return {shape[1], shape[2], shape[3], stride};
+}
+
+// A batch norm, [4, hidden]: mean, scale, bias, 1 / deviation; of 16 channels.
+struct Norm {
+  Vec mean, scale, bias;
+  Norm(const float* norm, int64_t hidden, int64_t c)
+      : mean(load(norm + c)), scale(load(norm + hidden + c)), bias(load(norm + 2 * hidden + c)) {}
+  Vec operator()(Vec v) const { return (v - mean) * scale + bias; }
+};
+
+inline void add_to(float* to, Vec v) { store(to, load(to) + v); }
+
+// Calls body(image, row, rows, pixel) for the rows of each image among `count` rows from `from` on. The first of them is
+// row `from` + `row`, and `pixel` of its image.
+template <class Body>
+inline void by_images(int64_t pixels, int64_t from, int64_t count, Body body) {
+  for (int64_t row = 0, rows; row < count; row += rows) {
+    const int64_t image = (from + row) / pixels, pixel = (from + row) % pixels;
+    rows = std::min(count - row, pixels - pixel);
+    body(image, row, rows, pixel);
+  }
+}
+
+// Rows of maps [batch, channels, pixels], zeros up to the pitch; their sums are added to `sums` if there are any.
+inline void to_rows(const float* maps, int64_t channels, int64_t pixels, int64_t from, int64_t count, const Rows& to,
+                    float* sums) {
+  static const auto places = depthwise::positions(1, MOST_ROWS, MOST_ROWS, 1);
+  float* lanes = scratch<Rows>(MOST_ROWS * LANES);
+  by_images(pixels, from, count, [&](int64_t image, int64_t row, int64_t rows, int64_t pixel) {
+    for (int64_t c = 0; c < to.pitch; c += LANES) {
+      const int64_t left = std::clamp<int64_t>(channels - c, 0, LANES);
+      Vec sum{};
+      if (left)
+        planes_to_lanes(maps + (image * channels + c) * pixels + pixel, pixels, int(left), 1, rows, places.data(), lanes);
+      for (int64_t r = 0; r < rows; ++r) {
+        const Vec v = (Vec)_mm512_maskz_loadu_ps(first(left), lanes + r * LANES);
+        sum += v;
+        store_one(to.at + (row + r) * to.pitch + c, v, LANES);
+      }
+      if (sums) add_to(sums + c, sum);
+    }
+  });
+}
+
+// The way back, of `count` rows in groups of 16 channels, [groups][MOST_ROWS][16].
+inline void to_maps(const float* lanes, int64_t channels, int64_t pixels, int64_t from, int64_t count, float* maps) {
+  by_images(pixels, from, count, [&](int64_t image, int64_t row, int64_t rows, int64_t pixel) {
+    for (int64_t c = 0; c < channels; c += LANES)
+      lanes_to_planes(lanes + c * MOST_ROWS + row * LANES, pixels, int(std::min<int64_t>(channels - c, LANES)), rows,
+                      maps + (image * channels + c) * pixels + pixel);
+  });
+}
+
+inline int64_t floats_of_lanes(int64_t channels) { return panels_of(channels) * COLUMNS * MOST_ROWS; }
+
+// A tile of a product in such groups; with a bias.
+inline void put_lanes(float* lanes, const float* bias, int64_t row, int64_t rows, int64_t column, int64_t count,
+                      const float* sums) {
+  const Two b = bias ? load_two(bias + column, count) : Two{};
+  for (int64_t r = row; r < row + rows; ++r, sums += COLUMNS) {
+    store(lanes + column * MOST_ROWS + r * LANES, load(sums) + b.low);
+    store(lanes + (column + LANES) * MOST_ROWS + r * LANES, load(sums + LANES) + b.high);
+  }
+}
+
+// Mean and (biased) variance of the channels of maps, from sums over parts of the rows of distances from a part's first
+// row, and of their squares: no more digits cancel out than a part has rows.
+struct Statistics {
+  Panels maps;
+  int64_t hidden, size, parts;
+  std::vector<float> sums;
+  Statistics(const Panels& maps, int64_t hidden, int64_t size)
+      : maps(maps), hidden(hidden), size(size), parts((maps.rows + size - 1) / size), sums(2 * parts * hidden, 0.f) {}
+
+  // Rows of one part, in the order of rows.
+  void add(int64_t row, int64_t end, int64_t c) {
+    const int64_t part = row / size;
+    const Vec first = maps.get(part * size, c);
+    Vec sum{}, squares{};
+    for (; row < end; ++row) {
+      const Vec distance = maps.get(row, c) - first;
+      sum += distance, squares += distance * distance;
+    }
+    add_to(&sums[2 * part * hidden + c], sum), add_to(&sums[(2 * part + 1) * hidden + c], squares);
+  }
+
+  void write(float* mean, float* variance) const {
+    std::vector<double> total(hidden, 0.0), spread(hidden, 0.0);
+    const auto over_parts = [&](auto body) {
+      for (int64_t part = 0; part < parts; ++part)
+        for (int64_t c = 0; c < hidden; c += LANES) {
+          const Vec first = maps.get(part * size, c);
+          for (int64_t l = 0; l < LANES; ++l)
+            body(c + l, double(std::min(size, maps.rows - part * size)), first[l], &sums[2 * part * hidden + c + l]);
+        }
+    };
+    over_parts([&](int64_t c, double rows, double first, const float* sum) { total[c] += rows * first + *sum; });
+    over_parts([&](int64_t c, double rows, double first, const float* sum) {
+      const double distance = first + *sum / rows - total[c] / maps.rows;
+      spread[c] += sum[hidden] - double(*sum) * *sum / rows + rows * distance * distance;
+    });
+    for (int64_t c = 0; c < hidden; ++c) {
+      mean[c] = float(total[c] / maps.rows);
+      variance[c] = float(std::max(spread[c] / maps.rows, 0.0));
+    }
+  }
+};
+
+// What a batch norm is made of. In training its running statistics move to those of the batch.
+struct NormArguments {
+  const float *mean, *variance, *weight, *bias;
+  NormArguments(const Tensor& Mean, const Tensor& Variance, const Tensor& Weight, const Tensor& Bias, int64_t hidden)
+      : mean(floats("mean", Mean, {hidden})), variance(floats("variance", Variance, {hidden})),
+        weight(floats("norm weight", Weight, {hidden})), bias(floats("norm bias", Bias, {hidden})) {}
+
+  void write(const Statistics& batch, bool training, float momentum, float epsilon, float* norm) const {
+    const int64_t hidden = batch.hidden;
+    std::vector<float> spread(variance, variance + hidden);
+    std::copy_n(mean, hidden, norm);
+    if (training) batch.write(norm, spread.data());
+    for (int64_t c = 0; c < hidden; ++c) {
+      const double inverse = 1.0 / std::sqrt(spread[c] + double(epsilon));
+      norm[hidden + c] = float(weight[c] * inverse), norm[2 * hidden + c] = bias[c], norm[3 * hidden + c] = float(inverse);
+      const auto move = [=](const float* running, float to) {
+        const_cast<float*>(running)[c] = momentum * running[c] + (1 - momentum) * to;
+      };
+      if (training) move(mean, norm[c]), move(variance, spread[c]);
+    }
+  }
+};
+
+// Where norm(v) has the gradient g, v has scale (g - flat - along (v - mean)); the last two are 0 with given statistics.
+// They and the gradients of weight and bias follow from the sums of g and of g (v - mean) over all rows.
+struct NormGradient {
+  std::vector<float> flat, along;
+  NormGradient(const std::vector<double>& sums, const float* norm, int64_t rows, bool training, float* grad_weight,
+               float* grad_bias)
+      : flat(sums.size() / 2, 0.f), along(flat) {
+    const int64_t hidden = flat.size();
+    for (int64_t c = 0; c < hidden; ++c) {
+      const double inverse = norm[3 * hidden + c];
+      grad_bias[c] = float(sums[c]), grad_weight[c] = float(sums[hidden + c] * inverse);
+      if (training) flat[c] = float(sums[c] / rows), along[c] = float(sums[hidden + c] * inverse * inverse / rows);
+    }
+  }
+  Vec operator()(const Norm& norm, int64_t c, Vec g, Vec v) const {
+    return norm.scale * (g - load(&flat[c]) - load(&along[c]) * (v - norm.mean));
+  }
+};
+
+}  // namespace bfloat16
+#endif
