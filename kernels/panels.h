@@ -15,7 +15,7 @@
 #ifdef HYBRID_BFLOAT16
 namespace bfloat16 {
 
-constexpr int64_t MOST_ROWS = 8 * ROWS;  // of a block
+constexpr int64_t BLOCK_ROWS = 8 * ROWS;  // at most, see block_of
 
 // Maps of the hidden layer in panels of 32 channels, [panels][rows][32].
 struct Panels {
@@ -65,8 +65,8 @@ inline void by_images(int64_t pixels, int64_t from, int64_t count, Body body) {
 // Rows of maps [batch, channels, pixels], zeros up to the pitch; their sums are added to `sums` if there are any.
 inline void to_rows(const float* maps, int64_t channels, int64_t pixels, int64_t from, int64_t count, const Rows& to,
                     float* sums) {
-  static const auto places = depthwise::positions(1, MOST_ROWS, MOST_ROWS, 1);
-  float* lanes = scratch<Rows>(MOST_ROWS * LANES);
+  static const auto places = depthwise::positions(1, BLOCK_ROWS, BLOCK_ROWS, 1);
+  float* lanes = scratch<Rows>(BLOCK_ROWS * LANES);
   by_images(pixels, from, count, [&](int64_t image, int64_t row, int64_t rows, int64_t pixel) {
     for (int64_t c = 0; c < to.pitch; c += LANES) {
       const int64_t left = std::clamp<int64_t>(channels - c, 0, LANES);
@@ -83,24 +83,24 @@ inline void to_rows(const float* maps, int64_t channels, int64_t pixels, int64_t
   });
 }
 
-// The way back, of `count` rows in groups of 16 channels, [groups][MOST_ROWS][16].
+// The way back, of `count` rows in groups of 16 channels, [groups][BLOCK_ROWS][16].
 inline void to_maps(const float* lanes, int64_t channels, int64_t pixels, int64_t from, int64_t count, float* maps) {
   by_images(pixels, from, count, [&](int64_t image, int64_t row, int64_t rows, int64_t pixel) {
     for (int64_t c = 0; c < channels; c += LANES)
-      lanes_to_planes(lanes + c * MOST_ROWS + row * LANES, pixels, int(std::min<int64_t>(channels - c, LANES)), rows,
+      lanes_to_planes(lanes + c * BLOCK_ROWS + row * LANES, pixels, int(std::min<int64_t>(channels - c, LANES)), rows,
                       maps + (image * channels + c) * pixels + pixel);
   });
 }
 
-inline int64_t floats_of_lanes(int64_t channels) { return panels_of(channels) * COLUMNS * MOST_ROWS; }
+inline int64_t floats_of_lanes(int64_t channels) { return panels_of(channels) * COLUMNS * BLOCK_ROWS; }
 
 // A tile of a product in such groups; with a bias.
 inline void put_lanes(float* lanes, const float* bias, int64_t row, int64_t rows, int64_t column, int64_t count,
                       const float* sums) {
   const Two b = bias ? load_two(bias + column, count) : Two{};
   for (int64_t r = row; r < row + rows; ++r, sums += COLUMNS) {
-    store(lanes + column * MOST_ROWS + r * LANES, load(sums) + b.low);
-    store(lanes + (column + LANES) * MOST_ROWS + r * LANES, load(sums + LANES) + b.high);
+    store(lanes + column * BLOCK_ROWS + r * LANES, load(sums) + b.low);
+    store(lanes + (column + LANES) * BLOCK_ROWS + r * LANES, load(sums + LANES) + b.high);
   }
 }
 

@@ -42,7 +42,6 @@ from paddle import nn
 
 import kernels
 from errors import UserError
-from kernels.settings import rounds_to_bfloat16
 from models import layers
 from models.coatnet import ARCHITECTURES, CoAtNetBase, relative_bias, table_rows
 from models.registry import Variant, register_family
@@ -92,10 +91,7 @@ class MBConv(nn.Layer):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         expand_conv, dw_conv, se, (conv, norm) = self.block
         shortcut = self.proj(self.pool(x)) if self.downsample else x
-        if rounds_to_bfloat16():
-            x = layers.mbconv(x, *expand_conv, *dw_conv, se, conv)
-        else:
-            x = conv(se(dw_conv(expand_conv(x))))  # [B, C', H', W']
+        x = layers.mbconv(x, *expand_conv, *dw_conv, se, conv)  # [B, C', H', W']
         return norm(x, residual=shortcut, keep_scale=self.drop_path.keep_scale(x))
 
 
