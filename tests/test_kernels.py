@@ -109,6 +109,10 @@ def group_norm(*shape):
     return kernels.group_norm, {"x": shape, "weight": shape[-1:], "bias": shape[-1:]}
 
 
+def table(*shape):
+    return kernels.residual, {"x": shape, "branch": (1, *shape[1:])}
+
+
 def pool(shape, size):
     return lambda x: kernels.pool_difference(x, size), {"x": shape}
 
@@ -185,6 +189,7 @@ LARGE = {
     "batch norm": norm((9, 24, 40, 41), True, "gelu"), "narrow batch norm": norm((70, 300, 2, 2), True, "gelu"),
     "self-attention": self_attention(20, 50, 3, 24), "attention": attention(3, 90, 500, 3, 32, False),
     "layer norm": layer_norm(21, 90, 77), "residual": residual((9, 30, 60), "kept", "scale"),
+    "residual with a table": table(9, 30, 60),
     "star relu": star_relu(90, 1000), "group norm": group_norm(5, 6, 9, 50), "pooling": pool((5, 20, 20, 50), 3),
     "filter": spectral((9, 6, 6, 40), 4), "own filters": spectral((9, 6, 6, 40)),
     "dynamic relu": dynamic_relu(21, 45, 12, 11), "channels last": channels_last(21, 45, 12, 11),
@@ -308,7 +313,8 @@ def test_wrong_shapes_raise(name):
             "gelu": {"x": (0, 1)}, "pooling": {"x": (0, 1, 2, 3)}, "self-attention": {"qkv": (0, 1, 3, 4)},
             "layer norm": {"x": (0, 1)}, "star relu": {"x": (0, 1)}, "group norm": {"x": (0, 1, 2)},
             "attention": {"query": (1,)}, "filter": {"x": (2,)}, "dynamic relu": {"x": (2, 3)},
-            "map": {"query": (1,), "x": (2, 3)}, "tokens": {"x": (2, 3)}, "channels last": {"x": (0, 1, 2, 3)}}
+            "map": {"query": (1,), "x": (2, 3)}, "tokens": {"x": (2, 3)}, "channels last": {"x": (0, 1, 2, 3)},
+            "residual with a table": {"x": (0,)}}
     free |= dict.fromkeys(("bands", "multiplied", "dense"), free["depthwise"])
     free |= {"transposed": free["linear"], "own filters": {"x": (0, 2)}}
     for wrong in sizes:
