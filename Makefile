@@ -29,6 +29,7 @@ compat:
 
 lint: setup
 	$(PY) -m ruff check .
+	$(VENV)/bin/clang-format --dry-run -Werror kernels/*.cc kernels/*.h
 
 setup: $(VENV)/.installed
 

@@ -232,8 +232,7 @@ void jitter(NumpyRandom& random, const double* strengths, Picture image) {
     }
     const int middle = which == 0 ? 0 : 74;
     uint8_t table[256];
-    for (int v = 0; v < 256; ++v)
-      table[v] = uint8_t(std::min(std::max((v - middle) * factor + middle, 0.), 255.));
+    for (int v = 0; v < 256; ++v) table[v] = uint8_t(std::min(std::max((v - middle) * factor + middle, 0.), 255.));
     apply_table(image, table);
   }
 }
@@ -302,12 +301,8 @@ void transform(Workshop& shop, const Source& source, NumpyRandom& random, const 
   for (const double *step = program, *end = program + length; step < end; step += 2 + int64_t(step[1])) {
     const double* arguments = step + 2;
     switch (int(step[0])) {
-      case RESIZE:
-        resize(shop, source, image);
-        break;
-      case RESIZED_CROP:
-        resize(shop, resized_crop_box(random, arguments, source), image);
-        break;
+      case RESIZE: resize(shop, source, image); break;
+      case RESIZED_CROP: resize(shop, resized_crop_box(random, arguments, source), image); break;
       case PADDED_CROP:
         padded_crop(random, int64_t(arguments[0]), image, other);
         std::swap(image, other);
@@ -328,19 +323,13 @@ void transform(Workshop& shop, const Source& source, NumpyRandom& random, const 
         }
         break;
       }
-      case JITTER:
-        jitter(random, arguments, image);
-        break;
+      case JITTER: jitter(random, arguments, image); break;
       case ROTATION:
         rotate(shop, random.uniform(-arguments[0], arguments[0]), image, other);
         std::swap(image, other);
         break;
-      case NORMALIZE:
-        normalize(image, arguments, out);
-        break;
-      case ERASING:
-        erase(random, arguments, height, width, out);
-        break;
+      case NORMALIZE: normalize(image, arguments, out); break;
+      case ERASING: erase(random, arguments, height, width, out); break;
     }
   }
 }

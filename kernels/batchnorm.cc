@@ -141,8 +141,8 @@ struct Scale {
 
 // Mean and (biased) variance of before(x), [channels] each; the running ones move to them:
 // running = momentum running + (1 - momentum) new.
-void moments(int64_t before, int64_t batch, int64_t channels, int64_t plane, float momentum, const float* x, float* mean,
-             float* variance, float* running_mean, float* running_variance) {
+void moments(int64_t before, int64_t batch, int64_t channels, int64_t plane, float momentum, const float* x,
+             float* mean, float* variance, float* running_mean, float* running_variance) {
   with_activation(before, [=](auto activation) {
     // Distances are those from the mean of the first image: as it is one of the batch, its distance from the others
     // is part of the variance, and no more digits cancel out than `batch` has.
@@ -192,8 +192,8 @@ static Tensors batch_norm(const Tensor& X, const Tensor& RunningMean, const Tens
                           int64_t after, bool) {
   const Arguments s(X, Weight, Bias, Share, before, after);
   const float *x = s.x, *weight = s.weight, *bias = s.bias, *share = s.share;
-  const float *running_mean = floats("mean", RunningMean, {s.channels});
-  const float *running_variance = floats("variance", RunningVariance, {s.channels});
+  const float* running_mean = floats("mean", RunningMean, {s.channels});
+  const float* running_variance = floats("variance", RunningVariance, {s.channels});
   const float* residual = floats("residual", Residual, X.shape());
   Tensor Y = empty_like(X), Mean = empty({s.channels}), Variance = empty({s.channels});
   float *y = Y.data<float>(), *mean = Mean.data<float>(), *variance = Variance.data<float>();
@@ -205,8 +205,9 @@ static Tensors batch_norm(const Tensor& X, const Tensor& RunningMean, const Tens
     std::copy_n(running_variance, s.channels, variance);
   }
   const Map map(s.batch, s.channels, s.plane);
-  const Coefficients coefficients(map, [=](int64_t c) { return mean[c]; }, Scale{variance, weight, epsilon},
-                                  [=](int64_t c) { return bias ? bias[c] : 0.f; });
+  const Coefficients coefficients(
+      map, [=](int64_t c) { return mean[c]; }, Scale{variance, weight, epsilon},
+      [=](int64_t c) { return bias ? bias[c] : 0.f; });
   with_activations(before, after, [&](auto first, auto second) {
     sweep<3, 0>(map, coefficients, [=](int64_t image, int64_t at, auto get, auto put, Vec* c, Vec*) {
       Vec v = second.value((first.value(get(x + at)) - c[0]) * c[1] + c[2]);
@@ -219,9 +220,10 @@ static Tensors batch_norm(const Tensor& X, const Tensor& RunningMean, const Tens
 
 // In training mean and variance have gradients too. The gradient of the residual is that of y, copied: Paddle adds the
 // next one into it. The residual is not kept for this.
-static Tensors batch_norm_gradient(const Tensor& X, const Tensor& Mean, const Tensor& Variance, const MaybeTensor& Weight,
-                                   const MaybeTensor& Bias, const MaybeTensor& Share, const Tensor& GradY, bool training,
-                                   float, float epsilon, int64_t before, int64_t after, bool residual) {
+static Tensors batch_norm_gradient(const Tensor& X, const Tensor& Mean, const Tensor& Variance,
+                                   const MaybeTensor& Weight, const MaybeTensor& Bias, const MaybeTensor& Share,
+                                   const Tensor& GradY, bool training, float, float epsilon, int64_t before,
+                                   int64_t after, bool residual) {
   const Arguments s(X, Weight, Bias, Share, before, after);
   const float *x = s.x, *weight = s.weight, *bias = s.bias, *share = s.share;
   const float *mean = floats("mean", Mean, {s.channels}), *variance = floats("variance", Variance, {s.channels});
@@ -231,8 +233,8 @@ static Tensors batch_norm_gradient(const Tensor& X, const Tensor& Mean, const Te
   if (Bias) GradBias = empty({s.channels});
   if (residual) GradResidual = empty_like(X);
   float *grad_x = GradX.data<float>(), *grad_weight = Weight ? GradWeight.data<float>() : nullptr;
-  float *grad_bias = Bias ? GradBias.data<float>() : nullptr;
-  float *grad_residual = residual ? GradResidual.data<float>() : nullptr;
+  float* grad_bias = Bias ? GradBias.data<float>() : nullptr;
+  float* grad_residual = residual ? GradResidual.data<float>() : nullptr;
   const Map map(s.batch, s.channels, s.plane);
   const Scale scale{variance, weight, epsilon};
   const auto centre = [=](int64_t c) { return mean[c]; };
@@ -271,15 +273,15 @@ static Tensors batch_norm_gradient(const Tensor& X, const Tensor& Mean, const Te
   return {GradX, GradWeight, GradBias, GradResidual};
 }
 
-#define ATTRIBUTES                                                                                               \
+#define ATTRIBUTES \
   {"training: bool", "momentum: float", "epsilon: float", "before: int64_t", "after: int64_t", "residual: bool"}
 
 OPERATOR(batch_norm, batch_norm,
          .Inputs({"X", "RunningMean", "RunningVariance", Optional("Weight"), Optional("Bias"), Optional("Residual"),
-                 Optional("Share")})
-         .Outputs({"Y", "Mean", "Variance"})
-         .Attrs(ATTRIBUTES));
+                  Optional("Share")})
+             .Outputs({"Y", "Mean", "Variance"})
+             .Attrs(ATTRIBUTES));
 GRADIENT(batch_norm, batch_norm_gradient,
          .Inputs({"X", "Mean", "Variance", Optional("Weight"), Optional("Bias"), Optional("Share"), Grad("Y")})
-         .Outputs({Grad("X"), Grad(Optional("Weight")), Grad(Optional("Bias")), Grad(Optional("Residual"))})
-         .Attrs(ATTRIBUTES));
+             .Outputs({Grad("X"), Grad(Optional("Weight")), Grad(Optional("Bias")), Grad(Optional("Residual"))})
+             .Attrs(ATTRIBUTES));

@@ -72,8 +72,8 @@ inline void store_rounded(uint16_t* p, __m512i v, int64_t count) { _mm512_mask_s
 
 // 32 columns of two rows, side by side.
 inline void store_pairs(int32_t* p, __m512i row, __m512i next) {
-  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5,
-                                       36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
+                                       5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
   _mm512_storeu_si512(p, _mm512_permutex2var_epi16(row, low, next));
   _mm512_storeu_si512(p + 16, _mm512_permutex2var_epi16(row, _mm512_add_epi16(low, _mm512_set1_epi16(16)), next));
 }
@@ -119,7 +119,9 @@ struct PackedWeight {
   Matrix matrix;
   int64_t inner, outer, panel;
   PackedWeight(const float* weight, int64_t inner, int64_t outer, bool transposed)
-      : matrix{weight, transposed ? inner : outer, transposed}, inner(inner), outer(outer),
+      : matrix{weight, transposed ? inner : outer, transposed},
+        inner(inner),
+        outer(outer),
         panel((inner + 1) / 2 * COLUMNS) {}
   int64_t size() const { return panels_of(outer) * panel; }
   void pack(int32_t* to) const {
@@ -163,7 +165,8 @@ constexpr int64_t GROUP = 64 * ROWS;  // rows whose products over the rows are f
 
 // Calls finish(row, rows, column, columns, sums) for each tile of the product of rows and a weight.
 template <class Finish>
-inline void product_of_rows(int64_t rows, const Rows& x, const PackedWeight& weight, const int32_t* packed, Finish finish) {
+inline void product_of_rows(int64_t rows, const Rows& x, const PackedWeight& weight, const int32_t* packed,
+                            Finish finish) {
   const int64_t block = block_of(rows);
   for_tasks((rows + block - 1) / block, rows * weight.inner * weight.outer > SERIAL_FLOATS, [&](int64_t task) {
     const int64_t from = task * block;

@@ -1,6 +1,6 @@
 // What the branches of a Transformer block share: y = x kept + share[image] scale f(norm(x)), of rows of channels, with
-// a branch f whose products have operands rounded to bfloat16 and whose last one has the sums `sums` and a bias. The norm
-// is that of rows or of images.
+// a branch f whose products have operands rounded to bfloat16 and whose last one has the sums `sums` and a bias. The
+// norm is that of rows or of images.
 
 #pragma once
 
@@ -66,7 +66,8 @@ struct Branch {
       const Two v = load_two(x + r * columns + column, count);
       store_two(y + r * columns + column,
                 {v.low * k.low + part * s.low * (load(sums) + b.low),
-                 v.high * k.high + part * s.high * (load(sums + 16) + b.high)}, count);
+                 v.high * k.high + part * s.high * (load(sums + 16) + b.high)},
+                count);
     }
   }
 
@@ -96,7 +97,8 @@ struct Branch {
   // The gradient of x for a block of rows, from that of norm(x), which `inner(row, column, count)` gives. A norm of
   // images leaves two sums of each row in `of_rows` to close_images.
   template <class Inner>
-  void close(int64_t block, const float* grad, float* sums, float* grad_x, Inner inner, float* of_rows = nullptr) const {
+  void close(int64_t block, const float* grad, float* sums, float* grad_x, Inner inner,
+             float* of_rows = nullptr) const {
     for (int64_t r = 0; r < rows_of(block); ++r) {
       const int64_t at = (block * block_rows + r) * columns;
       float mean, inverse;
@@ -106,7 +108,8 @@ struct Branch {
         for (int64_t c = 0; c < columns; c += 32) {
           const int64_t left = columns - c;
           const Two v = load_two(x + at + c, left), w = load_two(norm_weight + c, left), g = inner(r, c, left);
-          body(c, left, Two{(v.low - mean) * inverse, (v.high - mean) * inverse}, g, Two{g.low * w.low, g.high * w.high});
+          body(c, left, Two{(v.low - mean) * inverse, (v.high - mean) * inverse}, g,
+               Two{g.low * w.low, g.high * w.high});
         }
       };
       over([&](int64_t c, int64_t left, Two normed, Two g, Two weighted) {
@@ -126,8 +129,10 @@ struct Branch {
           const Two k = load_two(kept + c, left);
           g = {g.low * k.low, g.high * k.high};
         }
-        store_two(grad_x + at + c, {g.low + (weighted.low - flat_mean - normed.low * along_mean) * inverse,
-                                    g.high + (weighted.high - flat_mean - normed.high * along_mean) * inverse}, left);
+        store_two(grad_x + at + c,
+                  {g.low + (weighted.low - flat_mean - normed.low * along_mean) * inverse,
+                   g.high + (weighted.high - flat_mean - normed.high * along_mean) * inverse},
+                  left);
       });
     }
   }
@@ -181,7 +186,8 @@ struct Branch {
         }
       });
     for (int64_t c = 0; c < columns; ++c) {
-      grad_norm_weight[c] = float(sums[NORM_WEIGHT * columns + c]), grad_norm_bias[c] = float(sums[NORM_BIAS * columns + c]);
+      grad_norm_weight[c] = float(sums[NORM_WEIGHT * columns + c]),
+      grad_norm_bias[c] = float(sums[NORM_BIAS * columns + c]);
       const double branch = sums[BRANCH * columns + c];
       if (bias) grad_bias[c] = float(scale ? branch * scale[c] : branch);
       if (kept) grad_kept[c] = float(sums[KEPT * columns + c]);

@@ -143,8 +143,9 @@ static Tensors attend_map_gradient(const Tensor& Query, const Tensor& Map, const
       Vec means = {};
       for_vectors(s.positions, [&](int64_t n, auto get, auto) { means += get(weight + n) * get(change + n); });
       const float mean = total(means);
-      for_positions(s.positions,
-                    [=](int64_t n, auto get, auto put) { put(change + n, get(weight + n) * (get(change + n) - mean)); });
+      for_positions(s.positions, [=](int64_t n, auto get, auto put) {
+        put(change + n, get(weight + n) * (get(change + n) - mean));
+      });
     }
     gather(s, s.scale, changes, map + plane, grad_query + token);
     spread(s, s.scale, query + token, changes, false, grad_map + plane);
@@ -154,10 +155,9 @@ static Tensors attend_map_gradient(const Tensor& Query, const Tensor& Map, const
 }
 
 OPERATOR(attend_map, attend_map, .Inputs({"Query", "Map"}).Outputs({"Out", "Weights"}).Attrs({"heads: int64_t"}));
-GRADIENT(attend_map, attend_map_gradient,
-         .Inputs({"Query", "Map", "Weights", Grad("Out")})
-         .Outputs({Grad("Query"), Grad("Map")})
-         .Attrs({"heads: int64_t"}));
+GRADIENT(
+    attend_map, attend_map_gradient,
+    .Inputs({"Query", "Map", "Weights", Grad("Out")}).Outputs({Grad("Query"), Grad("Map")}).Attrs({"heads: int64_t"}));
 
 // out = value^T softmax(scale key map), the softmax over the tokens.
 static Tensors attend_tokens(const Tensor& Map, const Tensor& Key, const Tensor& Value, int64_t heads) {
@@ -199,7 +199,8 @@ static Tensors attend_tokens_gradient(const Tensor& Map, const Tensor& Key, cons
     project(s, 1.f, value + token, grad + plane, changes);
     for_positions(s.positions, [=](int64_t n, auto get, auto put) {
       decltype(get(rows)) mean = {};
-      for (int64_t t = 0; t < s.tokens; ++t) mean += get(rows + t * s.positions + n) * get(changes + t * s.positions + n);
+      for (int64_t t = 0; t < s.tokens; ++t)
+        mean += get(rows + t * s.positions + n) * get(changes + t * s.positions + n);
       for (int64_t t = 0; t < s.tokens; ++t) {
         float* change = changes + t * s.positions + n;
         put(change, get(rows + t * s.positions + n) * (get(change) - mean));
@@ -213,10 +214,8 @@ static Tensors attend_tokens_gradient(const Tensor& Map, const Tensor& Key, cons
 }
 
 OPERATOR(attend_tokens, attend_tokens,
-         .Inputs({"Map", "Key", "Value"})
-         .Outputs({"Out", "Weights"})
-         .Attrs({"heads: int64_t"}));
+         .Inputs({"Map", "Key", "Value"}).Outputs({"Out", "Weights"}).Attrs({"heads: int64_t"}));
 GRADIENT(attend_tokens, attend_tokens_gradient,
          .Inputs({"Map", "Key", "Value", "Weights", Grad("Out")})
-         .Outputs({Grad("Map"), Grad("Key"), Grad("Value")})
-         .Attrs({"heads: int64_t"}));
+             .Outputs({Grad("Map"), Grad("Key"), Grad("Value")})
+             .Attrs({"heads: int64_t"}));

@@ -60,11 +60,12 @@ class Primitive {
     const int team = omp_get_max_threads();
     omp_set_num_threads(threads);  // what a primitive is made for
     const Handle recipe =
-        gradient ? made(dnnl_primitive_desc_destroy, dnnl_convolution_backward_data_primitive_desc_create, engine(),
-                        DIRECT, in.get(), kernel.get(), out.get(), steps, dilations, before, after, nullptr, own_scratch())
-                 : made(dnnl_primitive_desc_destroy, dnnl_convolution_forward_primitive_desc_create, engine(),
-                        FORWARD_TRAINING, DIRECT, in.get(), kernel.get(), bias_layout_.get(), out.get(), steps,
-                        dilations, before, after, own_scratch());
+        gradient
+            ? made(dnnl_primitive_desc_destroy, dnnl_convolution_backward_data_primitive_desc_create, engine(), DIRECT,
+                   in.get(), kernel.get(), out.get(), steps, dilations, before, after, nullptr, own_scratch())
+            : made(dnnl_primitive_desc_destroy, dnnl_convolution_forward_primitive_desc_create, engine(),
+                   FORWARD_TRAINING, DIRECT, in.get(), kernel.get(), bias_layout_.get(), out.get(), steps, dilations,
+                   before, after, own_scratch());
     primitive_ = made(dnnl_primitive_destroy, dnnl_primitive_create, recipe.get());
     omp_set_num_threads(team);
 
@@ -105,10 +106,9 @@ inline Kept primitive(const ConvolutionShape& s, int64_t images, bool gradient, 
   using Key = std::array<int64_t, 18>;
   static std::mutex mutex;
   static std::map<Key, Kept> kept;
-  const Key key{images,           s.channels,     s.height,        s.width,         s.out_channels,      s.out_height,
-                s.out_width,      s.kernel_height, s.kernel_width, s.stride,        s.pad_top,           s.pad_left,
-                s.groups,         gradient,       bfloat16,        bias,            threads,
-                like ? s.batch : 0};
+  const Key key{images,      s.channels,      s.height,       s.width,  s.out_channels, s.out_height,
+                s.out_width, s.kernel_height, s.kernel_width, s.stride, s.pad_top,      s.pad_left,
+                s.groups,    gradient,        bfloat16,       bias,     threads,        like ? s.batch : 0};
   const std::lock_guard<std::mutex> lock(mutex);
   if (kept.size() >= MOST_KEPT) kept.clear();
   Kept& found = kept[key];
@@ -133,15 +133,15 @@ inline void by_slices(const ConvolutionShape& s, bool gradient, bool bfloat16, c
   }
   const auto run = [&](int64_t slice) {
     const int64_t image = slice * images;
-    (slice + 1 < slices ? whole : last)->run(x + image * s.channels * s.height * s.width, weight, bias,
-                                             y + image * s.out_channels * s.out_height * s.out_width);
+    (slice + 1 < slices ? whole : last)
+        ->run(x + image * s.channels * s.height * s.width, weight, bias,
+              y + image * s.out_channels * s.out_height * s.out_width);
   };
   if (slices == 1)
     run(0);  // by all threads
   else
     for_tasks(slices, true, run);
 }
-
 
 struct Plan : ConvolutionShape {
   int64_t inner, out_plane, images, lines;  // of a chunk: images, or lines of one image
@@ -191,8 +191,8 @@ void for_lines(const Plan& p, const Chunk& chunk, const float* x, int64_t row, B
     for (int64_t o = 0; o < chunk.lines; ++o) {
       const int64_t h = (chunk.line + o) * p.stride - p.pad_top + i;
       const float* line = h < 0 || h >= p.height
-                    ? nullptr
-                    : x + (((chunk.image + b) * p.channels + channel) * p.height + h) * p.width - shift;
+                              ? nullptr
+                              : x + (((chunk.image + b) * p.channels + channel) * p.height + h) * p.width - shift;
       body((b * chunk.lines + o) * p.out_width, line, first, end);
     }
 }
@@ -262,15 +262,15 @@ inline int forward_by_images(const Plan& p, Product product, const float* x, con
 #pragma omp parallel for schedule(static) reduction(| : failed)
   for (int64_t b = 0; b < p.batch; ++b)
     for (int64_t g = 0; g < p.groups; ++g)
-      failed |= product('N', 'N', p.group_out, p.out_plane, p.group_inner, 1.f,
-                        weight + g * p.group_out * p.group_inner, p.group_inner,
-                        x + (b * p.groups + g) * p.group_inner * p.out_plane, p.out_plane, 0.f,
-                        y + (b * p.groups + g) * p.group_out * p.out_plane, p.out_plane);
+      failed |=
+          product('N', 'N', p.group_out, p.out_plane, p.group_inner, 1.f, weight + g * p.group_out * p.group_inner,
+                  p.group_inner, x + (b * p.groups + g) * p.group_inner * p.out_plane, p.out_plane, 0.f,
+                  y + (b * p.groups + g) * p.group_out * p.out_plane, p.out_plane);
   return failed;
 }
 
 inline int backward_by_images(const Plan& p, Product product, const float* x, const float* weight, const float* grad_y,
-                       float* grad_x, float* grad_weight) {
+                              float* grad_x, float* grad_weight) {
   const int64_t group = p.group_out * p.group_inner, size = p.groups * group;
   std::unique_ptr<float[]> sums(grad_weight ? new float[SLICES * size] : nullptr);
   int failed = 0;
@@ -310,9 +310,8 @@ inline int pointwise(const Plan& p, Product product, const float* x, const float
     if (!alone) gather(chunk, p.channels, p.out_plane, x, beside);
     for (int64_t g = 0; g < p.groups; ++g)
       failed |= product('N', 'N', p.group_out, chunk.columns, p.group_inner, 1.f,
-                        weight + g * p.group_out * p.group_inner, p.group_inner,
-                        in + g * p.group_inner * chunk.columns, chunk.columns, 0.f,
-                        out + g * p.group_out * chunk.columns, chunk.columns);
+                        weight + g * p.group_out * p.group_inner, p.group_inner, in + g * p.group_inner * chunk.columns,
+                        chunk.columns, 0.f, out + g * p.group_out * chunk.columns, chunk.columns);
     if (!alone) scatter(chunk, p.out_channels, p.out_plane, out, y);
   });
   return failed;
@@ -343,8 +342,8 @@ inline int by_products(const Plan& p, Product product, const float* x, const flo
       else
         unroll(p, chunk, x, unrolled);
       for (int64_t g = 0; g < p.groups; ++g)
-        failed |= product('N', 'T', p.group_out, p.group_inner, chunk.columns, 1.f, grad + g * p.group_out * pitch, pitch,
-                          in + g * p.group_inner * chunk.columns, chunk.columns, kept,
+        failed |= product('N', 'T', p.group_out, p.group_inner, chunk.columns, 1.f, grad + g * p.group_out * pitch,
+                          pitch, in + g * p.group_inner * chunk.columns, chunk.columns, kept,
                           grad_weight + g * p.group_out * p.group_inner, p.group_inner);
       kept = 1.f;
     }
@@ -352,8 +351,8 @@ inline int by_products(const Plan& p, Product product, const float* x, const flo
       float* out = in_place ? grad_x + chunk.image * p.inner * p.out_plane : unrolled;
       for (int64_t g = 0; g < p.groups; ++g)
         failed |= product('T', 'N', p.group_inner, chunk.columns, p.group_out, 1.f,
-                          weight + g * p.group_out * p.group_inner, p.group_inner, grad + g * p.group_out * pitch, pitch,
-                          0.f, out + g * p.group_inner * chunk.columns, chunk.columns);
+                          weight + g * p.group_out * p.group_inner, p.group_inner, grad + g * p.group_out * pitch,
+                          pitch, 0.f, out + g * p.group_inner * chunk.columns, chunk.columns);
       if (!alone) scatter(chunk, p.channels, p.out_plane, unrolled, grad_x);
     }
   });
@@ -375,7 +374,8 @@ inline void backward(const ConvolutionShape& s, bool bfloat16, const float* x, c
     by_slices(s, true, bfloat16, grad_x, weight, nullptr, grad_y);
     grad_x = nullptr;
   }
-  if (grad_x || grad_weight) check_product(by_products(p, product_of(bfloat16), x, weight, grad_y, grad_x, grad_weight));
+  if (grad_x || grad_weight)
+    check_product(by_products(p, product_of(bfloat16), x, weight, grad_y, grad_x, grad_weight));
   if (grad_bias) sum_bias(p, grad_y, grad_bias);
 }
 

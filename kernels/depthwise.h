@@ -31,8 +31,8 @@ namespace depthwise {
 
 // COLS neighbouring outputs of a row: correlation with a kh x kw kernel; `pitch` in pixels.
 template <int COLS>
-static inline void correlate_columns(const float* in, int64_t pitch, int kh, int kw, int stride,
-                                     const float* weight, Vec bias, float* out) {
+static inline void correlate_columns(const float* in, int64_t pitch, int kh, int kw, int stride, const float* weight,
+                                     Vec bias, float* out) {
   Vec sum[COLS];
 #pragma GCC unroll 8
   for (int c = 0; c < COLS; ++c) sum[c] = bias;
@@ -96,14 +96,16 @@ static void weight_taps(const float* in, int64_t in_pitch, const float* grad, in
   }
 }
 
-static void weight_gradient(const float* in, int64_t in_pitch, const float* grad, int64_t grad_pitch, int kh,
-                            int kw, int stride, int64_t rows, int64_t cols, float* sum) {
+static void weight_gradient(const float* in, int64_t in_pitch, const float* grad, int64_t grad_pitch, int kh, int kw,
+                            int stride, int64_t rows, int64_t cols, float* sum) {
   const int chunks = (kw + 3) / 4;
   for (int i = 0; i < kh; ++i, in += in_pitch * LANES)
     for (int k = 0; k < chunks; ++k) {
       const int from = kw * k / chunks, taps = kw * (k + 1) / chunks - from;
-      const auto run = taps == 4 ? weight_taps<4> : taps == 3 ? weight_taps<3> : taps == 2 ? weight_taps<2>
-                                                                                          : weight_taps<1>;
+      const auto run = taps == 4   ? weight_taps<4>
+                       : taps == 3 ? weight_taps<3>
+                       : taps == 2 ? weight_taps<2>
+                                   : weight_taps<1>;
       run(in + from * LANES, in_pitch, grad, grad_pitch, stride, rows, cols, sum + (i * kw + from) * LANES);
     }
 }
@@ -159,8 +161,7 @@ inline std::vector<float> pack_weight(const Plan& p, const float* weight, bool t
 // Where pixel i of a plane of `width` columns goes in a scratch plane of `pitch` columns.
 inline std::vector<int32_t> positions(int64_t rows, int64_t width, int64_t pitch, int64_t stride) {
   std::vector<int32_t> table(rows * width);
-  for (int64_t i = 0; i < rows * width; ++i)
-    table[i] = int32_t((i / width) * stride * pitch + (i % width) * stride);
+  for (int64_t i = 0; i < rows * width; ++i) table[i] = int32_t((i / width) * stride * pitch + (i % width) * stride);
   return table;
 }
 
@@ -206,8 +207,8 @@ inline void forward(const ConvolutionShape& shape, const float* x, const float* 
           const int64_t from = std::max<int64_t>(top, 0);
           const int64_t to = std::min(p.height, top + (rows - 1) * stride + kh);
           if (band < p.out_height) std::memset(in, 0, in_floats * sizeof(float));
-          planes_to_lanes(x + channel * plane + from * p.width, plane, lanes, int(p.multiplier),
-                          (to - from) * p.width, position.data(), in + ((from - top) * pitch + p.pad_left) * LANES);
+          planes_to_lanes(x + channel * plane + from * p.width, plane, lanes, int(p.multiplier), (to - from) * p.width,
+                          position.data(), in + ((from - top) * pitch + p.pad_left) * LANES);
           correlate(in, pitch, kh, kw, stride, &packed[block * p.taps * LANES], start, rows, p.out_width, out);
           lanes_to_planes(out, out_plane, lanes, rows * p.out_width, y + out_channel * out_plane + o * p.out_width);
         }
@@ -256,15 +257,14 @@ inline void backward(const ConvolutionShape& shape, const float* x, const float*
                             grad + ((from * stride + spread_top - r) * grad_pitch + spread_left) * LANES);
           // The rows of grad_y that this band adds to the sums: each belongs to one band.
           const int64_t own = std::min(p.out_height, divide_up(r, stride));
-          const int64_t end = r + rows == p.height ? p.out_height
-                                                   : std::min(p.out_height, divide_up(r + rows, stride));
-          const float* own_grad =
-              grad + ((own * stride + spread_top - r) * grad_pitch + spread_left) * LANES;
+          const int64_t end = r + rows == p.height ? p.out_height : std::min(p.out_height, divide_up(r + rows, stride));
+          const float* own_grad = grad + ((own * stride + spread_top - r) * grad_pitch + spread_left) * LANES;
           if (grad_weight && own < end) {
             const int64_t top = own * stride - p.pad_top, above = std::max<int64_t>(top, 0);
             const int64_t below = std::min(p.height, top + (end - own - 1) * stride + kh);
             planes_to_lanes(x + channel * plane + above * p.width, plane, lanes, int(p.multiplier),
-                            (below - above) * p.width, position.data(), in + ((above - top) * pitch + p.pad_left) * LANES);
+                            (below - above) * p.width, position.data(),
+                            in + ((above - top) * pitch + p.pad_left) * LANES);
             weight_gradient(in, pitch, own_grad, grad_pitch, kh, kw, stride, end - own, p.out_width, sum);
           }
           if (grad_bias && own < end)

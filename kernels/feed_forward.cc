@@ -1,9 +1,9 @@
 // The feed-forward branch of a Transformer block as one operator, with products of operands rounded to bfloat16.
 //
 // y = x kept + share[image] scale (act(norm(x) w1 + b1) w2 + b2), with GELU or StarReLU, and the norm of rows or of
-// images. Rows go through all of it in blocks that stay in cache. Only the hidden layer before its activation is kept for the gradient, rounded to bfloat16.
-// Sums, norms and what Paddle sees are float32. Sums are added in an order that depends on the shapes alone, so that the
-// number of threads changes no bit.
+// images. Rows go through all of it in blocks that stay in cache. Only the hidden layer before its activation is kept
+// for the gradient, rounded to bfloat16. Sums, norms and what Paddle sees are float32. Sums are added in an order that
+// depends on the shapes alone, so that the number of threads changes no bit.
 
 #include <cstdint>
 #include <vector>
@@ -88,9 +88,9 @@ struct FeedForward : Branch {
   }
 
   template <class Activation>
-  void backward(Activation act, const Rows& before, const float* grad, float* grad_x, float* grad_norm_weight, float* grad_norm_bias,
-                float* grad_weight1, float* grad_bias1, float* grad_weight2, float* grad_bias2, float* grad_kept,
-                float* grad_scale, float* grad_star_scale, float* grad_star_bias) const {
+  void backward(Activation act, const Rows& before, const float* grad, float* grad_x, float* grad_norm_weight,
+                float* grad_norm_bias, float* grad_weight1, float* grad_bias1, float* grad_weight2, float* grad_bias2,
+                float* grad_kept, float* grad_scale, float* grad_star_scale, float* grad_star_bias) const {
     const PackedWeight second(weight2, columns, hidden, !transposed), first(weight1, hidden, columns, !transposed);
     const int64_t group = 8 * block_rows, narrow = pitch_of_rows(columns), wide = pitch_of_rows(hidden);
     const Pieces shared({second.size(), first.size(), group * narrow, group * narrow, group * wide, group * wide});
@@ -109,7 +109,8 @@ struct FeedForward : Branch {
         float* memory = scratch(own.size);
         const Rows scaled{own.at<uint16_t>(memory, 0), 2 * narrow};
         float* back = own.at<float>(memory, 1);
-        const int64_t inside = task * block_rows, from = start + inside, block = from / block_rows, count = rows_of(block);
+        const int64_t inside = task * block_rows, from = start + inside, block = from / block_rows,
+                      count = rows_of(block);
         const int64_t pitch = pitch_of_pairs(columns);
         float* sums_of_block = &partial[block * size];
         Vec learned[2] = {};
@@ -138,8 +139,9 @@ struct FeedForward : Branch {
                      store_two(back + r * pitch + column, load_two(sums, 32), 32);
                  });
         for (int i = 0; i < 2; ++i) sums_of_block[size - 2 + i] = total(learned[i]);
-        close(block, grad, sums_of_block, grad_x,
-              [&](int64_t r, int64_t c, int64_t count) { return load_two(back + r * pitch + c, count); }, of_rows.data());
+        close(
+            block, grad, sums_of_block, grad_x,
+            [&](int64_t r, int64_t c, int64_t count) { return load_two(back + r * pitch + c, count); }, of_rows.data());
       });
       if (transposed) {
         product_over_rows(hidden, columns, here, changes, norms, start, grad_weight1);
@@ -151,8 +153,8 @@ struct FeedForward : Branch {
     }
     close_images(of_rows, grad_x);
     const std::vector<double> sums = totals(partial, size);
-    write(sums, weight2, bias2, hidden, transposed, grad_norm_weight, grad_norm_bias, grad_kept, grad_scale, grad_weight2,
-          grad_bias2);
+    write(sums, weight2, bias2, hidden, transposed, grad_norm_weight, grad_norm_bias, grad_kept, grad_scale,
+          grad_weight2, grad_bias2);
     for (int64_t i = 0; bias1 && i < hidden; ++i) grad_bias1[i] = float(sums[SUMS * columns + i]);
     if (star_scale) *grad_star_scale = float(sums[size - 2]), *grad_star_bias = float(sums[size - 1]);
   }
@@ -166,8 +168,8 @@ static Tensors feed_forward(const Tensor& X, const Tensor& NormWeight, const Ten
                             const MaybeTensor& Kept, const MaybeTensor& Scale, const MaybeTensor& Share,
                             const MaybeTensor& StarScale, const MaybeTensor& StarBias, bool transposed, bool of_images,
                             float epsilon) {
-  const FeedForward f(X, NormWeight, NormBias, Weight1, Bias1, Weight2, Bias2, Kept, Scale, Share, StarScale,
-                      StarBias, transposed, of_images, epsilon);
+  const FeedForward f(X, NormWeight, NormBias, Weight1, Bias1, Weight2, Bias2, Kept, Scale, Share, StarScale, StarBias,
+                      transposed, of_images, epsilon);
   Tensor Y = empty_like(X), Hidden = empty({f.rows, f.hidden}, paddle::DataType::BFLOAT16);
   f.with_activation(
       [&](auto act) { f.forward(act, {static_cast<uint16_t*>(Hidden.data()), f.hidden}, Y.data<float>()); });
@@ -180,13 +182,25 @@ static Tensors feed_forward_gradient(const Tensor& X, const Tensor& NormWeight, 
                                      const MaybeTensor& Share, const MaybeTensor& StarScale,
                                      const MaybeTensor& StarBias, const Tensor& Hidden, const Tensor& GradY,
                                      bool transposed, bool of_images, float epsilon) {
-  const FeedForward f(X, NormWeight, NormBias, Weight1, Bias1, Weight2, Bias2, Kept, Scale, Share, StarScale,
-                      StarBias, transposed, of_images, epsilon);
+  const FeedForward f(X, NormWeight, NormBias, Weight1, Bias1, Weight2, Bias2, Kept, Scale, Share, StarScale, StarBias,
+                      transposed, of_images, epsilon);
   require(Hidden.dtype() == paddle::DataType::BFLOAT16 && Hidden.shape() == Shape({f.rows, f.hidden}) &&
-              is_contiguous(Hidden), "hidden is not what the forward pass gave");
-  Tensors grads{empty_like(X), empty_like(NormWeight), empty_like(NormBias), empty_like(Weight1), Tensor(),
-                empty_like(Weight2), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
-  const auto like = [&](int i, const MaybeTensor& of) { return of ? (grads[i] = empty_like(*of)).data<float>() : nullptr; };
+              is_contiguous(Hidden),
+          "hidden is not what the forward pass gave");
+  Tensors grads{empty_like(X),
+                empty_like(NormWeight),
+                empty_like(NormBias),
+                empty_like(Weight1),
+                Tensor(),
+                empty_like(Weight2),
+                Tensor(),
+                Tensor(),
+                Tensor(),
+                Tensor(),
+                Tensor()};
+  const auto like = [&](int i, const MaybeTensor& of) {
+    return of ? (grads[i] = empty_like(*of)).data<float>() : nullptr;
+  };
   const Rows before{static_cast<uint16_t*>(const_cast<void*>(Hidden.data())), f.hidden};
   const float* grad = floats("grad", GradY, X.shape());
   float *bias1 = like(4, Bias1), *bias2 = like(6, Bias2), *kept = like(7, Kept), *scale = like(8, Scale);
@@ -201,14 +215,14 @@ static Tensors feed_forward_gradient(const Tensor& X, const Tensor& NormWeight, 
 OPERATOR(feed_forward, feed_forward,
          .Inputs({"X", "NormWeight", "NormBias", "Weight1", Optional("Bias1"), "Weight2", Optional("Bias2"),
                   Optional("Kept"), Optional("Scale"), Optional("Share"), Optional("StarScale"), Optional("StarBias")})
-         .Outputs({"Y", "Hidden"})
-         .Attrs({"transposed: bool", "of_images: bool", "epsilon: float"}));
+             .Outputs({"Y", "Hidden"})
+             .Attrs({"transposed: bool", "of_images: bool", "epsilon: float"}));
 GRADIENT(feed_forward, feed_forward_gradient,
          .Inputs({"X", "NormWeight", "NormBias", "Weight1", Optional("Bias1"), "Weight2", Optional("Bias2"),
                   Optional("Kept"), Optional("Scale"), Optional("Share"), Optional("StarScale"), Optional("StarBias"),
                   "Hidden", Grad("Y")})
-         .Outputs({Grad("X"), Grad("NormWeight"), Grad("NormBias"), Grad("Weight1"), Grad(Optional("Bias1")),
-                   Grad("Weight2"), Grad(Optional("Bias2")), Grad(Optional("Kept")), Grad(Optional("Scale")),
-                   Grad(Optional("StarScale")), Grad(Optional("StarBias"))})
-         .Attrs({"transposed: bool", "of_images: bool", "epsilon: float"}));
+             .Outputs({Grad("X"), Grad("NormWeight"), Grad("NormBias"), Grad("Weight1"), Grad(Optional("Bias1")),
+                       Grad("Weight2"), Grad(Optional("Bias2")), Grad(Optional("Kept")), Grad(Optional("Scale")),
+                       Grad(Optional("StarScale")), Grad(Optional("StarBias"))})
+             .Attrs({"transposed: bool", "of_images: bool", "epsilon: float"}));
 #endif

@@ -37,7 +37,10 @@ struct Filter {
   std::vector<float> weights;  // [planes][LANES], softmax of the scores
 
   Filter(const Maps& m, const float* real, const float* imag)
-      : real(real), imag(imag), planes(PLANES > 0 ? PLANES : m.planes), factor(0.5f / (m.height * m.width)),
+      : real(real),
+        imag(imag),
+        planes(PLANES > 0 ? PLANES : m.planes),
+        factor(0.5f / (m.height * m.width)),
         weights(MIXED ? m.planes * LANES : 0) {}
 
   void choose(const Maps& m, const float* scores, int64_t image, int64_t block) {
@@ -236,13 +239,13 @@ static Tensors filter_spectrum_gradient(const Tensor& X, const Tensor& Real, con
   const float* grad = floats("grad", GradY, X.shape());
   Tensor GradX = empty_like(X), GradReal = empty_like(Real), GradImag = empty_like(Imag), GradScores;
   if (Scores) GradScores = empty_like(*Scores);
-  (scores ? m.planes == 4 ? backward<4> : backward<0> : backward<-1>)(
-      m, x, real, imag, scores, grad, GradX.data<float>(), GradReal.data<float>(), GradImag.data<float>(),
-      scores ? GradScores.data<float>() : nullptr);
+  (scores ? m.planes == 4 ? backward<4> : backward<0>
+          : backward<-1>)(m, x, real, imag, scores, grad, GradX.data<float>(), GradReal.data<float>(),
+                          GradImag.data<float>(), scores ? GradScores.data<float>() : nullptr);
   return {GradX, GradReal, GradImag, GradScores};
 }
 
 OPERATOR(filter_spectrum, filter_spectrum, .Inputs({"X", "Real", "Imag", Optional("Scores")}).Outputs({"Y"}));
 GRADIENT(filter_spectrum, filter_spectrum_gradient,
          .Inputs({"X", "Real", "Imag", Optional("Scores"), Grad("Y")})
-         .Outputs({Grad("X"), Grad("Real"), Grad("Imag"), Grad(Optional("Scores"))}));
+             .Outputs({Grad("X"), Grad("Real"), Grad("Imag"), Grad(Optional("Scores"))}));

@@ -32,16 +32,16 @@ struct Mixer : Branch {
   Map map, small;  // of the attending channels: pooled
   const float *weight1, *depthwise1, *weight2, *bias2, *weight_qkv, *bias_qkv, *depthwise_fuse, *weight_out, *bias_out;
 
-  Mixer(const Tensor& X, const Tensor& NormWeight, const Tensor& NormBias, const Tensor& Weight1, const Tensor& Depthwise1,
-        const Tensor& Weight2, const Tensor& Bias2, const Tensor& WeightQkv, const MaybeTensor& BiasQkv,
-        const Tensor& DepthwiseFuse, const Tensor& WeightOut, const Tensor& BiasOut, const MaybeTensor& Scale,
-        const MaybeTensor& Share, int64_t heads, int64_t pool, float epsilon)
+  Mixer(const Tensor& X, const Tensor& NormWeight, const Tensor& NormBias, const Tensor& Weight1,
+        const Tensor& Depthwise1, const Tensor& Weight2, const Tensor& Bias2, const Tensor& WeightQkv,
+        const MaybeTensor& BiasQkv, const Tensor& DepthwiseFuse, const Tensor& WeightOut, const Tensor& BiasOut,
+        const MaybeTensor& Scale, const MaybeTensor& Share, int64_t heads, int64_t pool, float epsilon)
       : Branch(X, NormWeight, NormBias, {}, Scale, Share, epsilon), heads(heads), pool(pool) {
     const Shape shape = sizes("x", X, 4);
     require(shape.size() == 4 && heads > 0 && pool > 0, "the mixer takes [batch, height, width, channels]");
     low = sizes("qkv weight", WeightQkv, 2)[0], half = (columns - low) / 2, fused = 4 * half + low;
-    require(half > 0 && half % 8 == 0 && low % 2 == 0 && low % heads == 0 && columns == 2 * half + low,
-            columns, " channels of which ", low, " attend have no mixer of ", heads, " heads");
+    require(half > 0 && half % 8 == 0 && low % 2 == 0 && low % heads == 0 && columns == 2 * half + low, columns,
+            " channels of which ", low, " attend have no mixer of ", heads, " heads");
     map = {shape[0], shape[1], shape[2]};
     small = {shape[0], (shape[1] + pool - 1) / pool, (shape[2] + pool - 1) / pool};
     weight1 = floats("weight1", Weight1, {2 * half, half}), weight2 = floats("weight2", Weight2, {2 * half, half});
@@ -60,7 +60,8 @@ struct Mixer : Branch {
   // what attention keeps.
   Pieces kept_pieces() const {
     return Pieces({rows * columns / 2, rows * half, rows * half, rows * half / 2, rows * half, small_rows() * low / 2,
-                   rows * fused / 2, rows * fused / 2, rows * half / 4, small_rows() * 3 * low, small_rows() * heads * 2});
+                   rows * fused / 2, rows * fused / 2, rows * half / 4, small_rows() * 3 * low,
+                   small_rows() * heads * 2});
   }
 
   struct Kept {
@@ -72,9 +73,16 @@ struct Mixer : Branch {
     const Pieces p = kept_pieces();
     float* at = reinterpret_cast<float*>(memory);
     const Rows norm = rows_at(p.at(at, 0), columns);
-    return {norm, rows_at(p.at(at, 1), 2 * half), rows_at(p.at(at, 2), 2 * half), rows_at(p.at(at, 3), half),
-            rows_at(p.at(at, 4), 2 * half), pool > 1 ? rows_at(p.at(at, 5), low) : norm.from(0, 2 * half),
-            rows_at(p.at(at, 6), fused), rows_at(p.at(at, 7), fused), p.at<uint8_t>(at, 8), p.at<float>(at, 9),
+    return {norm,
+            rows_at(p.at(at, 1), 2 * half),
+            rows_at(p.at(at, 2), 2 * half),
+            rows_at(p.at(at, 3), half),
+            rows_at(p.at(at, 4), 2 * half),
+            pool > 1 ? rows_at(p.at(at, 5), low) : norm.from(0, 2 * half),
+            rows_at(p.at(at, 6), fused),
+            rows_at(p.at(at, 7), fused),
+            p.at<uint8_t>(at, 8),
+            p.at<float>(at, 9),
             p.at<float>(at, 10)};
   }
 
@@ -83,7 +91,8 @@ struct Mixer : Branch {
   void windows(Begin begin, Body body) const {
     for_tasks(small_rows(), true, [&](int64_t row) {
       const int64_t image = row / small.pixels(), y = row % small.pixels() / small.width * pool;
-      const int64_t x = row % small.width * pool, below = std::min(y + pool, map.height), right = std::min(x + pool, map.width);
+      const int64_t x = row % small.width * pool, below = std::min(y + pool, map.height),
+                    right = std::min(x + pool, map.width);
       begin(row);
       for (int64_t i = y; i < below; ++i)
         for (int64_t j = x; j < right; ++j)
@@ -106,26 +115,28 @@ struct Mixer : Branch {
                       for (int64_t r = row; r < row + rows; ++r, sums += COLUMNS)
                         k.first.store(r, column, load_two(sums, 32), count);
                     });
-    map.convolve(2 * half, depthwise1,
-                 [&](int64_t row, int64_t c, int64_t count) { return load_one(k.first.at + row * 2 * half + c, count); },
-                 [&](int64_t row, int64_t c, int64_t count, int64_t rows, const float* sums) {
-                   for (int64_t r = row; r < row + rows; ++r, sums += LANES) {
-                     store_one(k.convolved.at + r * 2 * half + c, load(sums), count);
-                     store_one(k.all.at + r * fused + c, RoundedGelu::value(load(sums)), count);
-                   }
-                 });
+    map.convolve(
+        2 * half, depthwise1,
+        [&](int64_t row, int64_t c, int64_t count) { return load_one(k.first.at + row * 2 * half + c, count); },
+        [&](int64_t row, int64_t c, int64_t count, int64_t rows, const float* sums) {
+          for (int64_t r = row; r < row + rows; ++r, sums += LANES) {
+            store_one(k.convolved.at + r * 2 * half + c, load(sums), count);
+            store_one(k.all.at + r * fused + c, RoundedGelu::value(load(sums)), count);
+          }
+        });
     for (int64_t c = 0; c < half; c += LANES) {
       const int64_t count = half - c;
-      map.around(Best{Vec{} - INFINITY, IVec{}},
-                 [&](Best& best, int64_t neighbour, int32_t tap) {
-                   const Vec v = load_one(k.norm.at + neighbour * columns + half + c, count);
-                   best.place = v > best.value ? IVec{} + tap : best.place;
-                   best.value = v > best.value ? v : best.value;
-                 },
-                 [&](const Best& best, int64_t row) {
-                   store_one(k.pooled.at + row * half + c, best.value, count);
-                   _mm512_mask_cvtepi32_storeu_epi8(k.places + row * half + c, bfloat16::first(count), (__m512i)best.place);
-                 });
+      map.around(
+          Best{Vec{} - INFINITY, IVec{}},
+          [&](Best& best, int64_t neighbour, int32_t tap) {
+            const Vec v = load_one(k.norm.at + neighbour * columns + half + c, count);
+            best.place = v > best.value ? IVec{} + tap : best.place;
+            best.value = v > best.value ? v : best.value;
+          },
+          [&](const Best& best, int64_t row) {
+            store_one(k.pooled.at + row * half + c, best.value, count);
+            _mm512_mask_cvtepi32_storeu_epi8(k.places + row * half + c, bfloat16::first(count), (__m512i)best.place);
+          });
     }
     product_of_rows(rows, k.pooled, second, pieces.at(memory, 1),
                     [&](int64_t row, int64_t rows, int64_t column, int64_t count, const float* sums) {
@@ -133,7 +144,8 @@ struct Mixer : Branch {
                       for (int64_t r = row; r < row + rows; ++r, sums += COLUMNS) {
                         const Two v{load(sums) + b.low, load(sums + 16) + b.high};
                         k.second.store(r, column, v, count);
-                        k.all.store(r, 2 * half + column, {RoundedGelu::value(v.low), RoundedGelu::value(v.high)}, count);
+                        k.all.store(r, 2 * half + column, {RoundedGelu::value(v.low), RoundedGelu::value(v.high)},
+                                    count);
                       }
                     });
     // Low frequencies: attention between average pooling and upsampling.
@@ -146,7 +158,8 @@ struct Mixer : Branch {
                 }
               });
     for (int64_t row = 0; pool > 1 && row < small_rows(); ++row)
-      for (int64_t c = 0; c < low; c += 32) k.attending.store(row, c, load_two(mixed + row * low + c, low - c), low - c);
+      for (int64_t c = 0; c < low; c += 32)
+        k.attending.store(row, c, load_two(mixed + row * low + c, low - c), low - c);
     product_of_rows(small_rows(), k.attending, qkv, pieces.at(memory, 2),
                     [&](int64_t row, int64_t rows, int64_t column, int64_t count, const float* sums) {
                       const Two b = bias_qkv ? load_two(bias_qkv + column, count) : Two{};
@@ -159,12 +172,13 @@ struct Mixer : Branch {
               for (int64_t c = 0; c < low; c += 32)
                 k.all.store(to, 4 * half + c, load_two(mixed + row * low + c, low - c), low - c);
             });
-    map.convolve(fused, depthwise_fuse,
-                 [&](int64_t row, int64_t c, int64_t count) { return load_one(k.all.at + row * fused + c, count); },
-                 [&](int64_t row, int64_t c, int64_t count, int64_t rows, const float* sums) {
-                   for (int64_t r = row; r < row + rows; ++r, sums += LANES)
-                     store_one(k.fused.at + r * fused + c, load(sums) + load_one(k.all.at + r * fused + c, count), count);
-                 });
+    map.convolve(
+        fused, depthwise_fuse,
+        [&](int64_t row, int64_t c, int64_t count) { return load_one(k.all.at + row * fused + c, count); },
+        [&](int64_t row, int64_t c, int64_t count, int64_t rows, const float* sums) {
+          for (int64_t r = row; r < row + rows; ++r, sums += LANES)
+            store_one(k.fused.at + r * fused + c, load(sums) + load_one(k.all.at + r * fused + c, count), count);
+        });
     product_of_rows(rows, k.fused, out, pieces.at(memory, 3),
                     [&](int64_t row, int64_t rows, int64_t column, int64_t count, const float* sums) {
                       finish(y, bias_out, row, rows, column, count, sums);
@@ -198,7 +212,8 @@ struct Mixer : Branch {
     const Rows grad_fused = rows_at(pieces.at(memory, 6), fused), grad_all = rows_at(pieces.at(memory, 7), fused);
     const Rows grad_first = rows_at(pieces.at(memory, 8), 2 * half), grad_pooled = rows_at(pieces.at(memory, 9), half);
     float *grad_mixed = pieces.at<float>(memory, 10), *grad_qkv = pieces.at<float>(memory, 11);
-    const Rows rounded_qkv = rows_at(pieces.at(memory, 12), 3 * low), grad_attending = rows_at(pieces.at(memory, 13), low);
+    const Rows rounded_qkv = rows_at(pieces.at(memory, 12), 3 * low),
+               grad_attending = rows_at(pieces.at(memory, 13), low);
     const int64_t size = SUMS * columns;
     std::vector<float> partial(blocks() * size, 0.f);
     for_tasks(blocks(), true, [&](int64_t block) {
@@ -220,7 +235,7 @@ struct Mixer : Branch {
             Vec v = load(sums) + load_one(grad_fused.at + r * fused + c, count);
             if (c < 4 * half)  // the activations; a vector is on one side of each border
               v *= RoundedGelu::slope(c < 2 * half ? load_one(k.convolved.at + r * 2 * half + c, count)
-                                            : load_one(k.second.at + r * 2 * half + c - 2 * half, count));
+                                                   : load_one(k.second.at + r * 2 * half + c - 2 * half, count));
             store_one(grad_all.at + r * fused + c, v, count);
           }
         },
@@ -243,21 +258,22 @@ struct Mixer : Branch {
     product_of_rows(rows, grad_second, second, pieces.at(memory, 2), store_to(grad_pooled));
     for (int64_t c = 0; c < half; c += LANES) {
       const int64_t count = half - c;
-      map.around(Vec{},
-                 [&](Vec& sum, int64_t neighbour, int32_t tap) {  // as its neighbour sees it, this one is at 8 - tap
-                   const __m128i places = _mm_maskz_loadu_epi8(bfloat16::first(count), k.places + neighbour * half + c);
-                   const Vec grad = load_one(grad_pooled.at + neighbour * half + c, count);
-                   sum += (IVec)_mm512_cvtepu8_epi32(places) == 8 - tap ? grad : Vec{};
-                 },
-                 [&](const Vec& sum, int64_t row) { store_one(norm.at + row * columns + half + c, sum, count); });
+      map.around(
+          Vec{},
+          [&](Vec& sum, int64_t neighbour, int32_t tap) {  // as its neighbour sees it, this one is at 8 - tap
+            const __m128i places = _mm_maskz_loadu_epi8(bfloat16::first(count), k.places + neighbour * half + c);
+            const Vec grad = load_one(grad_pooled.at + neighbour * half + c, count);
+            sum += (IVec)_mm512_cvtepu8_epi32(places) == 8 - tap ? grad : Vec{};
+          },
+          [&](const Vec& sum, int64_t row) { store_one(norm.at + row * columns + half + c, sum, count); });
     }
     windows([&](int64_t row) { std::fill_n(grad_mixed + row * low, low, 0.f); },
             [&](int64_t row, int64_t from, float) {
               for (int64_t c = 0; c < low; c += 32)
                 add(grad_mixed + row * low + c, grad_all.load(from, 4 * half + c, low - c), low - c);
             });
-    attend_back(attention(), attention_scale(), k.qkv, k.qkv + low, k.qkv + 2 * low, nullptr, true, k.softmax, grad_mixed,
-                grad_qkv, grad_qkv + low, grad_qkv + 2 * low, nullptr);
+    attend_back(attention(), attention_scale(), k.qkv, k.qkv + low, k.qkv + 2 * low, nullptr, true, k.softmax,
+                grad_mixed, grad_qkv, grad_qkv + low, grad_qkv + 2 * low, nullptr);
     for_tasks(small_rows(), true, [&](int64_t row) {
       for (int64_t c = 0; c < 3 * low; c += 32)
         rounded_qkv.store(row, c, load_two(grad_qkv + row * 3 * low + c, 3 * low - c), 3 * low - c);
@@ -278,7 +294,8 @@ struct Mixer : Branch {
       close(block, grad, &partial[block * size], grads[0],
             [&](int64_t r, int64_t c, int64_t count) { return norm.load(block * block_rows + r, c, count); });
     });
-    write(totals(partial, size), weight_out, bias_out, fused, true, grads[1], grads[2], nullptr, grads[12], grads[10], grads[11]);
+    write(totals(partial, size), weight_out, bias_out, fused, true, grads[1], grads[2], nullptr, grads[12], grads[10],
+          grads[11]);
   }
 };
 
@@ -290,8 +307,8 @@ static Tensors inception_mixer(const Tensor& X, const Tensor& NormWeight, const 
                                const Tensor& WeightQkv, const MaybeTensor& BiasQkv, const Tensor& DepthwiseFuse,
                                const Tensor& WeightOut, const Tensor& BiasOut, const MaybeTensor& Scale,
                                const MaybeTensor& Share, int64_t heads, int64_t pool, float epsilon) {
-  const Mixer m(X, NormWeight, NormBias, Weight1, Depthwise1, Weight2, Bias2, WeightQkv, BiasQkv, DepthwiseFuse, WeightOut,
-                BiasOut, Scale, Share, heads, pool, epsilon);
+  const Mixer m(X, NormWeight, NormBias, Weight1, Depthwise1, Weight2, Bias2, WeightQkv, BiasQkv, DepthwiseFuse,
+                WeightOut, BiasOut, Scale, Share, heads, pool, epsilon);
   Tensor Y = empty_like(X), Kept = empty({m.kept_pieces().size}, paddle::DataType::INT32);
   m.forward(m.kept_of(Kept.data<int32_t>()), Y.data<float>());
   return {Y, Kept};
@@ -303,8 +320,8 @@ static Tensors inception_mixer_gradient(const Tensor& X, const Tensor& NormWeigh
                                         const Tensor& DepthwiseFuse, const Tensor& WeightOut, const Tensor& BiasOut,
                                         const MaybeTensor& Scale, const MaybeTensor& Share, const Tensor& Kept,
                                         const Tensor& GradY, int64_t heads, int64_t pool, float epsilon) {
-  const Mixer m(X, NormWeight, NormBias, Weight1, Depthwise1, Weight2, Bias2, WeightQkv, BiasQkv, DepthwiseFuse, WeightOut,
-                BiasOut, Scale, Share, heads, pool, epsilon);
+  const Mixer m(X, NormWeight, NormBias, Weight1, Depthwise1, Weight2, Bias2, WeightQkv, BiasQkv, DepthwiseFuse,
+                WeightOut, BiasOut, Scale, Share, heads, pool, epsilon);
   require(Kept.dtype() == paddle::DataType::INT32 && is_contiguous(Kept) && Kept.numel() == m.kept_pieces().size,
           "what was kept is not what the forward pass gave");
   Tensors grads;
@@ -313,7 +330,8 @@ static Tensors inception_mixer_gradient(const Tensor& X, const Tensor& NormWeigh
     grads.push_back(of ? empty_like(*of) : Tensor());
     at.push_back(of ? grads.back().data<float>() : nullptr);
   };
-  for (const Tensor* each : {&X, &NormWeight, &NormBias, &Weight1, &Depthwise1, &Weight2, &Bias2, &WeightQkv}) like(*each);
+  for (const Tensor* each : {&X, &NormWeight, &NormBias, &Weight1, &Depthwise1, &Weight2, &Bias2, &WeightQkv})
+    like(*each);
   like(BiasQkv);
   for (const Tensor* each : {&DepthwiseFuse, &WeightOut, &BiasOut}) like(*each);
   like(Scale);
@@ -321,18 +339,16 @@ static Tensors inception_mixer_gradient(const Tensor& X, const Tensor& NormWeigh
   return grads;
 }
 
-#define INPUTS                                                                                                       \
-  "X", "NormWeight", "NormBias", "Weight1", "Depthwise1", "Weight2", "Bias2", "WeightQkv", Optional("BiasQkv"),       \
+#define INPUTS                                                                                                  \
+  "X", "NormWeight", "NormBias", "Weight1", "Depthwise1", "Weight2", "Bias2", "WeightQkv", Optional("BiasQkv"), \
       "DepthwiseFuse", "WeightOut", "BiasOut", Optional("Scale"), Optional("Share")
 
 OPERATOR(inception_mixer, inception_mixer,
-         .Inputs({INPUTS})
-         .Outputs({"Y", "Kept"})
-         .Attrs({"heads: int64_t", "pool: int64_t", "epsilon: float"}));
+         .Inputs({INPUTS}).Outputs({"Y", "Kept"}).Attrs({"heads: int64_t", "pool: int64_t", "epsilon: float"}));
 GRADIENT(inception_mixer, inception_mixer_gradient,
          .Inputs({INPUTS, "Kept", Grad("Y")})
-         .Outputs({Grad("X"), Grad("NormWeight"), Grad("NormBias"), Grad("Weight1"), Grad("Depthwise1"), Grad("Weight2"),
-                   Grad("Bias2"), Grad("WeightQkv"), Grad(Optional("BiasQkv")), Grad("DepthwiseFuse"), Grad("WeightOut"),
-                   Grad("BiasOut"), Grad(Optional("Scale"))})
-         .Attrs({"heads: int64_t", "pool: int64_t", "epsilon: float"}));
+             .Outputs({Grad("X"), Grad("NormWeight"), Grad("NormBias"), Grad("Weight1"), Grad("Depthwise1"),
+                       Grad("Weight2"), Grad("Bias2"), Grad("WeightQkv"), Grad(Optional("BiasQkv")),
+                       Grad("DepthwiseFuse"), Grad("WeightOut"), Grad("BiasOut"), Grad(Optional("Scale"))})
+             .Attrs({"heads: int64_t", "pool: int64_t", "epsilon: float"}));
 #endif

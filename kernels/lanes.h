@@ -46,8 +46,7 @@ static inline void planes_to_lanes(const float* src, int64_t plane, int lanes, i
   for (int l = 0; l < LANES; ++l) offset[l] = std::min(l, lanes - 1) / copies * plane;
   if (count < LANES) {
     for (int64_t i = 0; i < count; ++i)
-      for (int l = 0; l < LANES; ++l)
-        dst[int64_t(position[i]) * LANES + l] = src[offset[l] + i];
+      for (int l = 0; l < LANES; ++l) dst[int64_t(position[i]) * LANES + l] = src[offset[l] + i];
     return;
   }
   for (int64_t i = 0; i < count; i += LANES) {

@@ -11,8 +11,9 @@
 #include "depthwise.h"
 #include "slices.h"
 
-constexpr int64_t BAND = 8 * 1024;  // floats of a plane of LANES channels: it and what is around it stay in the first cache
-constexpr int64_t SLICES = 16;      // of the batch, each with its own sums of the gradient of a depthwise weight
+constexpr int64_t BAND =
+    8 * 1024;                   // floats of a plane of LANES channels: it and what is around it stay in the first cache
+constexpr int64_t SLICES = 16;  // of the batch, each with its own sums of the gradient of a depthwise weight
 
 struct Map {
   int64_t batch, height, width, stride = 1;
@@ -20,9 +21,7 @@ struct Map {
   Map result() const { return {batch, (height - 1) / stride + 1, (width - 1) / stride + 1}; }
   int64_t pitch() const { return width + 2; }
   // Lines of the result.
-  int64_t band() const {
-    return (std::clamp<int64_t>(BAND / (pitch() * LANES) - 2, 1, height) + stride - 1) / stride;
-  }
+  int64_t band() const { return (std::clamp<int64_t>(BAND / (pitch() * LANES) - 2, 1, height) + stride - 1) / stride; }
   int64_t plane_floats() const { return (band() * stride + 2) * pitch() * LANES; }
 
   static std::vector<float> packed(const float* weight, int64_t channels, bool turned) {
@@ -39,7 +38,8 @@ struct Map {
   void fill(int64_t line, int64_t lines, int64_t step, float* plane, Get get) const {
     std::memset(plane, 0, (lines + 2) * pitch() * LANES * sizeof(float));
     const int64_t columns = (width - 1) / step + 1;
-    const int64_t above = (std::max<int64_t>(line - 1, 0) + step - 1) / step, below = std::min(line + lines + 1, height);
+    const int64_t above = (std::max<int64_t>(line - 1, 0) + step - 1) / step,
+                  below = std::min(line + lines + 1, height);
     for (int64_t y = above; y * step < below; ++y)
       for (int64_t x = 0; x < columns; ++x)
         ::store(plane + ((y * step - line + 1) * pitch() + x * step + 1) * LANES,

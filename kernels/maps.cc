@@ -20,8 +20,8 @@ inline Vec times(Vec v, const float* factor, int64_t c, Get get) {
   return factor ? v * get(factor + c) : v;
 }
 
-// y = x kept + share[image] branch scale of rows of columns; `positions` rows are an image, null factors are 1. A branch of
-// `branch_rows` < rows is the same for all images.
+// y = x kept + share[image] branch scale of rows of columns; `positions` rows are an image, null factors are 1. A
+// branch of `branch_rows` < rows is the same for all images.
 struct Residual {
   int64_t rows, columns, positions, branch_rows;
   const float *x, *branch, *kept, *scale, *share;
@@ -66,14 +66,22 @@ Residual residual_of(const Tensor& X, const Tensor& Branch, const MaybeTensor& K
   const int64_t columns = shape.back(), rows = X.numel() / columns, positions = rows / shape[0];
   Shape branch_shape = shape;
   if (table) branch_shape[0] = 1;
-  return {rows, columns, positions, table ? positions : rows, floats("x", X), floats("branch", Branch, branch_shape),
-          floats("kept", Kept, {columns}), floats("scale", Scale, {columns}), some_floats("share", Share, shape[0])};
+  return {rows,
+          columns,
+          positions,
+          table ? positions : rows,
+          floats("x", X),
+          floats("branch", Branch, branch_shape),
+          floats("kept", Kept, {columns}),
+          floats("scale", Scale, {columns}),
+          some_floats("share", Share, shape[0])};
 }
 
 }  // namespace
 
-// x + share branch: x and branch [batch, ..., columns], share [batch, 1, ...], which has no gradient. A `table` is a branch
-// [1, ..., columns] for all images, without a share. The gradient needs neither x nor branch, hence they are not kept.
+// x + share branch: x and branch [batch, ..., columns], share [batch, 1, ...], which has no gradient. A `table` is a
+// branch [1, ..., columns] for all images, without a share. The gradient needs neither x nor branch, hence they are not
+// kept.
 static Tensors residual(const Tensor& X, const Tensor& Branch, const MaybeTensor& Share, bool table) {
   require(!table || !Share, "a table has no share");
   Tensor Y = empty_like(X);
@@ -102,9 +110,7 @@ static Tensors residual_gradient(const MaybeTensor& Share, const Tensor& GradY, 
 
 OPERATOR(residual, residual, .Inputs({"X", "Branch", Optional("Share")}).Outputs({"Y"}).Attrs({"table: bool"}));
 GRADIENT(residual, residual_gradient,
-         .Inputs({Optional("Share"), Grad("Y")})
-         .Outputs({Grad("X"), Grad("Branch")})
-         .Attrs({"table: bool"}));
+         .Inputs({Optional("Share"), Grad("Y")}).Outputs({Grad("X"), Grad("Branch")}).Attrs({"table: bool"}));
 
 // The same with factors of channels, kept and scale [columns].
 static Tensors scaled_residual(const Tensor& X, const Tensor& Branch, const MaybeTensor& Kept, const MaybeTensor& Scale,
@@ -126,11 +132,10 @@ static Tensors scaled_residual_gradient(const Tensor& X, const Tensor& Branch, c
 }
 
 OPERATOR(scaled_residual, scaled_residual,
-         .Inputs({"X", "Branch", Optional("Kept"), Optional("Scale"), Optional("Share")})
-         .Outputs({"Y"}));
+         .Inputs({"X", "Branch", Optional("Kept"), Optional("Scale"), Optional("Share")}).Outputs({"Y"}));
 GRADIENT(scaled_residual, scaled_residual_gradient,
          .Inputs({"X", "Branch", Optional("Kept"), Optional("Scale"), Optional("Share"), Grad("Y")})
-         .Outputs({Grad("X"), Grad("Branch"), Grad(Optional("Kept")), Grad(Optional("Scale"))}));
+             .Outputs({Grad("X"), Grad("Branch"), Grad(Optional("Kept")), Grad(Optional("Scale"))}));
 
 // y = scale * relu(x)^2 + bias: scale and bias [1].
 static Tensors star_relu(const Tensor& X, const Tensor& Scale, const Tensor& Bias) {
@@ -177,8 +182,7 @@ static Tensors star_relu_gradient(const Tensor& X, const Tensor& Scale, const Te
 
 OPERATOR(star_relu, star_relu, .Inputs({"X", "Scale", "Bias"}).Outputs({"Y"}));
 GRADIENT(star_relu, star_relu_gradient,
-         .Inputs({"X", "Scale", Grad("Y")})
-         .Outputs({Grad("X"), Grad("Scale"), Grad("Bias")}));
+         .Inputs({"X", "Scale", Grad("Y")}).Outputs({Grad("X"), Grad("Scale"), Grad("Bias")}));
 
 // Normalises all positions and channels of an image together: x [batch, ..., channels], weight and bias [channels].
 // Moments, [batch, 2], are mean and 1 / deviation.
@@ -260,11 +264,8 @@ static Tensors group_norm_gradient(const Tensor& X, const Tensor& Weight, const 
   return {GradX, GradWeight, GradBias};
 }
 
-OPERATOR(group_norm, group_norm,
-         .Inputs({"X", "Weight", "Bias"})
-         .Outputs({"Y", "Moments"})
-         .Attrs({"epsilon: float"}));
+OPERATOR(group_norm, group_norm, .Inputs({"X", "Weight", "Bias"}).Outputs({"Y", "Moments"}).Attrs({"epsilon: float"}));
 GRADIENT(group_norm, group_norm_gradient,
          .Inputs({"X", "Weight", "Moments", Grad("Y")})
-         .Outputs({Grad("X"), Grad("Weight"), Grad("Bias")})
-         .Attrs({"epsilon: float"}));
+             .Outputs({Grad("X"), Grad("Weight"), Grad("Bias")})
+             .Attrs({"epsilon: float"}));

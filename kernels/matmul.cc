@@ -5,12 +5,13 @@
 // into blocks that stay in cache. Every number of the result is a sum in an order that depends on the shape alone,
 // so that the number of threads changes no bit.
 
+#include "matmul.h"
+
 #include <algorithm>
 #include <cstdint>
 #include <utility>
 
 #include "bfloat16.h"
-#include "matmul.h"
 #include "operator.h"
 #include "vectors.h"
 
@@ -20,10 +21,10 @@ namespace bfloat16 {
 
 namespace {
 
-constexpr int64_t PAIRS = 256;                   // of a block of the inner dimension
-constexpr int64_t ROW_PITCH = PAIRS + 16;        // pairs; not a power of two, which would crowd few cache sets
-constexpr int64_t MOST_ROWS = 28 * ROWS;         // of a packed block: 430 KB
-constexpr int64_t MOST_COLUMNS = 64 * COLUMNS;   // of a packed block
+constexpr int64_t PAIRS = 256;                  // of a block of the inner dimension
+constexpr int64_t ROW_PITCH = PAIRS + 16;       // pairs; not a power of two, which would crowd few cache sets
+constexpr int64_t MOST_ROWS = 28 * ROWS;        // of a packed block: 430 KB
+constexpr int64_t MOST_COLUMNS = 64 * COLUMNS;  // of a packed block
 
 // 16 neighbours of two rows as pairs (row, next row).
 __m512i interleaved(const float* row, const float* next, __mmask16 lanes) {
@@ -170,13 +171,14 @@ void product_over_rows(int64_t m, int64_t n, int64_t rows, const Rows& x, const 
 
 // As oneDNN's, for alpha 1 and beta 0 or 1.
 static int product(char ta, char tb, int64_t m, int64_t n, int64_t k, float, const float* a, int64_t lda,
-                            const float* b, int64_t ldb, float beta, float* c, int64_t ldc) try {
+                   const float* b, int64_t ldb, float beta, float* c, int64_t ldc) try {
   const Matrix left{a, lda, ta == 'T'}, right{b, ldb, tb == 'T'};
   const int64_t left_vectors = left.transposed ? PAIRS : ROWS * ROW_PITCH / 16, right_vectors = 2 * PAIRS;
   const int64_t row_step = left.transposed ? 1 : ROW_PITCH, pair_step = left.transposed ? 16 : 1;
   const int64_t row_tiles = (std::min(m, MOST_ROWS) + ROWS - 1) / ROWS;
   const int64_t column_tiles = (std::min(n, MOST_COLUMNS) + COLUMNS - 1) / COLUMNS;
-  __m512i* packed_left = reinterpret_cast<__m512i*>(scratch<Matrix>(16 * (row_tiles * left_vectors + column_tiles * right_vectors)));
+  __m512i* packed_left =
+      reinterpret_cast<__m512i*>(scratch<Matrix>(16 * (row_tiles * left_vectors + column_tiles * right_vectors)));
   __m512i* packed_right = packed_left + row_tiles * left_vectors;
 #pragma omp parallel
   for (int64_t column = 0; column < n; column += MOST_COLUMNS)
@@ -191,16 +193,17 @@ static int product(char ta, char tb, int64_t m, int64_t n, int64_t k, float, con
         const int64_t rows = std::min(m - row, MOST_ROWS), high = (rows + ROWS - 1) / ROWS;
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < high; ++t)
-          pack_left(left, row + t * ROWS, std::min(ROWS, rows - t * ROWS), inner, depth, packed_left + t * left_vectors);
-        // Tiles that share columns follow each other: these stay in the first cache, the rows in the second.
+          pack_left(left, row + t * ROWS, std::min(ROWS, rows - t * ROWS), inner, depth,
+                    packed_left + t * left_vectors);
+      // Tiles that share columns follow each other: these stay in the first cache, the rows in the second.
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < high * wide; ++t) {
           const int64_t at = t % high, beside = t / high, tall = std::min(ROWS, rows - at * ROWS);
           const int64_t here = std::min(COLUMNS, columns - beside * COLUMNS);
-          tile_of(tall, here)((depth + 1) / 2, reinterpret_cast<const int32_t*>(packed_left + at * left_vectors), row_step,
-                              pair_step, reinterpret_cast<const int32_t*>(packed_right + beside * right_vectors), COLUMNS,
-                              inner > 0 || beta != 0.f, c + (row + at * ROWS) * ldc + column + beside * COLUMNS, ldc,
-                              here);
+          tile_of(tall, here)(
+              (depth + 1) / 2, reinterpret_cast<const int32_t*>(packed_left + at * left_vectors), row_step, pair_step,
+              reinterpret_cast<const int32_t*>(packed_right + beside * right_vectors), COLUMNS,
+              inner > 0 || beta != 0.f, c + (row + at * ROWS) * ldc + column + beside * COLUMNS, ldc, here);
         }
       }
     }
@@ -236,13 +239,13 @@ Product product_of(bool bfloat16) {
 // a [m, k] times b [k, n], or [n, k] where it is transposed.
 static Tensors product(const Tensor& A, const Tensor& B, bool transpose_b, bool bfloat16) {
   const Shape left = sizes("a", A, 2), right = sizes("b", B, 2);
-  require(left.size() == 2 && right.size() == 2 && left[1] == right[transpose_b ? 1 : 0],
-          "matrices of the shapes ", left, " and ", right, " have no product");
+  require(left.size() == 2 && right.size() == 2 && left[1] == right[transpose_b ? 1 : 0], "matrices of the shapes ",
+          left, " and ", right, " have no product");
   const float *a = floats("a", A), *b = floats("b", B);
   const int64_t columns = right[transpose_b ? 0 : 1];
   Tensor C = empty({left[0], columns});
-  check_product(product_of(bfloat16)('N', transpose_b ? 'T' : 'N', left[0], columns, left[1], 1.f, a, left[1], b, right[1],
-                                     0.f, C.data<float>(), columns));
+  check_product(product_of(bfloat16)('N', transpose_b ? 'T' : 'N', left[0], columns, left[1], 1.f, a, left[1], b,
+                                     right[1], 0.f, C.data<float>(), columns));
   return {C};
 }
 

@@ -1,10 +1,10 @@
 // The inverted bottleneck with squeeze-and-excitation as two operators, with products of operands rounded to bfloat16.
 //
 // mbconv_expand: maps = depthwise(gelu(norm(w1 x))), and the means of gelu(norm(maps)) for the squeeze. mbconv_project:
-// y = w2 (gate gelu(norm(maps))) + b2. x and y are channels-first and float32. All that is as wide as the hidden layer is
-// kept in bfloat16 before its batch norm; norms and activations are computed again wherever it is read. Statistics are
-// those of the rounded numbers. Sums are float32, and added in an order that depends on the shapes alone, so that the
-// number of threads changes no bit.
+// y = w2 (gate gelu(norm(maps))) + b2. x and y are channels-first and float32. All that is as wide as the hidden layer
+// is kept in bfloat16 before its batch norm; norms and activations are computed again wherever it is read. Statistics
+// are those of the rounded numbers. Sums are float32, and added in an order that depends on the shapes alone, so that
+// the number of threads changes no bit.
 
 #include <cstdint>
 #include <vector>
@@ -175,10 +175,12 @@ struct Project {
   Panels maps;
   const float *norm, *gate, *weight, *bias;
 
-  Project(const Tensor& Maps, const Tensor& NormTensor, const Tensor& Gate, const Tensor& Weight, const MaybeTensor& Bias)
+  Project(const Tensor& Maps, const Tensor& NormTensor, const Tensor& Gate, const Tensor& Weight,
+          const MaybeTensor& Bias)
       : map(map_of("maps", Maps, 1)) {
     const Shape shape = sizes("weight", Weight, 4);
-    channels = shape[0], hidden = Maps.shape()[0] * COLUMNS, rows = map.batch * map.pixels(), block_rows = block_of(rows);
+    channels = shape[0], hidden = Maps.shape()[0] * COLUMNS, rows = map.batch * map.pixels(),
+    block_rows = block_of(rows);
     maps = {rounded_numbers("maps", Maps, shape_of(map, hidden)), rows};
     norm = floats("norm", NormTensor, {4, hidden}), gate = floats("gate", Gate, {map.batch, hidden});
     weight = floats("weight", Weight, {channels, hidden, 1, 1}), bias = floats("bias", Bias, {channels});
@@ -235,22 +237,23 @@ struct Project {
                  [&](int64_t first, int64_t count, int64_t column, int64_t, const float* sums) {
                    for (int64_t c = column; c < column + COLUMNS; c += LANES, sums += LANES) {
                      const Norm n(norm, hidden, c);
-                     by_images(map.pixels(), from + first, count, [&](int64_t image, int64_t row, int64_t rows, int64_t) {
-                       const Vec factor = load(gate + image * hidden + c);
-                       Vec flat{}, along{}, open{};
-                       for (int64_t r = row; r < row + rows; ++r) {
-                         const Vec v = maps.get(from + first + r, c), g = load(sums + r * COLUMNS);
-                         Vec value, slope;
-                         RoundedGelu::both(n(v), value, slope);
-                         open += g * value;
-                         slope *= g * factor;
-                         flat += slope, along += slope * (v - n.mean);
-                         grad_maps.put(from + first + r, c, slope * n.scale);
-                         store_one(insides.at + (inside + first + r) * insides.pitch + c, value * factor, LANES);
-                       }
-                       float* to = &partial[(block + image) * 3 * hidden + c];
-                       add_to(to, flat), add_to(to + hidden, along), add_to(to + 2 * hidden, open);
-                     });
+                     by_images(
+                         map.pixels(), from + first, count, [&](int64_t image, int64_t row, int64_t rows, int64_t) {
+                           const Vec factor = load(gate + image * hidden + c);
+                           Vec flat{}, along{}, open{};
+                           for (int64_t r = row; r < row + rows; ++r) {
+                             const Vec v = maps.get(from + first + r, c), g = load(sums + r * COLUMNS);
+                             Vec value, slope;
+                             RoundedGelu::both(n(v), value, slope);
+                             open += g * value;
+                             slope *= g * factor;
+                             flat += slope, along += slope * (v - n.mean);
+                             grad_maps.put(from + first + r, c, slope * n.scale);
+                             store_one(insides.at + (inside + first + r) * insides.pitch + c, value * factor, LANES);
+                           }
+                           float* to = &partial[(block + image) * 3 * hidden + c];
+                           add_to(to, flat), add_to(to + hidden, along), add_to(to + 2 * hidden, open);
+                         });
                    }
                  });
       });
@@ -307,10 +310,11 @@ static Tensors mbconv_expand(const Tensor& X, const Tensor& Weight, const Tensor
 }
 
 // Of the gradient of the norm the rows of scale and bias count: those of the statistics follow from them.
-static Tensors mbconv_expand_gradient(const Tensor& Weight, const Tensor& Depthwise, const Tensor& Maps, const Tensor& Norm2,
-                                      const Tensor& Input, const Tensor& First, const Tensor& Norm1, const Tensor& Slopes,
-                                      const Tensor& GradMaps, const Tensor& GradNorm, const Tensor& GradPooled,
-                                      int64_t stride, bool training, float, float) {
+static Tensors mbconv_expand_gradient(const Tensor& Weight, const Tensor& Depthwise, const Tensor& Maps,
+                                      const Tensor& Norm2, const Tensor& Input, const Tensor& First,
+                                      const Tensor& Norm1, const Tensor& Slopes, const Tensor& GradMaps,
+                                      const Tensor& GradNorm, const Tensor& GradPooled, int64_t stride, bool training,
+                                      float, float) {
   const Expand e(map_of("what was kept", First, stride), Weight, Depthwise);
   const int64_t batch = e.map.batch, rows = batch * e.to.pixels();
   const Shape norm{4, e.hidden}, after = shape_of(e.to, e.hidden);
@@ -324,7 +328,8 @@ static Tensors mbconv_expand_gradient(const Tensor& Weight, const Tensor& Depthw
              {rounded_numbers("what was kept", First, shape_of(e.map, e.hidden)), e.rows}, floats("norm", Norm1, norm),
              {rounded_numbers("maps", Maps, after), rows}, floats("norm", Norm2, norm),
              floats("slopes", Slopes, {2, batch, e.hidden}), {rounded_numbers("gradient", GradMaps, after), rows},
-             floats("gradient", GradNorm, norm), floats("gradient", GradPooled, {batch, e.hidden}), training, at.data());
+             floats("gradient", GradNorm, norm), floats("gradient", GradPooled, {batch, e.hidden}), training,
+             at.data());
   return grads;
 }
 
@@ -352,18 +357,16 @@ static Tensors mbconv_project_gradient(const Tensor& Maps, const Tensor& Norm, c
 OPERATOR(mbconv_expand, mbconv_expand,
          .Inputs({"X", "Weight", "Mean1", "Variance1", "NormWeight1", "NormBias1", "Depthwise", "Mean2", "Variance2",
                   "NormWeight2", "NormBias2"})
-         .Outputs({"Maps", "Norm2", "Pooled", "Input", "First", "Norm1", "Slopes"})
-         .Attrs(ATTRIBUTES));
+             .Outputs({"Maps", "Norm2", "Pooled", "Input", "First", "Norm1", "Slopes"})
+             .Attrs(ATTRIBUTES));
 GRADIENT(mbconv_expand, mbconv_expand_gradient,
          .Inputs({"Weight", "Depthwise", "Maps", "Norm2", "Input", "First", "Norm1", "Slopes", Grad("Maps"),
                   Grad("Norm2"), Grad("Pooled")})
-         .Outputs({Grad("X"), Grad("Weight"), Grad("NormWeight1"), Grad("NormBias1"), Grad("Depthwise"),
-                   Grad("NormWeight2"), Grad("NormBias2")})
-         .Attrs(ATTRIBUTES));
-OPERATOR(mbconv_project, mbconv_project,
-         .Inputs({"Maps", "Norm", "Gate", "Weight", Optional("Bias")})
-         .Outputs({"Y"}));
+             .Outputs({Grad("X"), Grad("Weight"), Grad("NormWeight1"), Grad("NormBias1"), Grad("Depthwise"),
+                       Grad("NormWeight2"), Grad("NormBias2")})
+             .Attrs(ATTRIBUTES));
+OPERATOR(mbconv_project, mbconv_project, .Inputs({"Maps", "Norm", "Gate", "Weight", Optional("Bias")}).Outputs({"Y"}));
 GRADIENT(mbconv_project, mbconv_project_gradient,
          .Inputs({"Maps", "Norm", "Gate", "Weight", Optional("Bias"), Grad("Y")})
-         .Outputs({Grad("Maps"), Grad("Norm"), Grad("Gate"), Grad("Weight"), Grad(Optional("Bias"))}));
+             .Outputs({Grad("Maps"), Grad("Norm"), Grad("Gate"), Grad("Weight"), Grad(Optional("Bias"))}));
 #endif

@@ -64,7 +64,8 @@ struct ImageNorm {
     });
     for (int64_t image = 0; image < images; ++image) {
       double mean = 0, square = 0;
-      for (int64_t part = image * PARTS; part < (image + 1) * PARTS; ++part) mean += means[part], square += squares[part];
+      for (int64_t part = image * PARTS; part < (image + 1) * PARTS; ++part)
+        mean += means[part], square += squares[part];
       mean /= positions;
       moments[image] = {float(mean), float(1 / std::sqrt(std::max(square / positions - mean * mean, 0.0) + epsilon))};
     }
@@ -76,7 +77,8 @@ struct ImageNorm {
     for_parts([&](int64_t part, int64_t from, int64_t to) {
       const int64_t image = part / PARTS;
       const float mean = moments[image].mean, scale = moments[image].scale;
-      const float slope = float(along[image] / positions) * scale * scale, rest = float(flat[image] / positions) * scale;
+      const float slope = float(along[image] / positions) * scale * scale,
+                  rest = float(flat[image] / positions) * scale;
       for_vectors((to - from) * columns, [=, start = from * columns](int64_t i, auto get, auto put) {
         const int64_t at = start + i;
         put(grad_x + at, get(grad_x + at) - ((get(x + at) - mean) * slope + rest));

@@ -26,9 +26,7 @@ constexpr int64_t BATCH_SLICES = 8;           // of the batch, where the gradien
 const float* at(const float* base, const Strides& s, int64_t image, int64_t head) {
   return base + image * s.image + head * s.head;
 }
-float* at(float* base, const Strides& s, int64_t image, int64_t head) {
-  return base + image * s.image + head * s.head;
-}
+float* at(float* base, const Strides& s, int64_t image, int64_t head) { return base + image * s.image + head * s.head; }
 
 // The products of one thread: oneDNN's, or plain loops for those of a few rows.
 struct Products {
@@ -154,7 +152,8 @@ AttentionShape shape_of(const Tensor& Query, const Tensor& Key) {
   const Shape query = sizes("query", Query, 4), key = sizes("key", Key, 4);
   require(query.size() == 4 && key.size() == 4, "queries and keys are [batch, positions, heads, width]");
   const int64_t heads = query[2], width = query[3];
-  const Strides own{query[1] * heads * width, heads * width, width}, other{key[1] * heads * width, heads * width, width};
+  const Strides own{query[1] * heads * width, heads * width, width},
+      other{key[1] * heads * width, heads * width, width};
   return {query[0], heads, query[1], key[1], width, own, other, other, own};
 }
 
@@ -171,7 +170,8 @@ static Tensors attention(const Tensor& Query, const Tensor& Key, const Tensor& V
                          float scale, bool bfloat16, bool) {
   const AttentionShape s = shape_of(Query, Key);
   const Shape others{s.batch, s.keys, s.heads, s.width};
-  const float *query = floats("query", Query), *key = floats("key", Key, others), *value = floats("value", Value, others);
+  const float *query = floats("query", Query), *key = floats("key", Key, others),
+              *value = floats("value", Value, others);
   const float* bias = floats("bias", Bias, {s.heads, s.queries, s.keys});
   Tensor Mixed = empty_like(Query), Kept = empty({s.batch, s.heads, s.queries, 2});
   attend(s, scale, query, key, value, bias, bfloat16, Mixed.data<float>(), Kept.data<float>());
@@ -179,13 +179,15 @@ static Tensors attention(const Tensor& Query, const Tensor& Key, const Tensor& V
 }
 
 static Tensors attention_gradient(const Tensor& Query, const Tensor& Key, const Tensor& Value, const MaybeTensor& Bias,
-                                  const Tensor& Kept, const Tensor& GradMixed, float scale, bool bfloat16, bool bias_needs_grad) {
+                                  const Tensor& Kept, const Tensor& GradMixed, float scale, bool bfloat16,
+                                  bool bias_needs_grad) {
   const AttentionShape s = shape_of(Query, Key);
   const Shape others{s.batch, s.keys, s.heads, s.width};
-  const float *query = floats("query", Query), *key = floats("key", Key, others), *value = floats("value", Value, others);
+  const float *query = floats("query", Query), *key = floats("key", Key, others),
+              *value = floats("value", Value, others);
   const float* bias = floats("bias", Bias, {s.heads, s.queries, s.keys});
-  const float *kept = floats("kept", Kept, {s.batch, s.heads, s.queries, 2});
-  const float *grad = floats("grad", GradMixed, Query.shape());
+  const float* kept = floats("kept", Kept, {s.batch, s.heads, s.queries, 2});
+  const float* grad = floats("grad", GradMixed, Query.shape());
   Tensor GradQuery = empty_like(Query), GradKey = empty_like(Key), GradValue = empty_like(Value), GradBias;
   if (Bias && bias_needs_grad) GradBias = empty_like(*Bias);
   attend_back(s, scale, query, key, value, bias, bfloat16, kept, grad, GradQuery.data<float>(), GradKey.data<float>(),
@@ -195,12 +197,12 @@ static Tensors attention_gradient(const Tensor& Query, const Tensor& Key, const 
 
 OPERATOR(attention, attention,
          .Inputs({"Query", "Key", "Value", Optional("Bias")})
-         .Outputs({"Mixed", "Kept"})
-         .Attrs({"scale: float", "bfloat16: bool", "bias_needs_grad: bool"}));
+             .Outputs({"Mixed", "Kept"})
+             .Attrs({"scale: float", "bfloat16: bool", "bias_needs_grad: bool"}));
 GRADIENT(attention, attention_gradient,
          .Inputs({"Query", "Key", "Value", Optional("Bias"), "Kept", Grad("Mixed")})
-         .Outputs({Grad("Query"), Grad("Key"), Grad("Value"), Grad(Optional("Bias"))})
-         .Attrs({"scale: float", "bfloat16: bool", "bias_needs_grad: bool"}));
+             .Outputs({Grad("Query"), Grad("Key"), Grad("Value"), Grad(Optional("Bias"))})
+             .Attrs({"scale: float", "bfloat16: bool", "bias_needs_grad: bool"}));
 
 static Tensors self_attention(const Tensor& Qkv, const MaybeTensor& Bias, float scale, bool bfloat16, bool) {
   const AttentionShape s = packed_shape_of(Qkv);
@@ -216,8 +218,8 @@ static Tensors self_attention_gradient(const Tensor& Qkv, const MaybeTensor& Bia
   const AttentionShape s = packed_shape_of(Qkv);
   const int64_t part = s.heads * s.width;
   const float *qkv = floats("qkv", Qkv), *bias = floats("bias", Bias, {s.heads, s.queries, s.keys});
-  const float *kept = floats("kept", Kept, {s.batch, s.heads, s.queries, 2});
-  const float *grad = floats("grad", GradMixed, {s.batch, s.queries, s.heads, s.width});
+  const float* kept = floats("kept", Kept, {s.batch, s.heads, s.queries, 2});
+  const float* grad = floats("grad", GradMixed, {s.batch, s.queries, s.heads, s.width});
   Tensor GradQkv = empty_like(Qkv), GradBias;
   if (Bias && bias_needs_grad) GradBias = empty_like(*Bias);
   float* grad_qkv = GradQkv.data<float>();
@@ -228,9 +230,9 @@ static Tensors self_attention_gradient(const Tensor& Qkv, const MaybeTensor& Bia
 
 OPERATOR(self_attention, self_attention,
          .Inputs({"Qkv", Optional("Bias")})
-         .Outputs({"Mixed", "Kept"})
-         .Attrs({"scale: float", "bfloat16: bool", "bias_needs_grad: bool"}));
+             .Outputs({"Mixed", "Kept"})
+             .Attrs({"scale: float", "bfloat16: bool", "bias_needs_grad: bool"}));
 GRADIENT(self_attention, self_attention_gradient,
          .Inputs({"Qkv", Optional("Bias"), "Kept", Grad("Mixed")})
-         .Outputs({Grad("Qkv"), Grad(Optional("Bias"))})
-         .Attrs({"scale: float", "bfloat16: bool", "bias_needs_grad: bool"}));
+             .Outputs({Grad("Qkv"), Grad(Optional("Bias"))})
+             .Attrs({"scale: float", "bfloat16: bool", "bias_needs_grad: bool"}));

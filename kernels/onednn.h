@@ -119,8 +119,8 @@ inline void execute(const Handle& primitive, std::initializer_list<Argument> arg
   std::vector<dnnl_argument> list;
   for (const Argument& argument : arguments) {
     if (!argument.layout) continue;
-    memories.push_back(made(dnnl_memory_destroy, dnnl_memory_create, argument.layout.get(), engine(),
-                            const_cast<void*>(argument.at)));
+    memories.push_back(
+        made(dnnl_memory_destroy, dnnl_memory_create, argument.layout.get(), engine(), const_cast<void*>(argument.at)));
     list.push_back({argument.index, memories.back().get()});
   }
   check(dnnl_primitive_execute(primitive.get(), stream.get(), int(list.size()), list.data()));

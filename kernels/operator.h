@@ -103,15 +103,15 @@ int count(Tensors (*)(Arguments...)) {
   return sizeof...(Arguments);
 }
 
-// Functions that register an operator and its gradient with Paddle, and return its number of arguments, which Paddle does
-// not check. Python calls them at the operator's first use. PD_BUILD_OP would register all at once, but each call of a
-// custom operator takes longer the more of them Paddle knows.
-#define OPERATOR(name, function, ...)                                                             \
-  extern "C" int register_##name() {                                                              \
-    paddle::OpMetaInfoBuilder("hybrid_" #name, 0).SetKernelFn(run<function>) __VA_ARGS__;         \
-    return count(function);                                                                       \
+// Functions that register an operator and its gradient with Paddle, and return its number of arguments, which Paddle
+// does not check. Python calls them at the operator's first use. PD_BUILD_OP would register all at once, but each call
+// of a custom operator takes longer the more of them Paddle knows.
+#define OPERATOR(name, function, ...)                                                     \
+  extern "C" int register_##name() {                                                      \
+    paddle::OpMetaInfoBuilder("hybrid_" #name, 0).SetKernelFn(run<function>) __VA_ARGS__; \
+    return count(function);                                                               \
   }
-#define GRADIENT(name, function, ...)                                                             \
-  extern "C" void register_##name##_gradient() {                                                  \
-    paddle::OpMetaInfoBuilder("hybrid_" #name, 1).SetKernelFn(run<function>) __VA_ARGS__;         \
+#define GRADIENT(name, function, ...)                                                     \
+  extern "C" void register_##name##_gradient() {                                          \
+    paddle::OpMetaInfoBuilder("hybrid_" #name, 1).SetKernelFn(run<function>) __VA_ARGS__; \
   }

@@ -86,14 +86,16 @@ Tensors done() { return {empty({1})}; }  // an operator has a result
 }  // namespace
 
 // Factors: learning rates, decay as L2 in the gradient, decay of the parameter itself, [3, count].
-static Tensors adam(const Tensors& Parameters, const Tensors& Gradients, const Tensors& Moments1, const Tensors& Moments2,
-                    const Tensors& Powers1, const Tensors& Powers2, const std::vector<float>& Factors, float beta1,
-                    float beta2, float epsilon, float clip_norm) {
+static Tensors adam(const Tensors& Parameters, const Tensors& Gradients, const Tensors& Moments1,
+                    const Tensors& Moments2, const Tensors& Powers1, const Tensors& Powers2,
+                    const std::vector<float>& Factors, float beta1, float beta2, float epsilon, float clip_norm) {
   const int64_t count = Parameters.size();
   const float* factors = factors_of(Factors, 3, Parameters);
-  const auto parameters = places("parameters", Parameters, Parameters), gradients = places("gradients", Gradients, Parameters);
+  const auto parameters = places("parameters", Parameters, Parameters),
+             gradients = places("gradients", Gradients, Parameters);
   const auto moments1 = places("moments", Moments1, Parameters), moments2 = places("moments", Moments2, Parameters);
-  const auto powers1 = places("powers", Powers1, Parameters, true), powers2 = places("powers", Powers2, Parameters, true);
+  const auto powers1 = places("powers", Powers1, Parameters, true),
+             powers2 = places("powers", Powers2, Parameters, true);
   const float clip = clip_factor(Gradients, clip_norm);
   std::vector<float> rates(count), epsilons(count);
   for (int64_t t = 0; t < count; ++t) {
@@ -105,7 +107,7 @@ static Tensors adam(const Tensors& Parameters, const Tensors& Gradients, const T
   for_pieces(Parameters, first_pieces(Parameters), [&](int64_t, int64_t t, int64_t from, int64_t to) {
     float* __restrict param = parameters[t];
     const float* __restrict grad = gradients[t];
-    float *__restrict moment1 = moments1[t], *__restrict moment2 = moments2[t];
+    float* __restrict moment1 = moments1[t], * __restrict moment2 = moments2[t];
     const float coupled = factors[count + t], decoupled = factors[t] * factors[2 * count + t];
     const float rate = -rates[t], small = epsilons[t];
 #pragma omp simd
@@ -125,20 +127,22 @@ static Tensors adam(const Tensors& Parameters, const Tensors& Gradients, const T
 
 OPERATOR(adam, adam,
          .Inputs({paddle::Vec("Parameters"), paddle::Vec("Gradients"), paddle::Vec("Moments1"), paddle::Vec("Moments2"),
-                 paddle::Vec("Powers1"), paddle::Vec("Powers2")})
-         .Outputs({"Done"})
-         .Attrs({"factors: std::vector<float>", "beta1: float", "beta2: float", "epsilon: float", "clip_norm: float"}));
+                  paddle::Vec("Powers1"), paddle::Vec("Powers2")})
+             .Outputs({"Done"})
+             .Attrs({"factors: std::vector<float>", "beta1: float", "beta2: float", "epsilon: float",
+                     "clip_norm: float"}));
 
 // Factors: learning rates, and decay as L2 in the gradient, [2, count].
 static Tensors momentum(const Tensors& Parameters, const Tensors& Gradients, const Tensors& Velocities,
                         const std::vector<float>& Factors, float kept, float clip_norm) {
   const int64_t count = Parameters.size();
   const float* factors = factors_of(Factors, 2, Parameters);
-  const auto parameters = places("parameters", Parameters, Parameters), gradients = places("gradients", Gradients, Parameters);
+  const auto parameters = places("parameters", Parameters, Parameters),
+             gradients = places("gradients", Gradients, Parameters);
   const auto velocities = places("velocities", Velocities, Parameters);
   const float clip = clip_factor(Gradients, clip_norm);
   for_pieces(Parameters, first_pieces(Parameters), [&](int64_t, int64_t t, int64_t from, int64_t to) {
-    float *__restrict param = parameters[t], *__restrict velocity = velocities[t];
+    float* __restrict param = parameters[t], * __restrict velocity = velocities[t];
     const float* __restrict grad = gradients[t];
     const float rate = factors[t], decay = factors[count + t];
 #pragma omp simd
@@ -155,8 +159,8 @@ static Tensors momentum(const Tensors& Parameters, const Tensors& Gradients, con
 
 OPERATOR(momentum, momentum,
          .Inputs({paddle::Vec("Parameters"), paddle::Vec("Gradients"), paddle::Vec("Velocities")})
-         .Outputs({"Done"})
-         .Attrs({"factors: std::vector<float>", "momentum: float", "clip_norm: float"}));
+             .Outputs({"Done"})
+             .Attrs({"factors: std::vector<float>", "momentum: float", "clip_norm: float"}));
 
 // Factors of the averages and of the tensors, [2, count]; 0 and 1 copy.
 static Tensors average(const Tensors& Averages, const Tensors& Others, const std::vector<float>& Factors) {
@@ -179,8 +183,8 @@ static Tensors average(const Tensors& Averages, const Tensors& Others, const std
 
 OPERATOR(average, average,
          .Inputs({paddle::Vec("Averages"), paddle::Vec("Tensors")})
-         .Outputs({"Done"})
-         .Attrs({"factors: std::vector<float>"}));
+             .Outputs({"Done"})
+             .Attrs({"factors: std::vector<float>"}));
 
 static Tensors sum_squares(const Tensors& Numbers) {
   Tensor Sum = empty({}, paddle::DataType::FLOAT64);

@@ -51,8 +51,8 @@ struct Norm {
 
 inline void add_to(float* to, Vec v) { store(to, load(to) + v); }
 
-// Calls body(image, row, rows, pixel) for the rows of each image among `count` rows from `from` on. The first of them is
-// row `from` + `row`, and `pixel` of its image.
+// Calls body(image, row, rows, pixel) for the rows of each image among `count` rows from `from` on. The first of them
+// is row `from` + `row`, and `pixel` of its image.
 template <class Body>
 inline void by_images(int64_t pixels, int64_t from, int64_t count, Body body) {
   for (int64_t row = 0, rows; row < count; row += rows) {
@@ -72,7 +72,8 @@ inline void to_rows(const float* maps, int64_t channels, int64_t pixels, int64_t
       const int64_t left = std::clamp<int64_t>(channels - c, 0, LANES);
       Vec sum{};
       if (left)
-        planes_to_lanes(maps + (image * channels + c) * pixels + pixel, pixels, int(left), 1, rows, places.data(), lanes);
+        planes_to_lanes(maps + (image * channels + c) * pixels + pixel, pixels, int(left), 1, rows, places.data(),
+                        lanes);
       for (int64_t r = 0; r < rows; ++r) {
         const Vec v = (Vec)_mm512_maskz_loadu_ps(first(left), lanes + r * LANES);
         sum += v;
@@ -151,8 +152,10 @@ struct Statistics {
 struct NormArguments {
   const float *mean, *variance, *weight, *bias;
   NormArguments(const Tensor& Mean, const Tensor& Variance, const Tensor& Weight, const Tensor& Bias, int64_t hidden)
-      : mean(floats("mean", Mean, {hidden})), variance(floats("variance", Variance, {hidden})),
-        weight(floats("norm weight", Weight, {hidden})), bias(floats("norm bias", Bias, {hidden})) {}
+      : mean(floats("mean", Mean, {hidden})),
+        variance(floats("variance", Variance, {hidden})),
+        weight(floats("norm weight", Weight, {hidden})),
+        bias(floats("norm bias", Bias, {hidden})) {}
 
   void write(const Statistics& batch, bool training, float momentum, float epsilon, float* norm) const {
     const int64_t hidden = batch.hidden;
@@ -161,7 +164,8 @@ struct NormArguments {
     if (training) batch.write(norm, spread.data());
     for (int64_t c = 0; c < hidden; ++c) {
       const double inverse = 1.0 / std::sqrt(spread[c] + double(epsilon));
-      norm[hidden + c] = float(weight[c] * inverse), norm[2 * hidden + c] = bias[c], norm[3 * hidden + c] = float(inverse);
+      norm[hidden + c] = float(weight[c] * inverse), norm[2 * hidden + c] = bias[c],
+                    norm[3 * hidden + c] = float(inverse);
       const auto move = [=](const float* running, float to) {
         const_cast<float*>(running)[c] = momentum * running[c] + (1 - momentum) * to;
       };
@@ -170,8 +174,8 @@ struct NormArguments {
   }
 };
 
-// Where norm(v) has the gradient g, v has scale (g - flat - along (v - mean)); the last two are 0 with given statistics.
-// They and the gradients of weight and bias follow from the sums of g and of g (v - mean) over all rows.
+// Where norm(v) has the gradient g, v has scale (g - flat - along (v - mean)); the last two are 0 with given
+// statistics. They and the gradients of weight and bias follow from the sums of g and of g (v - mean) over all rows.
 struct NormGradient {
   std::vector<float> flat, along;
   NormGradient(const std::vector<double>& sums, const float* norm, int64_t rows, bool training, float* grad_weight,

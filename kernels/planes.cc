@@ -1,5 +1,5 @@
-// Operators over the planes of maps, float32: dynamic ReLU, [planes, plane], its gradient, the channel shuffle, and planes
-// to channels-last maps and back.
+// Operators over the planes of maps, float32: dynamic ReLU, [planes, plane], its gradient, the channel shuffle, and
+// planes to channels-last maps and back.
 //
 // Paddle has no dynamic ReLU: two products with broadcast slopes and a maximum read and write the map many times. Its
 // shuffle and its copies of transposed tensors run on one thread, number by number.
@@ -76,16 +76,14 @@ static Tensors dynamic_relu_gradient(const Tensor& X, const Tensor& First, const
 
 OPERATOR(dynamic_relu, dynamic_relu, .Inputs({"X", "First", "Second"}).Outputs({"Y"}));
 GRADIENT(dynamic_relu, dynamic_relu_gradient,
-         .Inputs({"X", "First", "Second", Grad("Y")})
-         .Outputs({Grad("X"), Grad("First"), Grad("Second")}));
+         .Inputs({"X", "First", "Second", Grad("Y")}).Outputs({Grad("X"), Grad("First"), Grad("Second")}));
 
 // Channel c of group g of `groups` becomes channel g of group c, of x [batch, channels, ...]; with channels / groups
 // groups, the way back.
 static Tensors shuffled(const Tensor& X, int64_t groups, bool back) {
   const Shape shape = sizes("x", X, 2);
   const int64_t images = shape[0], channels = shape[1], plane = X.numel() / (images * channels);
-  require(groups > 0 && channels % groups == 0,
-          channels, " channels cannot be shuffled in ", groups, " groups");
+  require(groups > 0 && channels % groups == 0, channels, " channels cannot be shuffled in ", groups, " groups");
   if (back) groups = channels / groups;
   const float* x = floats("x", X);
   Tensor Y = empty_like(X);
@@ -105,15 +103,14 @@ static Tensors channel_shuffle_gradient(const Tensor& GradY, int64_t groups) { r
 
 OPERATOR(channel_shuffle, channel_shuffle, .Inputs({"X"}).Outputs({"Y"}).Attrs({"groups: int64_t"}));
 GRADIENT(channel_shuffle, channel_shuffle_gradient,
-         .Inputs({Grad("Y")})
-         .Outputs({Grad("X")})
-         .Attrs({"groups: int64_t"}));
+         .Inputs({Grad("Y")}).Outputs({Grad("X")}).Attrs({"groups: int64_t"}));
 
 // x [batch, channels, ...] as [batch, ..., channels] where `last`, else the way back.
 static Tensors move_channels(const Tensor& X, bool last) {
   Shape shape = sizes("x", X, 3);
   const auto second = shape.begin() + 1;
-  const int64_t batch = shape[0], rows = last ? shape[1] : X.numel() / batch / shape.back(), columns = X.numel() / batch / rows;
+  const int64_t batch = shape[0], rows = last ? shape[1] : X.numel() / batch / shape.back(),
+                columns = X.numel() / batch / rows;
   last ? std::rotate(second, second + 1, shape.end()) : std::rotate(second, shape.end() - 1, shape.end());
   const float* x = floats("x", X);
   Tensor Y = empty(shape);

@@ -67,14 +67,12 @@ static Tensors pool_difference_gradient(const Tensor& GradY, int64_t reach) { re
 
 OPERATOR(pool_difference, pool_difference, .Inputs({"X"}).Outputs({"Y"}).Attrs({"reach: int64_t"}));
 GRADIENT(pool_difference, pool_difference_gradient,
-         .Inputs({Grad("Y")})
-         .Outputs({Grad("X")})
-         .Attrs({"reach: int64_t"}));
+         .Inputs({Grad("Y")}).Outputs({Grad("X")}).Attrs({"reach: int64_t"}));
 
 namespace {
 
-// y = x + share[image] scale p(norm(x)), with the group norm of maps.cc and the pooling p above. As p of a constant is 0,
-// p(norm(x)) is p(x) weight / deviation, and the norm's bias has no effect.
+// y = x + share[image] scale p(norm(x)), with the group norm of maps.cc and the pooling p above. As p of a constant is
+// 0, p(norm(x)) is p(x) weight / deviation, and the norm's bias has no effect.
 struct PoolMixer {
   static constexpr int64_t BANDS = 8;  // of an image
   int64_t batch, height, width, channels, reach;
@@ -82,11 +80,18 @@ struct PoolMixer {
   ImageNorm norm;
   std::vector<float> factors;  // of p(x), for each image
 
-  PoolMixer(const Tensor& X, const Tensor& Weight, const Tensor& Bias, const MaybeTensor& Scale, const MaybeTensor& Share,
-            int64_t reach, float epsilon, const Shape& shape)
-      : batch(shape[0]), height(shape[1]), width(shape[2]), channels(shape[3]), reach(reach), x(floats("x", X)),
-        weight(floats("weight", Weight, {channels})), scale(floats("scale", Scale, {channels})),
-        share(some_floats("share", Share, batch)), norm(x, batch, height * width, channels, epsilon) {
+  PoolMixer(const Tensor& X, const Tensor& Weight, const Tensor& Bias, const MaybeTensor& Scale,
+            const MaybeTensor& Share, int64_t reach, float epsilon, const Shape& shape)
+      : batch(shape[0]),
+        height(shape[1]),
+        width(shape[2]),
+        channels(shape[3]),
+        reach(reach),
+        x(floats("x", X)),
+        weight(floats("weight", Weight, {channels})),
+        scale(floats("scale", Scale, {channels})),
+        share(some_floats("share", Share, batch)),
+        norm(x, batch, height * width, channels, epsilon) {
     floats("bias", Bias, {channels});
     for (int64_t image = 0; image < batch; ++image)
       for (int64_t c = 0; c < channels; ++c) factors.push_back(of_image(image) * weight[c] * (scale ? scale[c] : 1.f));
@@ -172,9 +177,9 @@ static Tensors pool_mixer_gradient(const Tensor& X, const Tensor& Weight, const 
 
 OPERATOR(pool_mixer, pool_mixer,
          .Inputs({"X", "Weight", "Bias", Optional("Scale"), Optional("Share")})
-         .Outputs({"Y"})
-         .Attrs({"reach: int64_t", "epsilon: float"}));
+             .Outputs({"Y"})
+             .Attrs({"reach: int64_t", "epsilon: float"}));
 GRADIENT(pool_mixer, pool_mixer_gradient,
          .Inputs({"X", "Weight", "Bias", Optional("Scale"), Optional("Share"), Grad("Y")})
-         .Outputs({Grad("X"), Grad("Weight"), Grad("Bias"), Grad(Optional("Scale"))})
-         .Attrs({"reach: int64_t", "epsilon: float"}));
+             .Outputs({Grad("X"), Grad("Weight"), Grad("Bias"), Grad(Optional("Scale"))})
+             .Attrs({"reach: int64_t", "epsilon: float"}));

@@ -20,7 +20,18 @@ struct Picture {
 
 static inline int channel(Pixel pixel, int c) { return (pixel >> (8 * c)) & 255; }
 
-enum Operation { IDENTITY, AFFINE, BRIGHTNESS, COLOR, CONTRAST, SHARPNESS, POSTERIZE, SOLARIZE, AUTOCONTRAST, EQUALIZE };
+enum Operation {
+  IDENTITY,
+  AFFINE,
+  BRIGHTNESS,
+  COLOR,
+  CONTRAST,
+  SHARPNESS,
+  POSTERIZE,
+  SOLARIZE,
+  AUTOCONTRAST,
+  EQUALIZE
+};
 
 // Image.blend: from `first` towards `second`, and beyond where share > 1.
 static inline int blend(int first, int second, float share) {
@@ -43,8 +54,8 @@ typedef uint8_t Tables[3][256];
 static inline void apply_tables(Picture image, const Tables& tables) {
   for (int64_t i = 0; i < image.size(); ++i) {
     const Pixel p = image.pixels[i];
-    image.pixels[i] = Pixel(tables[0][channel(p, 0)]) | Pixel(tables[1][channel(p, 1)]) << 8 |
-                      Pixel(tables[2][channel(p, 2)]) << 16;
+    image.pixels[i] =
+        Pixel(tables[0][channel(p, 0)]) | Pixel(tables[1][channel(p, 1)]) << 8 | Pixel(tables[2][channel(p, 2)]) << 16;
   }
 }
 
@@ -107,14 +118,9 @@ static inline Picture randaugment(Picture image, Picture other, Operation operat
   const float share = float(numbers[0]);
   Tables tables;
   switch (operation) {
-    case IDENTITY:
-      return image;
-    case AFFINE:
-      transform_affine(image, other, numbers);
-      return other;
-    case BRIGHTNESS:
-      fill_tables(tables, [=](int v) { return blend(0, v, share); });
-      break;
+    case IDENTITY: return image;
+    case AFFINE: transform_affine(image, other, numbers); return other;
+    case BRIGHTNESS: fill_tables(tables, [=](int v) { return blend(0, v, share); }); break;
     case COLOR:
       for (int64_t i = 0; i < image.size(); ++i)
         image.pixels[i] = blend_pixels(Pixel(luma(image.pixels[i])) * 0x010101u, image.pixels[i], share);
@@ -126,23 +132,19 @@ static inline Picture randaugment(Picture image, Picture other, Operation operat
       fill_tables(tables, [=](int v) { return blend(mean, v, share); });
       break;
     }
-    case SHARPNESS:
-      sharpen(image, other, share);
-      return other;
-    case POSTERIZE:
-      fill_tables(tables, [=](int v) { return v & ~((1 << (8 - int(numbers[0]))) - 1); });
-      break;
-    case SOLARIZE:
-      fill_tables(tables, [=](int v) { return v < numbers[0] ? v : 255 - v; });
-      break;
+    case SHARPNESS: sharpen(image, other, share); return other;
+    case POSTERIZE: fill_tables(tables, [=](int v) { return v & ~((1 << (8 - int(numbers[0]))) - 1); }); break;
+    case SOLARIZE: fill_tables(tables, [=](int v) { return v < numbers[0] ? v : 255 - v; }); break;
     default: {
       int64_t counts[3][256] = {};
       for (int64_t i = 0; i < image.size(); ++i)
         for (int c = 0; c < 3; ++c) ++counts[c][channel(image.pixels[i], c)];
       fill_tables(tables, [](int v) { return v; });
       for (int c = 0; c < 3; ++c) {
-        if (operation == AUTOCONTRAST) autocontrast_table(counts[c], tables[c]);
-        else equalize_table(counts[c], image.size(), tables[c]);
+        if (operation == AUTOCONTRAST)
+          autocontrast_table(counts[c], tables[c]);
+        else
+          equalize_table(counts[c], image.size(), tables[c]);
       }
     }
   }

@@ -27,8 +27,7 @@ static Tensors gelu_gradient(const Tensor& X, const Tensor& GradY) {
   const float *x = floats("x", X), *grad = floats("grad", GradY, X.shape());
   Tensor GradX = empty_like(X);
   float* grad_x = GradX.data<float>();
-  for_all(X.numel(),
-          [=](int64_t i, auto get, auto put) { put(grad_x + i, get(grad + i) * Gelu::slope(get(x + i))); });
+  for_all(X.numel(), [=](int64_t i, auto get, auto put) { put(grad_x + i, get(grad + i) * Gelu::slope(get(x + i))); });
   return {GradX};
 }
 
@@ -39,7 +38,8 @@ GRADIENT(gelu, gelu_gradient, .Inputs({"X", Grad("Y")}).Outputs({Grad("X")}));
 static Tensors layer_norm(const Tensor& X, const Tensor& Weight, const Tensor& Bias, float epsilon) {
   const int64_t columns = sizes("x", X, 1).back(), rows = X.numel() / columns;
   Tensor Y = empty_like(X);
-  const float *x = floats("x", X), *weight = floats("weight", Weight, {columns}), *bias = floats("bias", Bias, {columns});
+  const float *x = floats("x", X), *weight = floats("weight", Weight, {columns}),
+              *bias = floats("bias", Bias, {columns});
   float* y = Y.data<float>();
   for_slices(rows, columns, [=](int64_t, int64_t from, int64_t to) {
     for (int64_t r = from; r < to; ++r) {
@@ -88,22 +88,21 @@ static Tensors layer_norm_gradient(const Tensor& X, const Tensor& Weight, const 
 }
 
 OPERATOR(layer_norm, layer_norm, .Inputs({"X", "Weight", "Bias"}).Outputs({"Y"}).Attrs({"epsilon: float"}));
-GRADIENT(layer_norm, layer_norm_gradient,
-         .Inputs({"X", "Weight", Grad("Y")})
-         .Outputs({Grad("X"), Grad("Weight"), Grad("Bias")})
-         .Attrs({"epsilon: float"}));
+GRADIENT(
+    layer_norm, layer_norm_gradient,
+    .Inputs({"X", "Weight", Grad("Y")}).Outputs({Grad("X"), Grad("Weight"), Grad("Bias")}).Attrs({"epsilon: float"}));
 
 // y = x weight + bias: x [..., features], weight [features, columns], or [columns, features] where `transposed`. The
 // gradients of x and of weight are formed where they are needed.
 static Tensors linear(const Tensor& X, const Tensor& Weight, const MaybeTensor& Bias, bool transposed, bool bfloat16,
                       bool, bool) {
   Shape shape = sizes("x", X, 2);
-  const int64_t features = shape.back(), columns = sizes("weight", Weight, 2)[transposed ? 0 : 1], rows = X.numel() / features;
+  const int64_t features = shape.back(), columns = sizes("weight", Weight, 2)[transposed ? 0 : 1],
+                rows = X.numel() / features;
   shape.back() = columns;
   Tensor Y = empty(shape);
   const float *x = floats("x", X), *bias = floats("bias", Bias, {columns});
-  const float* weight =
-      floats("weight", Weight, transposed ? Shape{columns, features} : Shape{features, columns});
+  const float* weight = floats("weight", Weight, transposed ? Shape{columns, features} : Shape{features, columns});
   float* y = Y.data<float>();
   check_product(product_of(bfloat16)('N', transposed ? 'T' : 'N', rows, columns, features, 1.f, x, features, weight,
                                      transposed ? features : columns, 0.f, y, columns));
@@ -120,11 +119,11 @@ static Tensors linear(const Tensor& X, const Tensor& Weight, const MaybeTensor& 
 static Tensors linear_gradient(const Tensor& X, const Tensor& Weight, const MaybeTensor& Bias, const Tensor& GradY,
                                bool transposed, bool bfloat16, bool x_needs_grad, bool weight_needs_grad) {
   Shape shape = sizes("x", X, 2);
-  const int64_t features = shape.back(), columns = sizes("weight", Weight, 2)[transposed ? 0 : 1], rows = X.numel() / features;
+  const int64_t features = shape.back(), columns = sizes("weight", Weight, 2)[transposed ? 0 : 1],
+                rows = X.numel() / features;
   shape.back() = columns;
   const float *x = floats("x", X), *grad = floats("grad", GradY, shape);
-  const float* weight =
-      floats("weight", Weight, transposed ? Shape{columns, features} : Shape{features, columns});
+  const float* weight = floats("weight", Weight, transposed ? Shape{columns, features} : Shape{features, columns});
   const Product product = product_of(bfloat16);
   Tensors grads{GradY, GradY, Tensor()};  // what nobody needs must be some tensor
   if (x_needs_grad) {
@@ -135,10 +134,10 @@ static Tensors linear_gradient(const Tensor& X, const Tensor& Weight, const Mayb
   if (weight_needs_grad) {
     grads[1] = empty_like(Weight);
     float* grad_weight = grads[1].data<float>();
-    check_product(transposed ? product('T', 'N', columns, features, rows, 1.f, grad, columns, x, features, 0.f,
-                                       grad_weight, features)
-                             : product('T', 'N', features, columns, rows, 1.f, x, features, grad, columns, 0.f,
-                                       grad_weight, columns));
+    check_product(
+        transposed
+            ? product('T', 'N', columns, features, rows, 1.f, grad, columns, x, features, 0.f, grad_weight, features)
+            : product('T', 'N', features, columns, rows, 1.f, x, features, grad, columns, 0.f, grad_weight, columns));
   }
   if (Bias) {
     grads[2] = empty({columns});
@@ -157,9 +156,9 @@ static Tensors linear_gradient(const Tensor& X, const Tensor& Weight, const Mayb
 
 OPERATOR(linear, linear,
          .Inputs({"X", "Weight", Optional("Bias")})
-         .Outputs({"Y"})
-         .Attrs({"transposed: bool", "bfloat16: bool", "x_needs_grad: bool", "weight_needs_grad: bool"}));
+             .Outputs({"Y"})
+             .Attrs({"transposed: bool", "bfloat16: bool", "x_needs_grad: bool", "weight_needs_grad: bool"}));
 GRADIENT(linear, linear_gradient,
          .Inputs({"X", "Weight", Optional("Bias"), Grad("Y")})
-         .Outputs({Grad("X"), Grad("Weight"), Grad(Optional("Bias"))})
-         .Attrs({"transposed: bool", "bfloat16: bool", "x_needs_grad: bool", "weight_needs_grad: bool"}));
+             .Outputs({Grad("X"), Grad("Weight"), Grad(Optional("Bias"))})
+             .Attrs({"transposed: bool", "bfloat16: bool", "x_needs_grad: bool", "weight_needs_grad: bool"}));

@@ -54,8 +54,8 @@ inline void for_all(int64_t size, Body body) {
   });
 }
 
-// Runs body(task) for every task on all threads where the work is `worth` it. An exception must not leave a thread: that
-// memory ran out is raised at the end.
+// Runs body(task) for every task on all threads where the work is `worth` it. An exception must not leave a thread:
+// that memory ran out is raised at the end.
 template <class Body>
 inline void for_tasks(int64_t tasks, bool worth, Body body) {
   std::atomic<int64_t> next{0};

@@ -15,8 +15,15 @@ struct Maps {
   int64_t bins, blocks;
   Fourier rows, columns;
   Maps(int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t planes)
-      : batch(batch), height(height), width(width), channels(channels), planes(planes), bins(width / 2 + 1),
-        blocks((channels + LANES - 1) / LANES), rows(width), columns(height) {}
+      : batch(batch),
+        height(height),
+        width(width),
+        channels(channels),
+        planes(planes),
+        bins(width / 2 + 1),
+        blocks((channels + LANES - 1) / LANES),
+        rows(width),
+        columns(height) {}
   int lanes(int64_t block) const { return int(std::min<int64_t>(LANES, channels - block * LANES)); }
   int64_t at(int64_t image, int64_t block) const { return image * height * width * channels + block * LANES; }
   // Of a half spectrum, [height][bins] of a real and an imaginary vector.

@@ -57,9 +57,7 @@ inline void for_vectors(int64_t columns, Body body) {
   for (; c + LANES <= columns; c += LANES)
     body(c, [](const float* p) { return load(p); }, [](float* p, Vec v) { store(p, v); });
   if (const int rest = int(columns - c))
-    body(
-        c, [rest](const float* p) { return load_part(p, rest); },
-        [rest](float* p, Vec v) { store_part(p, v, rest); });
+    body(c, [rest](const float* p) { return load_part(p, rest); }, [rest](float* p, Vec v) { store_part(p, v, rest); });
 }
 
 inline float total(Vec v) {
