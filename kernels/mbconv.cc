@@ -41,7 +41,7 @@ struct Expand {
   int64_t rows_of(int64_t block) const { return std::min(block_rows, rows - block * block_rows); }
 
   // `input` are x's rows.
-  void product(const float* x, const Rows& input, const Panels& first, Statistics& statistics) const {
+  void product(const float* x, const Rows& input, const Panels& first, Statistics<>& statistics) const {
     const PackedWeight packed(weight, channels, hidden, true);
     float* memory = scratch<Expand>(packed.size());
     packed.pack(reinterpret_cast<int32_t*>(memory));
@@ -59,7 +59,7 @@ struct Expand {
     });
   }
 
-  void convolve(const Panels& first, const float* norm, const Panels& maps, Statistics& statistics) const {
+  void convolve(const Panels& first, const float* norm, const Panels& maps, Statistics<>& statistics) const {
     map.convolve(
         hidden, depthwise,
         [&](int64_t row, int64_t c, int64_t) { return RoundedGelu::value(Norm(norm, hidden, c)(first.get(row, c))); },
@@ -300,11 +300,11 @@ static Tensors mbconv_expand(const Tensor& X, const Tensor& Weight, const Tensor
   Tensor Pooled = empty({shape[0], e.hidden}), Slopes = empty({2, shape[0], e.hidden});
   const Panels wide{static_cast<uint16_t*>(First.data()), e.rows};
   const Panels maps{static_cast<uint16_t*>(Maps.data()), e.to.batch * e.to.pixels()};
-  Statistics before(wide, e.hidden, e.block_rows), after(maps, e.hidden, e.to.pixels());
+  Statistics before(wide, e.hidden, e.block_rows, training), after(maps, e.hidden, e.to.pixels(), training);
   e.product(x, {static_cast<uint16_t*>(Input.data()), e.pitch}, wide, before);
-  first.write(before, training, momentum, epsilon, Norm1.data<float>());
+  first.write(before, momentum, epsilon, Norm1.data<float>());
   e.convolve(wide, Norm1.data<float>(), maps, after);
-  second.write(after, training, momentum, epsilon, Norm2.data<float>());
+  second.write(after, momentum, epsilon, Norm2.data<float>());
   e.pool(maps, Norm2.data<float>(), Pooled.data<float>(), Slopes.data<float>());
   return {Maps, Norm2, Pooled, Input, First, Norm1, Slopes};
 }

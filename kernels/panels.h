@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "activations.h"
 #include "bfloat16.h"
 #include "lanes.h"
 #include "map.h"
@@ -62,26 +63,37 @@ inline void by_images(int64_t pixels, int64_t from, int64_t count, Body body) {
   }
 }
 
-// Rows of maps [batch, channels, pixels], zeros up to the pitch; their sums are added to `sums` if there are any.
-inline void to_rows(const float* maps, int64_t channels, int64_t pixels, int64_t from, int64_t count, const Rows& to,
-                    float* sums) {
+// Calls body(row, rows, c, channels left, lanes) for 16 channels of maps [batch, channels, pixels] at a time, up to
+// `padded` of them: `lanes` [rows][16] are the rows of an image among `count` rows from `from` on.
+template <class Body>
+inline void from_maps(const float* maps, int64_t channels, int64_t padded, int64_t pixels, int64_t from, int64_t count,
+                      Body body) {
   static const auto places = depthwise::positions(1, BLOCK_ROWS, BLOCK_ROWS, 1);
   float* lanes = scratch<Rows>(BLOCK_ROWS * LANES);
   by_images(pixels, from, count, [&](int64_t image, int64_t row, int64_t rows, int64_t pixel) {
-    for (int64_t c = 0; c < to.pitch; c += LANES) {
+    for (int64_t c = 0; c < padded; c += LANES) {
       const int64_t left = std::clamp<int64_t>(channels - c, 0, LANES);
-      Vec sum{};
       if (left)
         planes_to_lanes(maps + (image * channels + c) * pixels + pixel, pixels, int(left), 1, rows, places.data(),
                         lanes);
-      for (int64_t r = 0; r < rows; ++r) {
-        const Vec v = (Vec)_mm512_maskz_loadu_ps(first(left), lanes + r * LANES);
-        sum += v;
-        store_one(to.at + (row + r) * to.pitch + c, v, LANES);
-      }
-      if (sums) add_to(sums + c, sum);
+      body(row, rows, c, left, lanes);
     }
   });
+}
+
+// Rows of such maps, zeros up to the pitch; their sums are added to `sums` if there are any.
+inline void to_rows(const float* maps, int64_t channels, int64_t pixels, int64_t from, int64_t count, const Rows& to,
+                    float* sums) {
+  from_maps(maps, channels, to.pitch, pixels, from, count,
+            [&](int64_t row, int64_t rows, int64_t c, int64_t left, const float* lanes) {
+              Vec sum{};
+              for (int64_t r = 0; r < rows; ++r) {
+                const Vec v = (Vec)_mm512_maskz_loadu_ps(first(left), lanes + r * LANES);
+                sum += v;
+                store_one(to.at + (row + r) * to.pitch + c, v, LANES);
+              }
+              if (sums) add_to(sums + c, sum);
+            });
 }
 
 // The way back, of `count` rows in groups of 16 channels, [groups][BLOCK_ROWS][16].
@@ -105,22 +117,32 @@ inline void put_lanes(float* lanes, const float* bias, int64_t row, int64_t rows
   }
 }
 
-// Mean and (biased) variance of the channels of maps, from sums over parts of the rows of distances from a part's first
-// row, and of their squares: no more digits cancel out than a part has rows.
+// Mean and (biased) variance of the activated channels of maps, from sums over parts of the rows of distances from a
+// part's first row, and of their squares: no more digits cancel out than a part has rows. Nothing where not `wanted`.
+template <class Activation = Identity>
 struct Statistics {
   Panels maps;
   int64_t hidden, size, parts;
+  bool wanted;
   std::vector<float> sums;
-  Statistics(const Panels& maps, int64_t hidden, int64_t size)
-      : maps(maps), hidden(hidden), size(size), parts((maps.rows + size - 1) / size), sums(2 * parts * hidden, 0.f) {}
+  Statistics(const Panels& maps, int64_t hidden, int64_t size, bool wanted)
+      : maps(maps),
+        hidden(hidden),
+        size(size),
+        parts((maps.rows + size - 1) / size),
+        wanted(wanted),
+        sums(wanted ? 2 * parts * hidden : 0, 0.f) {}
+
+  Vec get(int64_t row, int64_t c) const { return Activation::value(maps.get(row, c)); }
 
   // Rows of one part, in the order of rows.
   void add(int64_t row, int64_t end, int64_t c) {
+    if (!wanted) return;
     const int64_t part = row / size;
-    const Vec first = maps.get(part * size, c);
+    const Vec first = get(part * size, c);
     Vec sum{}, squares{};
     for (; row < end; ++row) {
-      const Vec distance = maps.get(row, c) - first;
+      const Vec distance = get(row, c) - first;
       sum += distance, squares += distance * distance;
     }
     add_to(&sums[2 * part * hidden + c], sum), add_to(&sums[(2 * part + 1) * hidden + c], squares);
@@ -131,7 +153,7 @@ struct Statistics {
     const auto over_parts = [&](auto body) {
       for (int64_t part = 0; part < parts; ++part)
         for (int64_t c = 0; c < hidden; c += LANES) {
-          const Vec first = maps.get(part * size, c);
+          const Vec first = get(part * size, c);
           for (int64_t l = 0; l < LANES; ++l)
             body(c + l, double(std::min(size, maps.rows - part * size)), first[l], &sums[2 * part * hidden + c + l]);
         }
@@ -148,7 +170,7 @@ struct Statistics {
   }
 };
 
-// What a batch norm is made of. In training its running statistics move to those of the batch.
+// What a batch norm is made of. Its running statistics move to those of the batch, where these are wanted.
 struct NormArguments {
   const float *mean, *variance, *weight, *bias;
   NormArguments(const Tensor& Mean, const Tensor& Variance, const Tensor& Weight, const Tensor& Bias, int64_t hidden)
@@ -157,11 +179,12 @@ struct NormArguments {
         weight(floats("norm weight", Weight, {hidden})),
         bias(floats("norm bias", Bias, {hidden})) {}
 
-  void write(const Statistics& batch, bool training, float momentum, float epsilon, float* norm) const {
+  template <class Activation>
+  void write(const Statistics<Activation>& batch, float momentum, float epsilon, float* norm) const {
     const int64_t hidden = batch.hidden;
     std::vector<float> spread(variance, variance + hidden);
     std::copy_n(mean, hidden, norm);
-    if (training) batch.write(norm, spread.data());
+    if (batch.wanted) batch.write(norm, spread.data());
     for (int64_t c = 0; c < hidden; ++c) {
       const double inverse = 1.0 / std::sqrt(spread[c] + double(epsilon));
       norm[hidden + c] = float(weight[c] * inverse), norm[2 * hidden + c] = bias[c],
@@ -169,7 +192,7 @@ struct NormArguments {
       const auto move = [=](const float* running, float to) {
         const_cast<float*>(running)[c] = momentum * running[c] + (1 - momentum) * to;
       };
-      if (training) move(mean, norm[c]), move(variance, spread[c]);
+      if (batch.wanted) move(mean, norm[c]), move(variance, spread[c]);
     }
   }
 };

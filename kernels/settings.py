@@ -46,9 +46,9 @@ def bfloat16_products() -> Iterator[None]:
     """Use mixed precision on the CPU until the end of the block; backward passes follow their forward pass.
 
     ``linear``, ``product``, dense ``conv2d`` and attention round their operands to bfloat16 and sum in float32.
-    ``feed_forward``, ``inception_mixer`` and ``mbconv`` keep what is between their steps in bfloat16 too. All other
-    operators and the tensors between operators stay float32. ``status()["bfloat16"]`` is whether the processor has such
-    products.
+    ``feed_forward``, ``inception_mixer``, ``mbconv`` and ``convmixer_block`` keep what is between their steps in
+    bfloat16 too. All other operators and the tensors between operators stay float32. ``status()["bfloat16"]`` is
+    whether the processor has such products.
     """
     global _bfloat16
     before, _bfloat16 = _bfloat16, True

@@ -14,6 +14,8 @@ from __future__ import annotations
 import paddle
 from paddle import nn
 
+import kernels
+from kernels.settings import rounds_to_bfloat16
 from models import layers
 from models.registry import Variant, register_family
 from utils.sizes import Size
@@ -33,6 +35,11 @@ class Block(nn.Sequential):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         residual, pointwise, last_norm, drop_path = self
         depthwise, norm = residual.fn
+        plain = type(norm) is type(last_norm) is layers.NormAct and norm.before == "gelu"
+        if rounds_to_bfloat16() and plain and depthwise._padding != "SAME":
+            return kernels.convmixer_block(
+                x, (depthwise.weight, depthwise.bias), norm.tensors, (pointwise.weight, pointwise.bias),
+                last_norm.tensors, drop_path.keep_scale(x), norm.training, norm._momentum, norm._epsilon)
         x = norm(depthwise(x), residual=x, keep_scale=drop_path.keep_scale(x))
         return last_norm(pointwise(x))
 

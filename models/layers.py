@@ -79,10 +79,15 @@ class NormAct(nn.BatchNorm2D):
             check_choice("an activation", act, AFTER)
         self.before, self.after = before, after
 
+    @property
+    def tensors(self) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+        """Return running mean, running variance, weight and bias, ``[num_features]`` each."""
+        return self._mean, self._variance, self.weight, self.bias
+
     def forward(self, x: paddle.Tensor, residual: paddle.Tensor | None = None,
                 keep_scale: paddle.Tensor | None = None) -> paddle.Tensor:
-        return kernels.batch_norm(x, self._mean, self._variance, self.weight, self.bias, self.training,
-                                  self._momentum, self._epsilon, self.before, self.after, residual, keep_scale)
+        return kernels.batch_norm(x, *self.tensors, self.training, self._momentum, self._epsilon, self.before,
+                                  self.after, residual, keep_scale)
 
 
 class Conv2D(nn.Conv2D):
@@ -190,8 +195,7 @@ def mbconv(x: paddle.Tensor, expand: Conv2D, norm1: nn.Layer, depthwise: Depthwi
         return project(squeeze_excite(norm2(depthwise(norm1(expand(x))))))
     stride = expand._stride[0]  # of a 1×1 convolution: the pixels that it sees
     x = x if stride == 1 else x[:, :, ::stride, ::stride]
-    first, second = ((norm._mean, norm._variance, norm.weight, norm.bias) for norm in (norm1, norm2))
-    return kernels.mbconv(x, expand.weight, first, depthwise.weight, second, squeeze_excite.gate,
+    return kernels.mbconv(x, expand.weight, norm1.tensors, depthwise.weight, norm2.tensors, squeeze_excite.gate,
                           (project.weight, project.bias), depthwise._stride[0], norm1.training, norm1._momentum,
                           norm1._epsilon)
 

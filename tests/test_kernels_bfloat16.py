@@ -19,6 +19,7 @@ from errors import UserError
 from kernels import build
 from models.coatnet import MBConvBlock
 from models.coatnet_simple import MBConv
+from models.convmixer import Block as ConvMixerBlock
 
 pytestmark = pytest.mark.skipif(not kernels.status().get("bfloat16"), reason="no AVX512_BF16 here")
 
@@ -140,13 +141,30 @@ def mbconv(shape, hidden, out, stride=1, training=True, bias=True):
              "project": (out, hidden, 1, 1)} | ({"bias": (out,)} if bias else {})
 
     def call(t):
-        first, second = ((paddle.zeros([hidden], t["x"].dtype), paddle.ones([hidden], t["x"].dtype),
-                          t[f"weight{i}"], t[f"bias{i}"]) for i in (1, 2))
         return kernels.mbconv(
-            t["x"], t["expand"], first, t["depthwise"], second, lambda means: F.sigmoid(means @ t["gate"]),
-            (t["project"], t.get("bias")), stride, training)
+            t["x"], t["expand"], new_norm(t, 1), t["depthwise"], new_norm(t, 2),
+            lambda means: F.sigmoid(means @ t["gate"]), (t["project"], t.get("bias")), stride, training)
 
     return call, sizes
+
+
+def convmixer_block(shape, side, training=True, biases=True):
+    channels = shape[1]
+    sizes = {"x": shape, "depthwise": (channels, 1, side, side), "weight1": (channels,), "bias1": (channels,),
+             "pointwise": (channels, channels, 1, 1), "weight2": (channels,), "bias2": (channels,)}
+    sizes |= {"depthwise_bias": (channels,), "pointwise_bias": (channels,)} if biases else {}
+
+    def call(t):
+        return kernels.convmixer_block(
+            t["x"], (t["depthwise"], t.get("depthwise_bias")), new_norm(t, 1),
+            (t["pointwise"], t.get("pointwise_bias")), new_norm(t, 2), share(t["x"]) if biases else None, training)
+
+    return call, sizes
+
+
+def new_norm(t, number):
+    weight = t[f"weight{number}"]
+    return paddle.zeros_like(weight), paddle.ones_like(weight), weight, t[f"bias{number}"]
 
 
 def share(x: paddle.Tensor) -> paddle.Tensor:
@@ -182,6 +200,8 @@ BRANCHES = [
     pool_mixer((5, 20, 14, 48), 3),
     mbconv((3, 7, 5, 6), 32, 9), mbconv((2, 16, 71, 61), 64, 40, 2), mbconv((40, 48, 4, 4), 96, 17, 2, bias=False),
     mbconv((2, 33, 90, 1), 32, 64), mbconv((1, 12, 40, 57), 32, 2, 1, False), mbconv((130, 5, 2, 3), 64, 33, 2, False),
+    convmixer_block((3, 32, 7, 5), 5), convmixer_block((40, 64, 4, 4), 3, biases=False),
+    convmixer_block((2, 96, 61, 71), 9), convmixer_block((130, 32, 1, 2), 5, False),
 ]
 
 
@@ -198,26 +218,26 @@ def test_branches_follow_their_definition(branch, ours) -> None:
     assert not ours
     for name, found in gradients(function, values, True).items():
         error, spread = np.sqrt(np.square(found - exact[name]).mean()), np.sqrt(np.square(exact[name]).mean())
-        cancels = name in ("weight1", "bias1", "depthwise") and "gate" in sizes  # a batch norm follows
+        cancels = "weight1" in sizes and name in ("weight1", "bias1", "depthwise", "depthwise_bias", "pointwise_bias")
         bound = 3e-2 if (name == "x" and "fuse" in sizes) or found.size == 1 or cancels else 1e-2
         assert found.shape == exact[name].shape
         assert error <= bound * spread + 1e-6, name
     assert len(ours) == 1 + ("gate" in sizes)
 
 
-@pytest.mark.parametrize("branch", [BRANCHES[number] for number in (4, 9, 12, 16, 18)])
+@pytest.mark.parametrize("branch", [BRANCHES[number] for number in (4, 9, 12, 16, 18, 25)])
 def test_threads_change_no_bit_of_branches(branch) -> None:
     function, sizes = branch
     assert_threads_change_no_bit(lambda: list(gradients(function, draw(sizes), True).values()))
 
 
-@pytest.mark.parametrize("branch", [BRANCHES[number] for number in (0, 1, 2, 6, 14, 17)])
+@pytest.mark.parametrize("branch", [BRANCHES[number] for number in (0, 1, 2, 6, 14, 17, 23)])
 def test_wrong_shapes_raise(branch) -> None:
     """Each tensor in turn has one number more along each of its axes."""
     function, sizes = branch
     for wrong, shape in sizes.items():
         for axis in range(len(shape)):
-            if wrong == "x" and axis != (1 if "gate" in sizes else len(shape) - 1):
+            if wrong == "x" and axis != (1 if "weight1" in sizes else len(shape) - 1):
                 continue  # the other tensors say nothing about it
             other = [size + (place == axis) for place, size in enumerate(shape)]
             tensors = {name: paddle.rand(other if name == wrong else size) for name, size in sizes.items()}
@@ -226,45 +246,63 @@ def test_wrong_shapes_raise(branch) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_running_statistics_of_mbconv_move_as_batch_norms_do(training: bool) -> None:
+@pytest.mark.parametrize("kind", ["mbconv", "convmixer_block"])
+def test_running_statistics_move_as_batch_norms_do(kind: str, training: bool) -> None:
     rng, found = np.random.default_rng(0), {}
-    x, expand, depthwise, project = (rng.standard_normal(size).astype("float32") for size in (
-        (3, 8, 9, 10), (32, 8, 1, 1), (32, 1, 3, 3), (4, 32, 1, 1)))
+    x, first, depthwise, last = (rng.standard_normal(size).astype("float32") for size in (
+        (3, 32, 9, 10), (32, 32, 1, 1), (32, 1, 3, 3), (32, 32, 1, 1)))
     for mixed in (True, False):
         norms = [[paddle.full([32], value) for value in (0.5, 2.0, 1.0, 0.0)] for _ in range(2)]
+        x_, first_, depthwise_, last_ = map(paddle.to_tensor, (x, first, depthwise, last))
         with kernels.bfloat16_products() if mixed else kernels.using("stock"):
-            kernels.mbconv(*map(paddle.to_tensor, (x, expand)), norms[0], paddle.to_tensor(depthwise), norms[1],
-                           lambda means: means, (paddle.to_tensor(project), None), 2, training, 0.7)
-        found[mixed] = [norm[kind].numpy() for norm in norms for kind in (0, 1)]
+            if kind == "mbconv":
+                kernels.mbconv(x_, first_, norms[0], depthwise_, norms[1], lambda means: means, (last_, None), 2,
+                               training, 0.7)
+            else:
+                kernels.convmixer_block(x_, (depthwise_, None), norms[0], (last_, None), norms[1], None, training, 0.7)
+        found[mixed] = [norm[which].numpy() for norm in norms for which in (0, 1)]
     for mixed, exact in zip(found[True], found[False], strict=True):
         np.testing.assert_allclose(mixed, exact, rtol=1e-2, atol=1e-2)
         assert (np.ptp(exact) > 0) == training
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kind", [MBConvBlock, MBConv])
-def test_blocks_follow_their_layers(kind: type, stride: int, ours) -> None:
-    block, x = kind(8, 8 * stride, stride, 0.5, 4.0, 0.25), paddle.randn([6, 8, 9, 7])
+BLOCKS = {"MBConv": ("hybrid_mbconv_expand", lambda: MBConvBlock(32, 32, 1, 0.5, 4.0, 0.25)),
+          "MBConv, stride 2": ("hybrid_mbconv_expand", lambda: MBConvBlock(32, 64, 2, 0.5, 4.0, 0.25)),
+          "simple": ("hybrid_mbconv_expand", lambda: MBConv(32, 32, 1, 0.5, 4.0, 0.25)),
+          "simple, stride 2": ("hybrid_mbconv_expand", lambda: MBConv(32, 64, 2, 0.5, 4.0, 0.25)),
+          "ConvMixer": ("hybrid_convmixer_block", lambda: ConvMixerBlock(32, 5, "gelu", 0.5))}
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_blocks_follow_their_layers(kind: str, ours) -> None:
+    operator, build_block = BLOCKS[kind]
+    block, x = build_block(), paddle.randn([6, 32, 9, 7])
     found = []
     for context in (nullcontext(), kernels.bfloat16_products()):
         ours.clear()
         paddle.seed(0)  # of the drop path
         with context:
             found.append(block(x).numpy())
-    assert "hybrid_mbconv_expand" in ours
+    assert operator in ours
     assert 0 < np.square(found[1] - found[0]).mean() ** 0.5 < 1e-2 * found[0].std()
 
 
-def test_replaced_norms_of_mbconv_are_called(ours) -> None:
-    block = MBConvBlock(8, 8, 1, 0.0, 4.0, 0.25)
+@pytest.mark.parametrize("kind", ["MBConv", "ConvMixer"])
+def test_replaced_norms_are_called(kind: str, ours) -> None:
+    operator, build_block = BLOCKS[kind]
+    block = build_block()
+    convert_sync_batch_norm(block)
+    block.eval()
     with kernels.bfloat16_products():
-        block(paddle.rand([2, 8, 5, 5]))
-        assert "hybrid_mbconv_expand" in ours
-        ours.clear()
-        convert_sync_batch_norm(block)
-        block.eval()
-        block(paddle.rand([2, 8, 5, 5]))
-    assert ours and "hybrid_mbconv_expand" not in ours
+        block(paddle.rand([2, 32, 5, 5]))
+    assert ours and operator not in ours
+
+
+@pytest.mark.parametrize(("side", "act"), [(4, "gelu"), (5, "relu")])
+def test_other_blocks_of_convmixer_are_separate_layers(side: int, act: str, ours) -> None:
+    with kernels.bfloat16_products():
+        ConvMixerBlock(32, side, act, 0.0)(paddle.rand([2, 32, 5, 5]))
+    assert ours and "hybrid_convmixer_block" not in ours
 
 
 def test_attention_follows_the_context() -> None:
