@@ -13,12 +13,13 @@ from typing import Any
 from kernels.settings import MODES, bfloat16_products, configure, mode, using
 
 _MODULES = {
-    "attend_map": "bridges", "attend_tokens": "bridges", "attention": "multihead_attention", "batch_norm": "batchnorm",
-    "channel_shuffle": "planes", "channels_first": "planes", "channels_last": "planes", "conv2d": "convolution",
-    "convmixer_block": "convmixer_block", "dynamic_relu": "planes", "feed_forward": "feed_forward",
-    "filter_spectrum": "filter", "gelu": "rows", "group_norm": "maps", "inception_mixer": "inception",
-    "layer_norm": "rows", "linear": "rows", "mbconv": "mbconv", "pool_difference": "pooling", "pool_mixer": "pooling",
-    "product": "matmul", "residual": "maps", "self_attention": "multihead_attention", "star_relu": "maps",
+    "attend_map": "bridges", "attend_tokens": "bridges", "attention": "multihead_attention", "average_pool": "planes",
+    "batch_norm": "batchnorm", "channel_shuffle": "planes", "channels_first": "planes", "channels_last": "planes",
+    "conv2d": "convolution", "convmixer_block": "convmixer_block", "dynamic_relu": "planes",
+    "feed_forward": "feed_forward", "filter_spectrum": "filter", "gelu": "rows", "group_norm": "maps",
+    "inception_mixer": "inception", "layer_norm": "rows", "linear": "rows", "mbconv": "mbconv",
+    "pool_difference": "pooling", "pool_mixer": "pooling", "product": "matmul", "residual": "maps",
+    "self_attention": "multihead_attention", "star_relu": "maps",
 }
 """Operators and their modules, which are imported at first use."""
 

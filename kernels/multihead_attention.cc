@@ -157,11 +157,16 @@ AttentionShape shape_of(const Tensor& Query, const Tensor& Key) {
   return {query[0], heads, query[1], key[1], width, own, other, other, own};
 }
 
-// qkv [batch, positions, 3, heads, width]
-AttentionShape packed_shape_of(const Tensor& Qkv) {
+// Queries, keys and values along an axis of qkv: [batch, positions, 3, heads, width] or [batch, positions, heads, 3,
+// width]; `part` numbers lie between them.
+AttentionShape packed_shape_of(const Tensor& Qkv, int64_t axis, int64_t& part) {
   const Shape qkv = sizes("qkv", Qkv, 5);
-  require(qkv.size() == 5 && qkv[2] == 3, "qkv has the shape ", qkv, ", expected [batch, positions, 3, heads, width]");
-  return packed_attention(qkv[0], qkv[1], qkv[3], qkv[4]);
+  require(qkv.size() == 5 && (axis == 2 || axis == 3) && qkv[axis] == 3, "qkv has the shape ", qkv,
+          ", expected 3 along axis ", axis);
+  AttentionShape s = packed_attention(qkv[0], qkv[1], qkv[5 - axis], qkv[4]);
+  part = axis == 2 ? s.heads * s.width : s.width;
+  if (axis == 3) s.query.head = s.key.head = s.value.head = 3 * s.width;
+  return s;
 }
 
 }  // namespace
@@ -204,9 +209,10 @@ GRADIENT(attention, attention_gradient,
              .Outputs({Grad("Query"), Grad("Key"), Grad("Value"), Grad(Optional("Bias"))})
              .Attrs({"scale: float", "bfloat16: bool", "bias_needs_grad: bool"}));
 
-static Tensors self_attention(const Tensor& Qkv, const MaybeTensor& Bias, float scale, bool bfloat16, bool) {
-  const AttentionShape s = packed_shape_of(Qkv);
-  const int64_t part = s.heads * s.width;
+static Tensors self_attention(const Tensor& Qkv, const MaybeTensor& Bias, int64_t axis, float scale, bool bfloat16,
+                              bool) {
+  int64_t part;
+  const AttentionShape s = packed_shape_of(Qkv, axis, part);
   const float *qkv = floats("qkv", Qkv), *bias = floats("bias", Bias, {s.heads, s.queries, s.keys});
   Tensor Mixed = empty({s.batch, s.queries, s.heads, s.width}), Kept = empty({s.batch, s.heads, s.queries, 2});
   attend(s, scale, qkv, qkv + part, qkv + 2 * part, bias, bfloat16, Mixed.data<float>(), Kept.data<float>());
@@ -214,9 +220,10 @@ static Tensors self_attention(const Tensor& Qkv, const MaybeTensor& Bias, float 
 }
 
 static Tensors self_attention_gradient(const Tensor& Qkv, const MaybeTensor& Bias, const Tensor& Kept,
-                                       const Tensor& GradMixed, float scale, bool bfloat16, bool bias_needs_grad) {
-  const AttentionShape s = packed_shape_of(Qkv);
-  const int64_t part = s.heads * s.width;
+                                       const Tensor& GradMixed, int64_t axis, float scale, bool bfloat16,
+                                       bool bias_needs_grad) {
+  int64_t part;
+  const AttentionShape s = packed_shape_of(Qkv, axis, part);
   const float *qkv = floats("qkv", Qkv), *bias = floats("bias", Bias, {s.heads, s.queries, s.keys});
   const float* kept = floats("kept", Kept, {s.batch, s.heads, s.queries, 2});
   const float* grad = floats("grad", GradMixed, {s.batch, s.queries, s.heads, s.width});
@@ -231,8 +238,8 @@ static Tensors self_attention_gradient(const Tensor& Qkv, const MaybeTensor& Bia
 OPERATOR(self_attention, self_attention,
          .Inputs({"Qkv", Optional("Bias")})
              .Outputs({"Mixed", "Kept"})
-             .Attrs({"scale: float", "bfloat16: bool", "bias_needs_grad: bool"}));
+             .Attrs({"axis: int64_t", "scale: float", "bfloat16: bool", "bias_needs_grad: bool"}));
 GRADIENT(self_attention, self_attention_gradient,
          .Inputs({"Qkv", Optional("Bias"), "Kept", Grad("Mixed")})
              .Outputs({Grad("Qkv"), Grad(Optional("Bias"))})
-             .Attrs({"scale: float", "bfloat16: bool", "bias_needs_grad: bool"}));
+             .Attrs({"axis: int64_t", "scale: float", "bfloat16: bool", "bias_needs_grad: bool"}));

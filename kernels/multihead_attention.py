@@ -40,13 +40,17 @@ def attention(
 
 
 def self_attention(
-    qkv: paddle.Tensor, bias: paddle.Tensor | None = None, scale: float | None = None, dropout: float = 0.0
+    qkv: paddle.Tensor, bias: paddle.Tensor | None = None, scale: float | None = None, dropout: float = 0.0,
+    axis: int = 2,
 ) -> paddle.Tensor:
-    """Return :func:`attention` of packed queries, keys and values, ``[B, N, 3, heads, d]``, without a copy of them."""
+    """Return :func:`attention` of packed queries, keys and values without a copy of them.
+
+    These follow each other along ``axis``, ``[B, N, 3, heads, d]`` or ``[B, N, heads, 3, d]``.
+    """
     if not dropout and compiled(qkv, bias) and build.library().onednn:
         scale = qkv.shape[-1] ** -0.5 if scale is None else scale
-        return run("self_attention", qkv, bias, scale, _bfloat16(), _needs_grad(bias))
-    return attention(*qkv.unbind(2), bias, scale, dropout)
+        return run("self_attention", qkv, bias, axis, scale, _bfloat16(), _needs_grad(bias))
+    return attention(*qkv.unbind(axis), bias, scale, dropout)
 
 
 def _bfloat16() -> bool:

@@ -105,6 +105,50 @@ OPERATOR(channel_shuffle, channel_shuffle, .Inputs({"X"}).Outputs({"Y"}).Attrs({
 GRADIENT(channel_shuffle, channel_shuffle_gradient,
          .Inputs({Grad("Y")}).Outputs({Grad("X")}).Attrs({"groups: int64_t"}));
 
+// Means of windows of 2×2 pixels of x [batch, channels, height, width]; where a side is odd, the last windows see their
+// pixels twice.
+static Tensors average_pool(const Tensor& X) {
+  Shape shape = sizes("x", X, 4);
+  require(shape.size() == 4, "x has the shape ", shape, ", expected 4 axes");
+  const int64_t planes = shape[0] * shape[1], height = shape[2], width = shape[3];
+  shape[2] = (height + 1) / 2, shape[3] = (width + 1) / 2;
+  const float* x = floats("x", X);
+  Tensor Y = empty(shape);
+  float* y = Y.data<float>();
+#pragma omp parallel for schedule(static) if (X.numel() > SERIAL_FLOATS)
+  for (int64_t line = 0; line < planes * shape[2]; ++line) {
+    const int64_t row = line % shape[2] * 2;
+    const float* above = x + (line / shape[2] * height + row) * width;
+    const float* below = row + 1 < height ? above + width : above;
+    float* to = y + line * shape[3];
+    for (int64_t c = 0; c < width / 2; ++c)
+      to[c] = (above[2 * c] + above[2 * c + 1] + below[2 * c] + below[2 * c + 1]) * 0.25f;
+    if (width % 2) to[width / 2] = (above[width - 1] + below[width - 1]) * 0.5f;
+  }
+  return {Y};
+}
+
+static Tensors average_pool_gradient(const Tensor& X, const Tensor& GradY) {
+  const Shape shape = sizes("x", X, 4), small{shape[0], shape[1], (shape[2] + 1) / 2, (shape[3] + 1) / 2};
+  const int64_t height = shape[2], width = shape[3];
+  const float* grad = floats("grad", GradY, small);
+  Tensor GradX = empty(shape);
+  float* grad_x = GradX.data<float>();
+#pragma omp parallel for schedule(static) if (X.numel() > SERIAL_FLOATS)
+  for (int64_t line = 0; line < shape[0] * shape[1] * height; ++line) {
+    const int64_t row = line % height;
+    const float* from = grad + (line / height * small[2] + row / 2) * small[3];
+    const float share = row % 2 || row + 1 < height ? 0.25f : 0.5f;
+    float* to = grad_x + line * width;
+    for (int64_t c = 0; c < width / 2; ++c) to[2 * c] = to[2 * c + 1] = from[c] * share;
+    if (width % 2) to[width - 1] = from[width / 2] * share * 2;
+  }
+  return {GradX};
+}
+
+OPERATOR(average_pool, average_pool, .Inputs({"X"}).Outputs({"Y"}));
+GRADIENT(average_pool, average_pool_gradient, .Inputs({"X", Grad("Y")}).Outputs({Grad("X")}));
+
 // x [batch, channels, ...] as [batch, ..., channels] where `last`, else the way back.
 static Tensors move_channels(const Tensor& X, bool last) {
   Shape shape = sizes("x", X, 3);

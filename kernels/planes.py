@@ -22,6 +22,14 @@ def channel_shuffle(x: paddle.Tensor, groups: int) -> paddle.Tensor:
     return run("channel_shuffle", x, groups) if compiled(x) else F.channel_shuffle(x, groups)
 
 
+def average_pool(x: paddle.Tensor, size: int) -> paddle.Tensor:
+    """Return means of windows of ``size`` × ``size`` positions side by side: ``[B, C, ⌈H / size⌉, ⌈W / size⌉]``.
+
+    Windows at the border are smaller where ``size`` does not divide the map; 2 is compiled.
+    """
+    return run("average_pool", x) if size == 2 and compiled(x) else F.avg_pool2d(x, size, ceil_mode=True)
+
+
 def channels_last(x: paddle.Tensor) -> paddle.Tensor:
     """Return ``[B, C, H, W]`` as ``[B, H, W, C]``."""
     return run("move_channels", x, True) if compiled(x) and x.is_contiguous() else x.transpose([0, 2, 3, 1])

@@ -45,7 +45,7 @@ def relative_bias(table: paddle.Tensor, size: tuple[int, int], height: int, widt
     if size != (height, width):
         table = resize_table(table, size, (height, width))
     index = paddle.to_tensor(_relative_index(height, width))
-    return paddle.index_select(table.t(), index, axis=1).reshape([table.shape[1], height * width, height * width])
+    return F.embedding(index, table).t().reshape([table.shape[1], height * width, height * width])
 
 
 def resize_table(table: paddle.Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> paddle.Tensor:
@@ -84,10 +84,9 @@ class Attention(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         height, width = x.shape[1:3]
-        qkv = self.qkv(x).reshape([-1, height * width, self.num_heads, 3 * self.head_dim])
-        q, k, v = qkv.split([self.head_dim] * 3, axis=-1)  # each [B, N, heads, head_dim]
+        qkv = self.qkv(x).reshape([-1, height * width, self.num_heads, 3, self.head_dim])
         bias = relative_bias(self.rel_pos.relative_position_bias_table, self.rel_pos.size, height, width)
-        x = kernels.attention(q, k, v, bias)
+        x = kernels.self_attention(qkv, bias, axis=3)  # [B, N, heads, head_dim]
         return self.proj(x.reshape([-1, height, width, self.num_heads * self.head_dim]))
 
 
@@ -100,7 +99,7 @@ class Downsample(nn.Layer):
         self.expand = layers.Conv2D(dim, out_dim, 1) if dim != out_dim else nn.Identity()
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.expand(F.avg_pool2d(x, 2, ceil_mode=True) if self.stride == 2 else x)
+        return self.expand(kernels.average_pool(x, 2) if self.stride == 2 else x)
 
 
 class TransformerBlock(nn.Layer):

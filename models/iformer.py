@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 
 import kernels
@@ -70,7 +69,7 @@ class LowMixer(nn.Layer):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         height, width = x.shape[1:3]
         if self.pool_size > 1:
-            x = kernels.channels_last(F.avg_pool2d(kernels.channels_first(x), self.pool_size, ceil_mode=True))
+            x = kernels.channels_last(kernels.average_pool(kernels.channels_first(x), self.pool_size))
         h, w = x.shape[1:3]
         qkv = self.qkv(x).reshape([-1, h * w, 3, self.num_heads, self.head_dim])
         x = kernels.self_attention(qkv, dropout=self.attn_drop_rate if self.training else 0.0)  # [B, N, heads, d]

@@ -71,9 +71,10 @@ def attention(batch, queries, keys, heads, width, bias=True):
     return kernels.attention, sizes | ({"bias": (heads, queries, keys)} if bias else {})
 
 
-def self_attention(batch, positions, heads, width, bias=True):
-    sizes = {"qkv": (batch, positions, 3, heads, width)}
-    return kernels.self_attention, sizes | ({"bias": (heads, positions, positions)} if bias else {})
+def self_attention(batch, positions, heads, width, bias=True, axis=2):
+    sizes = {"qkv": (batch, positions, *((3, heads) if axis == 2 else (heads, 3)), width)}
+    return (lambda qkv, bias=None: kernels.self_attention(qkv, bias, axis=axis),
+            sizes | ({"bias": (heads, positions, positions)} if bias else {}))
 
 
 def attend_map(batch, heads, tokens, width, *sides):
@@ -125,6 +126,10 @@ def shuffle(shape, groups):
     return lambda x: kernels.channel_shuffle(x, groups), {"x": shape}
 
 
+def average_pool(*shape):
+    return lambda x: kernels.average_pool(x, 2), {"x": shape}
+
+
 def channels_last(*shape):
     return kernels.channels_last, {"x": shape}
 
@@ -168,7 +173,8 @@ TABLE = {
     linear: [((5, 7), 3), ((2, 3, 4, 16), 48, True), ((128, 9, 33), 65, False, False), ((1, 4), 5000, True, False)],
     attention: [(2, 5, 5, 3, 7), (3, 70, 33, 2, 20), (1, 300, 310, 2, 32, False), (40, 4, 4, 7, 32), (2, 1, 9, 2, 48),
                 (3, 1, 1, 1, 1, False)],
-    self_attention: [(2, 5, 3, 7), (9, 40, 2, 20, False), (1, 260, 2, 32)],
+    self_attention: [(2, 5, 3, 7), (9, 40, 2, 20, False), (1, 260, 2, 32), (2, 5, 3, 7, True, 3),
+                     (9, 40, 2, 20, False, 3)],
     attend_map: [(3, 2, 3, 6, 8, 8), (2, 4, 6, 10, 7, 7), (2, 1, 1, 5, 1, 1), (2, 3, 9, 17, 4, 5),
                  (2, 2, 6, 6, 28, 28)],
     attend_tokens: [(3, 2, 3, 6, 8, 8), (2, 4, 6, 10, 7, 7), (2, 1, 1, 5, 1, 1), (2, 3, 9, 17, 4, 5),
@@ -178,6 +184,7 @@ TABLE = {
     group_norm: [(2, 3, 5, 7), (1, 1, 1, 1), (5, 8, 9, 70)],
     pool: [((2, 3, 5, 7), 1), ((3, 1, 1, 16), 3), ((2, 14, 13, 50), 5)],
     dynamic_relu: [(2, 3, 5, 7), (64, 19, 1, 1), (3, 17, 40, 41)],
+    average_pool: [(2, 3, 5, 7), (3, 5, 8, 1), (1, 2, 1, 40)],
     channels_last: [(2, 3, 5, 7), (3, 37, 8, 9), (2, 48, 1, 1)],
     channels_first: [(2, 5, 7, 3), (3, 8, 9, 37), (2, 1, 1, 48)],
     shuffle: [((2, 6, 5, 7), 3), ((64, 20, 1, 1), 4), ((3, 18, 40, 41), 2), ((3, 5, 2, 2), 5)],
@@ -193,6 +200,7 @@ LARGE = {
     "star relu": star_relu(90, 1000), "group norm": group_norm(5, 6, 9, 50), "pooling": pool((5, 20, 20, 50), 3),
     "filter": spectral((9, 6, 6, 40), 4), "own filters": spectral((9, 6, 6, 40)),
     "dynamic relu": dynamic_relu(21, 45, 12, 11), "channels last": channels_last(21, 45, 12, 11),
+    "average pool": average_pool(21, 45, 12, 11),
     "shuffle": shuffle((21, 45, 12, 11), 5), "map": attend_map(4, 2, 3, 12, 28, 28),
     "tokens": attend_tokens(4, 2, 3, 12, 28, 28),
 }
@@ -314,7 +322,7 @@ def test_wrong_shapes_raise(name):
             "layer norm": {"x": (0, 1)}, "star relu": {"x": (0, 1)}, "group norm": {"x": (0, 1, 2)},
             "attention": {"query": (1,)}, "filter": {"x": (2,)}, "dynamic relu": {"x": (2, 3)},
             "map": {"query": (1,), "x": (2, 3)}, "tokens": {"x": (2, 3)}, "channels last": {"x": (0, 1, 2, 3)},
-            "residual with a table": {"x": (0,)}}
+            "average pool": {"x": (0, 1, 2, 3)}, "residual with a table": {"x": (0,)}}
     free |= dict.fromkeys(("bands", "multiplied", "dense"), free["depthwise"])
     free |= {"transposed": free["linear"], "own filters": {"x": (0, 2)}}
     for wrong in sizes:
