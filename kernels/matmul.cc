@@ -7,6 +7,8 @@
 
 #include "matmul.h"
 
+#include <omp.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <utility>
@@ -180,33 +182,41 @@ static int product(char ta, char tb, int64_t m, int64_t n, int64_t k, float, con
   __m512i* packed_left =
       reinterpret_cast<__m512i*>(scratch<Matrix>(16 * (row_tiles * left_vectors + column_tiles * right_vectors)));
   __m512i* packed_right = packed_left + row_tiles * left_vectors;
-#pragma omp parallel
-  for (int64_t column = 0; column < n; column += MOST_COLUMNS)
-    for (int64_t inner = 0; inner < k; inner += 2 * PAIRS) {
-      const int64_t columns = std::min(n - column, MOST_COLUMNS), depth = std::min(k - inner, 2 * PAIRS);
-      const int64_t wide = (columns + COLUMNS - 1) / COLUMNS;
-#pragma omp for schedule(static)
-      for (int64_t t = 0; t < wide; ++t)
-        pack_right(right, column + t * COLUMNS, std::min(COLUMNS, columns - t * COLUMNS), inner, depth,
-                   packed_right + t * right_vectors);
-      for (int64_t row = 0; row < m; row += MOST_ROWS) {
-        const int64_t rows = std::min(m - row, MOST_ROWS), high = (rows + ROWS - 1) / ROWS;
-#pragma omp for schedule(static)
-        for (int64_t t = 0; t < high; ++t)
-          pack_left(left, row + t * ROWS, std::min(ROWS, rows - t * ROWS), inner, depth,
-                    packed_left + t * left_vectors);
-      // Tiles that share columns follow each other: these stay in the first cache, the rows in the second.
-#pragma omp for schedule(static)
-        for (int64_t t = 0; t < high * wide; ++t) {
-          const int64_t at = t % high, beside = t / high, tall = std::min(ROWS, rows - at * ROWS);
-          const int64_t here = std::min(COLUMNS, columns - beside * COLUMNS);
-          tile_of(tall, here)(
-              (depth + 1) / 2, reinterpret_cast<const int32_t*>(packed_left + at * left_vectors), row_step, pair_step,
-              reinterpret_cast<const int32_t*>(packed_right + beside * right_vectors), COLUMNS,
-              inner > 0 || beta != 0.f, c + (row + at * ROWS) * ldc + column + beside * COLUMNS, ldc, here);
+  const auto share = [&](int64_t thread, int64_t threads, auto wait) {
+    for (int64_t column = 0; column < n; column += MOST_COLUMNS)
+      for (int64_t inner = 0; inner < k; inner += 2 * PAIRS) {
+        const int64_t columns = std::min(n - column, MOST_COLUMNS), depth = std::min(k - inner, 2 * PAIRS);
+        const int64_t wide = (columns + COLUMNS - 1) / COLUMNS;
+        for (int64_t t = thread; t < wide; t += threads)
+          pack_right(right, column + t * COLUMNS, std::min(COLUMNS, columns - t * COLUMNS), inner, depth,
+                     packed_right + t * right_vectors);
+        for (int64_t row = 0; row < m; row += MOST_ROWS) {
+          const int64_t rows = std::min(m - row, MOST_ROWS), high = (rows + ROWS - 1) / ROWS;
+          for (int64_t t = thread; t < high; t += threads)
+            pack_left(left, row + t * ROWS, std::min(ROWS, rows - t * ROWS), inner, depth,
+                      packed_left + t * left_vectors);
+          wait();
+          // Tiles that share columns follow each other: these stay in the first cache, the rows in the second.
+          for (int64_t t = high * wide * thread / threads; t < high * wide * (thread + 1) / threads; ++t) {
+            const int64_t at = t % high, beside = t / high, tall = std::min(ROWS, rows - at * ROWS);
+            const int64_t here = std::min(COLUMNS, columns - beside * COLUMNS);
+            tile_of(tall, here)(
+                (depth + 1) / 2, reinterpret_cast<const int32_t*>(packed_left + at * left_vectors), row_step, pair_step,
+                reinterpret_cast<const int32_t*>(packed_right + beside * right_vectors), COLUMNS,
+                inner > 0 || beta != 0.f, c + (row + at * ROWS) * ldc + column + beside * COLUMNS, ldc, here);
+          }
+          wait();
         }
       }
-    }
+  };
+  // With one thread, Paddle's OpenMP library never frees what a parallel region inside another one takes.
+  if (omp_get_level())
+    share(0, 1, [] {});
+  else
+#pragma omp parallel
+    share(omp_get_thread_num(), omp_get_num_threads(), [] {
+#pragma omp barrier
+    });
   return 0;
 } catch (...) {
   return 1;

@@ -3,7 +3,9 @@
 # ruff: noqa: F811 (fixtures are imported, then asked for by name)
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -303,6 +305,18 @@ def test_other_blocks_of_convmixer_are_separate_layers(side: int, act: str, ours
     with kernels.bfloat16_products():
         ConvMixerBlock(32, side, act, 0.0)(paddle.rand([2, 32, 5, 5]))
     assert ours and "hybrid_convmixer_block" not in ours
+
+
+def test_attention_keeps_no_memory() -> None:
+    """With one thread, Paddle's OpenMP library never frees what a parallel region inside another one takes."""
+    qkv, sizes = paddle.randn([16, 64, 3, 2, 8]), []
+    qkv.stop_gradient = False
+    for _ in range(2):
+        for _ in range(300):
+            with kernels.bfloat16_products():
+                kernels.self_attention(qkv).sum().backward()
+        sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+    assert sizes[1] - sizes[0] < 4 << 20  # 8 MB and more with such regions
 
 
 def test_attention_follows_the_context() -> None:
