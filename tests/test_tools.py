@@ -16,7 +16,7 @@ import pytest
 from trainers import trained
 
 from datasets.digits import read as read_digits
-from processes import ROOT, TINY, call, overrides, tool
+from processes import ROOT, call, overrides, tool
 from tools import cli
 
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if path.stem not in ("cli", "__init__"))
@@ -59,6 +59,20 @@ def test_mistake_ends_with_code_2_and_one_sentence() -> None:
     (["eval", "-c", "configs/quickstart.yaml", "-w", "README"], ["README"]),
     (["predict", "-c", "configs/quickstart.yaml", "-w", "nowhere"], ["no images"]),
     (["predict", "-c", "configs/quickstart.yaml", "-w", "nowhere", "nothing.png"], ["nothing.png", "no such image"]),
+    (["eval", "-w", "nothing", "--report-every", "0"], ["--report-every is 0, expected 1 or more"]),
+    (["report", "configs"], ["no config"]), (["report", "nowhere"], ["no such weights"]),
+    (["summary", "iformer_smal"], ["nearest: iformer_small"]),
+    (["summary", "iformer_small", "--image-size", "-3"], ["--image-size is '-3'"]),
+    (["summary", "iformer_small", "--num-classes", "-3"], ["num_classes is -3"]),
+    (["summary", "iformer_small", "--write", "page.md"], ["--write is for all models"]),
+    (["parity", "iformer_smal"], ["nearest: iformer_small"]), (["parity", "--fixtures", "configs"], ["has no fixtures"]),
+    (["benchmark", "--models", "iformer_smal"], ["iformer_smal", "nearest: iformer_small"]),
+    (["benchmark", "--models"], ["--models is empty"]), (["benchmark", "--image-sizes", "0"], ["--image-sizes has 0"]),
+    (["benchmark", "--image-sizes", "32", "64", "--batch-size", "1", "2", "3"], ["--batch-size has 3 numbers"]),
+    (["benchmark", "--rounds", "0"], ["--rounds has 0"]),
+    (["benchmark", "--start-from", "nowhere.json"], ["nowhere.json"]),
+    (["benchmark", "--start-from", "pyproject.toml"], ["pyproject.toml"]),
+    (["benchmark", "--write", "README.md"], ["README.md: has no place"]),
 ], ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else None)
 def test_mistake_names_what_is_wrong(arguments: list[str], said: list[str], tmp_path: Path) -> None:
     name, *rest = arguments
@@ -107,15 +121,6 @@ def test_fine_tuning_starts_from_weights_and_leaves_another_head_fresh(run: Path
     results = trained(tmp_path, "TRAIN.MAX_STEPS=1", "MODEL.NUM_CLASSES=12", weights=str(run))
     assert "head.weight" in (tmp_path / "quickstart" / "train.log").read_text()
     assert results["final"]["test"]["images"] == 360
-
-
-def test_architecture_in_yaml_only(tmp_path: Path) -> None:
-    arguments = "\n".join(f"    {pair.removeprefix('MODEL.ARGS.').replace('=', ': ')}" for pair in TINY)
-    (tmp_path / "mine.yaml").write_text(
-        f"_BASE_: {ROOT / 'configs' / 'quickstart.yaml'}\nMODEL:\n  ARGS:\n{arguments}\nTRAIN: {{MAX_STEPS: 1}}\n")
-    done = call("train", "-c", tmp_path / "mine.yaml", "-o", f"OUTPUT={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "mine" / "final_model.pdparams").exists()
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC])

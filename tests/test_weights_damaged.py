@@ -97,7 +97,7 @@ def test_damaged_files(source: str | int, tmp_path: Path) -> None:
     path.write_bytes(data)
     whole = read_weights(path)
     rng = np.random.default_rng(20 + FUZZED.index(source))
-    read = refused = 0
+    refused = 0
     for _ in range(100):
         wrong = one_damage(data, rng)
         path.write_bytes(wrong)
@@ -107,13 +107,10 @@ def test_damaged_files(source: str | int, tmp_path: Path) -> None:
             assert "w.pth" in str(error) and "\n" not in str(error)
             refused += 1
             continue
-        read += 1
         assert not (len(wrong) < len(data) and data.startswith(wrong))  # nothing cut short passes
         if "zip" in str(source):  # every entry has its checksum
-            assert weights.arrays.keys() == whole.arrays.keys() and weights.nested_under == whole.nested_under
-            for key, array in weights.arrays.items():
-                np.testing.assert_array_equal(array, whole.arrays[key])
-    print(f"{source}: {refused} refused, {read} read")
+            np.testing.assert_equal(weights.arrays, whole.arrays)
+            assert weights.nested_under == whole.nested_under
     assert refused > 50
 
 
