@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import paddle
 import pytest
-from fuzz_cases import strangers
+from fuzz_cases import damaged, strangers
 from killing import curves
 from paddle import nn
 
@@ -56,10 +56,7 @@ def test_every_damage_is_seen_and_the_one_before_is_used(tmp_path: Path) -> None
     rng = np.random.default_rng(0)
     damages = [data[:length] for length in (0, 1, 7, 8, 9, len(data) // 2, len(data) - 1)]
     damages += [data + b"x", *strangers().values()]
-    for position in rng.choice(len(data), 60, replace=False):
-        flipped = bytearray(data)
-        flipped[position] ^= 1 << int(rng.integers(8))
-        damages.append(bytes(flipped))
+    damages += [content for _ in range(20) for _, content in damaged(data, rng)]
     seen = 0
     for damage in damages:
         path.write_bytes(damage)

@@ -16,7 +16,7 @@ SMALL = {"depths": [1, 1], "embed_dims": [4, 8], "token_mixers": ["dynamic_filte
 @pytest.mark.parametrize("mode", kernels.MODES)
 def test_half_precision_is_filtered_in_float32(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What mixed precision hands over is in half precision; on a CPU ``auto_cast`` does nothing by itself."""
-    size, entered, context = 6, [], paddle.amp.auto_cast
+    size, entered, context = 5, [], paddle.amp.auto_cast
     monkeypatch.setattr(paddle.amp, "auto_cast", lambda **given: entered.append(given) or context(**given))
     mixer = DynamicFilter(8, (size, size), StarReLU, 4, 2.0, 0.25)
     x, scores = paddle.randn([2, size, size, 16]).astype("bfloat16"), paddle.rand([2, 4, 16]).astype("bfloat16")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
-from kernel_checks import assert_threads_change_no_bit, back_to_auto, compiled  # noqa: F401
+from kernel_checks import assert_threads_change_no_bit, compiled
 from paddle import nn
 from paddle.regularizer import L2Decay
 

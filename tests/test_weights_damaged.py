@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from fuzz_cases import damaged, strangers
 
 from engine.weights.state_dict import read_weights
 from errors import UserError
+from processes import python
 
 DATA = Path(__file__).parent / "data" / "weights"
 
@@ -60,8 +59,7 @@ def test_reading_needs_neither_torch_nor_paddle() -> None:
     """In a process of its own, because the tests import Paddle."""
     code = ("import sys; from engine.weights.read import read_weights; read_weights(sys.argv[1]); "
             "assert not {'paddle', 'torch'} & set(sys.modules)")
-    subprocess.run([sys.executable, "-c", code, str(DATA / "timm_zip.pth.tar")], check=True,
-                   cwd=Path(__file__).parent.parent)
+    python(code, DATA / "timm_zip.pth.tar")
 
 
 # Damage ------------------------------------------------------------------------------------------------------------
