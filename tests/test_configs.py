@@ -33,10 +33,6 @@ def _distinct(paths: list[Path]) -> list[Path]:
     return list(found.values())
 
 
-def _is_large(path: Path) -> bool:
-    return load_config(path).DATA.IMAGE_SIZE > 64
-
-
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_config_loads_and_says_its_command(path: Path) -> None:
     config = load_config(path)
@@ -205,8 +201,9 @@ def test_shipped_config_prepares_its_data(path: Path) -> None:
         assert np.isfinite(batch).all() and 0.1 < batch.std() < 4
 
 
-@pytest.mark.parametrize("path", [pytest.param(path, marks=[pytest.mark.slow] if _is_large(path) else [], id=path.stem)
-                                  for path in _distinct(SHIPPED)])
+@pytest.mark.parametrize("path", [
+    pytest.param(path, marks=[pytest.mark.slow] if load_config(path).DATA.IMAGE_SIZE > 64 else [], id=path.stem)
+    for path in _distinct(SHIPPED)])
 def test_shipped_config_builds_and_trains(path: Path) -> None:
     """A config takes an optimizer step on two images of its size; the loss is near that of chance."""
     config = load_config(path)
