@@ -50,8 +50,8 @@ def test_stopping_in_the_last_evaluation_keeps_the_final_weights(
         with pytest.raises(Interrupted):
             trained(tmp_path, *pairs)
     run = tmp_path / "quickstart"
-    final = read_weights(run / "final_model.pdparams").arrays
-    assert all(np.array_equal(_newest(run).parts["ema"][name], final[name]) for name in final)
+    saved, final = _newest(run).parts["ema"], read_weights(run / "final_model.pdparams").arrays
+    assert all(np.array_equal(saved[name], final[name]) for name in final)
     results = trained(tmp_path, *pairs, resume=True)
     assert results["selected"]["epoch"] == 1 and results["final"]["epoch"] == 2
     assert results["selected"]["test"] != results["final"]["test"]
