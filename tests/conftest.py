@@ -27,6 +27,17 @@ def cifar10_root() -> str:
     return root
 
 
+@pytest.fixture
+def ours(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of the compiled operators that are called from here on."""
+    from kernels import dispatch
+
+    calls, run = [], dispatch.core.eager._run_custom_op
+    monkeypatch.setattr(dispatch.core.eager, "_run_custom_op",
+                        lambda name, *rest: calls.append(name) or run(name, *rest))
+    return calls
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Train a tiny network twice in this process, with two seeds; return the runs' folders."""

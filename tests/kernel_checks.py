@@ -11,26 +11,9 @@ import paddle
 import pytest
 
 import kernels
-from kernels import build, dispatch
+from kernels import build
 
 compiled = pytest.mark.skipif(not any(map(shutil.which, build.COMPILERS)), reason="no C++ compiler on this machine")
-
-
-@pytest.fixture(autouse=True)
-def back_to_auto():
-    """Choose the mode ``auto`` after each test."""
-    yield
-    kernels.configure("auto")
-
-
-@pytest.fixture
-def ours(monkeypatch):
-    """The names of the compiled operators that were called."""
-    calls = []
-    run = dispatch.core.eager._run_custom_op
-    monkeypatch.setattr(dispatch.core.eager, "_run_custom_op",
-                        lambda name, *rest: calls.append(name) or run(name, *rest))
-    return calls
 
 
 def stock(function):
@@ -42,19 +25,22 @@ def stock(function):
     return call
 
 
+def openmp():
+    """Return the library whose threads Paddle's operators use."""
+    return ctypes.CDLL(str(Path(paddle.__file__).parent / "libs" / "libiomp5.so"))
+
+
 def assert_threads_change_no_bit(function):
     """Compare the arrays that a function returns on one, two and three threads."""
-    openmp = ctypes.CDLL(str(Path(paddle.__file__).parent / "libs" / "libiomp5.so"))
-    before, results = openmp.omp_get_max_threads(), []
+    before, results = openmp().omp_get_max_threads(), []
     try:
         for threads in (1, 2, 3):
-            openmp.omp_set_num_threads(threads)
+            openmp().omp_set_num_threads(threads)
             results.append(function())
     finally:
-        openmp.omp_set_num_threads(before)
+        openmp().omp_set_num_threads(before)
     for other in results[1:]:
-        for got, want in zip(other, results[0], strict=True):
-            np.testing.assert_array_equal(got, want)
+        np.testing.assert_equal(other, results[0])
 
 
 def with_gradients(function, values, grad=None, dtype="float32"):

@@ -29,6 +29,14 @@ def tool(name: str, *arguments: str | Path, cwd: Path = ROOT, timeout: float = 3
                           env={**os.environ, **environment}, check=False)
 
 
+def python(code: str, *arguments: str | Path, cwd: Path = ROOT, timeout: float | None = 300) -> str:
+    """Return what a program prints, run in a process that knows nothing of this one's imports."""
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=cwd, capture_output=True, text=True,
+                          timeout=timeout, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout[-3000:]
+    return done.stdout
+
+
 def command(name: str, *arguments: object) -> str:
     """Return what ``tools/<name>.py`` prints, run in this process; its UserErrors are raised."""
     module, out = importlib.import_module(f"tools.{name}"), io.StringIO()

@@ -13,7 +13,6 @@ from paddle import _C_ops, nn
 import kernels
 from analysis.complexity import Complexity, count
 from analysis.parity import REFERENCE, build_for, fixture_names
-from models.layers import DepthwiseConv2D
 
 # timm computes CoAtNet's attention in one fused operator, whose two products the fixture's count leaves out, though
 # those of all other fixtures are counted: 2 N^2 C in each of 5 blocks of 384 channels and 2 blocks of 768.
@@ -74,15 +73,6 @@ class Function(nn.Layer):
 def test_every_way_to_multiply_is_counted_once(function, shape, macs: int, activations: int) -> None:
     model = Function(function, shape)
     assert count(model, (6, 8)) == Complexity(model.weight.size + 6, macs, activations)
-
-
-@pytest.mark.parametrize("mode", kernels.MODES)
-def test_compiled_operators_count_like_stock_ones(mode: str) -> None:
-    kernels.configure(mode)
-    try:
-        assert count(DepthwiseConv2D(8, 3, stride=2, padding=1), 9, in_chans=8) == Complexity(80, 200 * 9, 200)
-    finally:
-        kernels.configure("auto")
 
 
 def test_frozen_parameters_and_statistics_are_left_out() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,6 @@ from models import create_model
 from processes import call, tool
 
 NAME = "convmixer_256_8"
-
-
-def convert(*arguments: str | Path) -> subprocess.CompletedProcess:
-    return call("convert", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +53,7 @@ def test_conversion(released: tuple[Path, paddle.nn.Layer], tmp_path: Path) -> N
 
 
 def test_another_number_of_classes(released: tuple[Path, paddle.nn.Layer], tmp_path: Path) -> None:
-    done = convert(NAME, released[0], tmp_path / "new.safetensors", "--num-classes", "10", "--verbose")
+    done = call("convert", NAME, released[0], tmp_path / "new.safetensors", "--num-classes", "10", "--verbose")
     assert done.returncode == 0, done.stderr
     assert "2 left fresh (another number of classes)" in done.stdout and "10 classes" in done.stdout
     assert "13.weight" in done.stdout
@@ -74,6 +69,6 @@ def test_another_number_of_classes(released: tuple[Path, paddle.nn.Layer], tmp_p
 ])
 def test_mistakes(name: str, target: str, options: list[str], words: str, released: tuple[Path, paddle.nn.Layer],
                   tmp_path: Path) -> None:
-    done = convert(name, released[0], tmp_path / target, *options)
+    done = call("convert", name, released[0], tmp_path / target, *options)
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -145,7 +145,7 @@ def test_flipped_and_missing_bytes_of_an_archive_are_noticed(tmp_path):
     """Of an archive nothing is taken that is not what was packed: the gzip checksum covers every byte."""
     path, rng = tmp_path / "a.tar.gz", random.Random(1)
     write_archive(path)
-    whole, refused = path.read_bytes(), 0
+    whole = path.read_bytes()
     for trial in range(60):
         damaged = bytearray(whole)
         if trial % 3 == 0:
@@ -156,5 +156,3 @@ def test_flipped_and_missing_bytes_of_an_archive_are_noticed(tmp_path):
         os.utime(path, ns=(trial, trial))
         with pytest.raises(UserError):
             read_cifar("train", str(path))
-        refused += 1
-    assert refused == 60

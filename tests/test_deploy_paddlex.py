@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from deploy.engines import installed
-from processes import ROOT, free_port, tool, wait
+from processes import ROOT, free_port, python, tool, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not installed("paddlex"), reason="paddlex is not installed")]
 NAME = "iformer_cifar"
@@ -76,10 +76,8 @@ def same(found: list, expected: list) -> None:
 def test_labels_and_scores_are_those_of_predict(pipelined: bool, pipeline: Path, images: list[Path],
                                                 expected: list) -> None:
     opened = pipeline if pipelined else pipeline.parent / "model"
-    done = subprocess.run([sys.executable, "-c", IN_PADDLEX.format(name=NAME), opened, *images], cwd=ROOT,
-                          capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    same([json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("RESULT")], expected)
+    printed = python(IN_PADDLEX.format(name=NAME), opened, *images)
+    same([json.loads(line[7:]) for line in printed.splitlines() if line.startswith("RESULT")], expected)
 
 
 def test_a_pipeline_is_served(pipeline: Path, images: list[Path], expected: list) -> None:

@@ -12,8 +12,6 @@ from engine import evaluation_report
 from engine.evaluate import evaluate
 from engine.evaluation_report import EvaluationReport
 from engine.losses import LabelSmoothingCrossEntropy
-from errors import UserError
-from processes import command
 from utils.fileio import read_csv
 
 
@@ -78,8 +76,3 @@ def test_metrics_of_an_evaluation():
     assert found.top1 == 0.5 and found.top5 == 0.75 and np.isnan(found.loss)
     assert found.per_class == [0.5, 1.0, 0.0, None, None, None]
     assert found.confusion.sum() == 4 and found.confusion[0, 2] == 1
-
-
-def test_refused_interval():
-    with pytest.raises(UserError, match="--report-every is 0, expected 1 or more"):
-        command("eval", "-w", "nothing", "--report-every", "0")

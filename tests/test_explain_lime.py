@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import types
 from functools import partial
 from importlib.util import find_spec
@@ -17,7 +15,7 @@ from analysis.explain.lime import load_interpretdl, superpixels
 from analysis.explain.methods import explain
 from datasets.digits import read as read_digits
 from errors import UserError
-from processes import ROOT
+from processes import python
 
 if find_spec("interpretdl") is None:
     pytest.skip("requirements-explain.txt is not installed", allow_module_level=True)
@@ -120,5 +118,5 @@ def test_nothing_needs_interpretdl_until_it_is_used() -> None:
                "from analysis.explain.lime import load_interpretdl\n"
                "from errors import UserError\n"
                "try: load_interpretdl()\nexcept UserError as error: print(error)\n")
-    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "pip install --no-deps interpretdl==0.8.0" in run.stdout and "\n" not in run.stdout.strip()
+    printed = python(program)
+    assert "pip install --no-deps interpretdl==0.8.0" in printed and "\n" not in printed.strip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import paddle
 import pytest
 import yaml
+from kernel_checks import openmp
 from paddle import nn
 from paddle.base.proto.framework_pb2 import ProgramDesc, VarType
 from yacs.config import CfgNode
@@ -116,13 +116,12 @@ def small_network() -> tuple[CfgNode, nn.Layer]:
 
 
 def test_running_a_program_leaves_the_threads_of_the_process(tmp_path: Path) -> None:
-    openmp = ctypes.CDLL(str(Path(paddle.__file__).parent / "libs" / "libiomp5.so"))
     config, model = small_network()
     export(config, model, tmp_path / "exported", CLASSES)
-    before = openmp.omp_get_max_threads()
+    before = openmp().omp_get_max_threads()
     load_exported(tmp_path / "exported", threads=3).run(np.zeros((1, 3, 32, 32), np.float32))
-    after = openmp.omp_get_max_threads()
-    openmp.omp_set_num_threads(before)
+    after = openmp().omp_get_max_threads()
+    openmp().omp_set_num_threads(before)
     assert after == 3
 
 

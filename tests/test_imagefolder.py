@@ -65,12 +65,8 @@ def test_folders_are_read_in_sorted_order(root):
     train, test = (build_dataset(section(root), split) for split in ("train", "test"))
     assert train.class_names == test.class_names == class_names("imagefolder", str(root)) == CLASSES
     assert train.labels.tolist() == [0] * 6 + [1] * 7 + [2] * 8 and test.labels.tolist() == [0, 0, 1, 1, 2, 2]
-    for index in range(len(train)):
-        np.testing.assert_array_equal(train.images[index], pixels(index))
-    for index in range(len(test)):
-        np.testing.assert_array_equal(test.images[index], pixels(21 + index))
-    np.testing.assert_array_equal(test.images[-1], pixels(26))
-    assert [image.shape for image in test.images[2:4]] == [pixels(23).shape, pixels(24).shape]
+    np.testing.assert_equal([*train.images, *test.images], [pixels(index) for index in range(27)])
+    np.testing.assert_equal([test.images[-1], *test.images[2:4]], [pixels(26), pixels(23), pixels(24)])
     with pytest.raises(IndexError):
         test.images[6]
 
@@ -91,8 +87,7 @@ def test_holdout_is_that_of_images_in_memory(root):
     for split, indices in (("train", kept), ("holdout", held_out)):
         assert len(parts[split]) == len(indices) and parts[split].split == split
         np.testing.assert_array_equal(parts[split].labels, everything.labels[indices])
-        for place, index in enumerate(indices):
-            np.testing.assert_array_equal(parts[split].images[place], everything.images[index])
+        np.testing.assert_equal(list(parts[split].images), [everything.images[index] for index in indices])
     assert np.bincount(parts["holdout"].labels).tolist() == [2, 2, 3]
 
 
@@ -123,8 +118,7 @@ def test_a_flat_folder_with_a_list(root):
     write_lists(root)
     test = read_imagefolder("test", str(root))
     assert test.labels.tolist() == [0, 0, 1, 1, 2, 2] and test.class_names == CLASSES
-    for index in range(6):
-        np.testing.assert_array_equal(test.images[index], pixels(21 + index))
+    np.testing.assert_equal(list(test.images), [pixels(21 + index) for index in range(6)])
 
 
 def test_two_lists_as_paddleclas_has_them(root):

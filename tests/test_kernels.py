@@ -1,6 +1,5 @@
 """The compiled operators against Paddle's own: values, gradients, threads, and which calls they take."""
 
-# ruff: noqa: F811 (fixtures are imported, then asked for by name)
 from __future__ import annotations
 
 import math
@@ -9,15 +8,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
-from kernel_checks import (  # noqa: F401
-    assert_threads_change_no_bit,
-    back_to_auto,
-    compare,
-    compiled,
-    ours,
-    stock,
-    with_gradients,
-)
+from kernel_checks import assert_threads_change_no_bit, compare, compiled, stock, with_gradients
 
 import kernels
 from errors import UserError
@@ -421,20 +412,6 @@ def test_variance_of_a_large_mean():
     assert float(same.abs().max()) < 1e-4
 
 
-def test_filter_is_a_product_of_spectra():
-    for mode, dtype, tolerance in (("stock", "float64", 1e-12), ("auto", "float32", 2e-6)):
-        for size in ((1, 1), (2, 2), (3, 5), (8, 8), (9, 10), (22, 21)):
-            bins = size[1] // 2 + 1
-            plane = (size[0] * bins, 3)
-            x, real, imag = draw({"x": (2, *size, 3), "real": plane, "imag": plane}).values()
-            weight = (real + 1j * imag).reshape(size[0], bins, 3).astype("complex128")
-            spectrum = np.fft.rfft2(x.astype("float64"), axes=(1, 2)) * weight
-            expected = np.fft.irfft2(spectrum, s=size, axes=(1, 2))
-            with kernels.using(mode):
-                found = kernels.filter_spectrum(*(paddle.to_tensor(item, dtype=dtype) for item in (x, real, imag)))
-            np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=tolerance * np.abs(expected).max())
-
-
 @compiled
 def test_attention_of_large_and_masked_logits(ours):
     sizes = dict.fromkeys(("query", "key", "value"), (1, 6, 2, 8))
@@ -472,9 +449,9 @@ def test_kernel_larger_than_the_map_is_refused():
 
 
 def test_modes(ours):
-    kernels.configure("stock")
-    assert kernels.status() == {"mode": "stock", "in_use": False, "reason": "stock operators were asked for"}
-    kernels.gelu(paddle.ones([3]))
+    with kernels.using("stock"):
+        assert kernels.status() == {"mode": "stock", "in_use": False, "reason": "stock operators were asked for"}
+        kernels.gelu(paddle.ones([3]))
     assert not ours
     with pytest.raises(UserError, match=r"RUNTIME.KERNELS is 'stok', expected one of auto, stock \(nearest: stock"):
         kernels.configure("stok")

@@ -1,6 +1,5 @@
 """Mixed precision of the CPU: products whose operands are rounded to bfloat16."""
 
-# ruff: noqa: F811 (fixtures are imported, then asked for by name)
 from __future__ import annotations
 
 import os
@@ -11,7 +10,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
-from kernel_checks import assert_threads_change_no_bit, back_to_auto, ours, stock, with_gradients  # noqa: F401
+from kernel_checks import assert_threads_change_no_bit, stock, with_gradients
 
 import kernels
 from configs.load import load_config

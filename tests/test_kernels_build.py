@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,8 +13,7 @@ from kernel_checks import compiled
 
 import kernels
 from kernels import build
-
-ROOT = Path(__file__).parents[1]
+from processes import python
 
 
 @pytest.fixture
@@ -41,8 +38,7 @@ def test_narrower_vectors(vectors, tmp_path, monkeypatch):
     code = (f"import sys, pytest; from kernels import build\n"
             f"build.FLAGS = ('-std=c++17', '-O2', '-m{vectors}', '-fPIC', '-fopenmp')\n"
             f"sys.exit(pytest.main(['-q', '-x', 'tests/test_kernels.py', '-k', 'parity or threads']))")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
+    python(code, timeout=None)
 
 
 @compiled
@@ -103,6 +99,5 @@ def test_missing_symbols_are_found_when_building(cache, tmp_path, monkeypatch):
 
 
 def test_import_does_no_work():
-    code = "import sys, kernels; print('paddle' in sys.modules, 'subprocess' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
+    printed = python("import sys, kernels; print('paddle' in sys.modules, 'subprocess' in sys.modules)")
+    assert printed.split() == ["False", "False"]

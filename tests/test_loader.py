@@ -1,7 +1,8 @@
-"""The loaders: which images in which order, the same whatever the workers and wherever one starts."""
+"""The loaders: images and their order, whatever the workers and wherever one starts; and how batches are mixed."""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from dataclasses import replace
@@ -12,7 +13,7 @@ from test_transforms import augment
 
 from configs.load import load_config
 from datasets import ImageDataset, build_dataset
-from datasets.loader import EvalLoader, TrainLoader
+from datasets.loader import BatchMix, EvalLoader, Mix, TrainLoader, mix_images, mix_labels
 from datasets.transforms import Pipeline, build_eval_transforms, build_train_transforms
 from errors import UserError
 
@@ -31,12 +32,6 @@ def loader(digits, seed=42, workers=0):
     return TrainLoader(digits, transforms()[0], 50, seed, workers)
 
 
-def assert_same(ours, theirs) -> None:
-    for mine, other in zip(ours, theirs, strict=True):
-        np.testing.assert_array_equal(mine[0], other[0])
-        np.testing.assert_array_equal(mine[1], other[1])
-
-
 def test_batches_have_their_types_and_every_image_comes_once(digits):
     training = loader(digits)
     batches = list(training.epoch(0))
@@ -53,7 +48,7 @@ def test_batches_have_their_types_and_every_image_comes_once(digits):
 def test_workers_change_nothing_and_an_epoch_can_be_entered_anywhere(digits, workers):
     whole = list(loader(digits).epoch(1))
     for start in (0, 1, 4, 6, 7):
-        assert_same(loader(digits, workers=workers).epoch(1, start), whole[start:])
+        np.testing.assert_equal(list(loader(digits, workers=workers).epoch(1, start)), whole[start:])
 
 
 def test_order_and_pixels_depend_on_seed_and_epoch(digits):
@@ -73,7 +68,7 @@ def test_evaluation_has_all_images_in_their_order(digits, workers):
     np.testing.assert_array_equal(np.concatenate([labels for _, labels in batches]), digits.labels)
     rng = np.random.default_rng(0)
     np.testing.assert_array_equal(batches[3][0][59], transforms()[1](digits.images[359], rng))
-    assert_same(evaluation, batches)  # once more
+    np.testing.assert_equal(list(evaluation), batches)  # once more
 
 
 def test_a_training_set_smaller_than_a_batch_is_refused(digits):
@@ -121,3 +116,45 @@ def test_only_a_few_batches_are_prepared_ahead_and_threads_end(digits):
     assert watching.seen <= 10 * (1 + 2 * 2)
     batches.close()
     assert not loader_threads()
+
+
+# Mixup and CutMix -----------------------------------------------------------------------------------------------------
+
+
+def test_mixup_and_cutmix_do_what_they_drew():
+    images = np.random.default_rng(1).normal(size=(6, 3, 8, 10)).astype(np.float32)
+    labels = np.array([0, 1, 2, 2, 1, 0])
+    np.testing.assert_allclose(
+        mix_images(images, Mix(0.3)), 0.3 * images + 0.7 * np.flip(images, 0), rtol=1e-6, atol=1e-6
+    )
+    mixed = mix_images(images, Mix(1 - 12 / 80, (2, 5, 3, 7)))
+    inside = np.zeros((8, 10), bool)
+    inside[2:5, 3:7] = True
+    np.testing.assert_array_equal(mixed[..., inside], images[::-1][..., inside])
+    np.testing.assert_array_equal(mixed[..., ~inside], images[..., ~inside])
+    targets = mix_labels(labels, 4, Mix(0.3))
+    expected = [0.3 * np.eye(4)[a] + 0.7 * np.eye(4)[b] for a, b in zip(labels, labels[::-1], strict=True)]
+    np.testing.assert_allclose(targets, expected, rtol=1e-6)
+    assert targets.dtype == np.float32
+    assert mix_images(images, Mix(1.0)) is images
+    np.testing.assert_array_equal(mix_labels(labels, 4, Mix(1.0)), np.eye(4)[labels])
+
+
+def test_mixing_draws_follow_timms_rules():
+    both = BatchMix(mixup=0.8, cutmix=1.0, prob=0.9, switch_prob=0.4)
+    drawn = [both.draw(42, iteration, 32, 48) for iteration in range(6000)]
+    assert drawn[:50] == [both.draw(42, iteration, 32, 48) for iteration in range(50)]
+    plain = sum(mix == Mix(1.0) for mix in drawn)
+    cut = [mix for mix in drawn if mix.box]
+    mixed = [mix.ratio for mix in drawn if not mix.box and mix.ratio < 1]
+    assert abs(plain - 600) < 4.5 * math.sqrt(6000 * 0.9 * 0.1) + 5  # a few empty boxes are plain too
+    assert abs(len(cut) - 6000 * 0.9 * 0.4) < 4.5 * math.sqrt(6000 * 0.36 * 0.64)
+    assert abs(np.mean(mixed) - 0.5) < 0.03
+    assert abs(np.var(mixed) - 1 / (4 * (2 * 0.8 + 1))) < 0.01  # Beta(0.8, 0.8)
+    for mix in cut:
+        top, bottom, left, right = mix.box
+        assert 0 <= top <= bottom <= 32 and 0 <= left <= right <= 48
+        assert mix.ratio == 1 - (bottom - top) * (right - left) / (32 * 48)
+    assert all(BatchMix().draw(1, i, 32, 32) == Mix(1.0) for i in range(20))
+    assert all(BatchMix(cutmix=1.0).draw(1, i, 32, 32).box for i in range(20))
+    assert not any(BatchMix(mixup=0.8).draw(1, i, 32, 32).box for i in range(20))

@@ -22,12 +22,12 @@ from analysis.complexity import count
 from analysis.features import describe_blocks
 from configs.load import load_config
 from engine import runtime
+from engine.checkpoint import model_arrays
 from engine.model import build_model
 from engine.sync_batch_norm import convert_sync_batch_norm
 from errors import UserError
-from kernels import channels_first, channels_last
 from models import create_model, list_models, model_info
-from models.iformer import upsample
+from models.coatnet import relative_bias, table_rows
 from models.layers import DropPath, NormAct
 from utils.sizes import pair
 
@@ -52,6 +52,10 @@ SMALLER: dict[str, dict[str, Any]] = {
     "coatnet_0": COATNET, "coatnet_0_simple": COATNET,
     "dfformer_s18": {"depths": [1, 1], "embed_dims": [4, 8], "token_mixers": ["dynamic_filter", "global_filter"]},
     "poolformer_s12": {"depths": [1, 2, 1, 1], "embed_dims": [16, 24, 32, 48]},
+}
+MOBILEFORMER: dict[str, Any] = {
+    "stem_channels": 8, "lite_exp_size": 16, "lite_channels": 8, "blocks": [[24, 8, 1], [16, 16, 2, 5], [32, 16, 1]],
+    "token_num": 2, "token_dim": 16, "head_channels": 32, "num_features": 24, "groups": 2,
 }
 COMMON = ("num_classes", "image_size", "in_chans", "drop_path_rate")
 
@@ -89,6 +93,8 @@ def trainable(model: nn.Layer) -> dict[str, paddle.Tensor]:
 
 
 REPRESENTATIVES = representatives()
+PVIT = "mobileformer_26m_pvit"
+BOTH_FORMS = ("mobileformer_26m", PVIT)
 each_family = pytest.mark.parametrize("name", REPRESENTATIVES)
 every_network = pytest.mark.parametrize(
     "name", [name if name in REPRESENTATIVES else pytest.param(name, marks=pytest.mark.slow) for name in list_models()]
@@ -155,17 +161,6 @@ def test_state_round_trip(name: str, tmp_path: Path) -> None:
     assert (evaluate(fresh, images(2, 32)) == evaluate(model, images(2, 32))).all()
 
 
-@each_family
-def test_drop_path(name: str) -> None:
-    for rate, drops in ((0.0, False), (0.5, True)):
-        model = small(name, num_classes=10, image_size=32, drop_path_rate=rate)
-        x = images(4, 32)
-        first, second = train_step(model, x).numpy(), train_step(model, x).numpy()
-        assert np.isfinite(first).all() and (first != second).any() == drops
-    with pytest.raises(UserError, match="drop_path_rate"):
-        small(name, num_classes=10, image_size=32, drop_path_rate=1.5)
-
-
 @pytest.mark.parametrize(("name", "expected"), [
     ("iformer_cifar", np.linspace(0, 0.9, 6)), ("dfformer_cifar", np.linspace(0, 0.9, 6)),
     ("coatnet_cifar", np.linspace(0, 0.9, 7)), ("coatnet_0_simple", np.linspace(0, 0.9, 5)),
@@ -180,7 +175,7 @@ def test_drop_path_rates_of_the_blocks(name: str, expected: np.ndarray) -> None:
 @each_family
 def test_each_dropout_drops_in_training_alone(name: str) -> None:
     x = images(4, 32)
-    for rate in ("none", *(key for key in arguments_of(name) if key.endswith("drop_rate"))):
+    for rate in ("none", "drop_path_rate", *(key for key in arguments_of(name) if key.endswith("drop_rate"))):
         model = small(name, 10, 32, **({} if rate == "none" else {rate: 0.5}))
         assert (model(x) != model(x)).any() == (rate != "none"), rate
         assert (evaluate(model, x) == evaluate(model, x)).all()
@@ -217,9 +212,7 @@ def test_whole_architecture_in_yaml(name: str, tmp_path: Path) -> None:
         "MODEL": {"NAME": other, "NUM_CLASSES": 3, "ARGS": whole}, "DATA": {"IMAGE_SIZE": 32}, "RUNTIME": {"SEED": 5}}))
     written = build_model(load_config(tmp_path / "whole.yaml"))
     runtime.seed_everything(5)
-    named = small(name, 3, 32).state_dict()
-    assert list(written.state_dict()) == list(named)
-    assert all((value == named[key]).all() for key, value in written.state_dict().items())
+    np.testing.assert_equal(model_arrays(written), model_arrays(small(name, 3, 32)))
 
 
 @each_family
@@ -229,11 +222,35 @@ def test_unknown_names_and_arguments_are_refused(name: str) -> None:
         create_model(name, **{f"{argument}z": 1})
     with pytest.raises(UserError, match="num_classes is -1"):
         create_model(name, num_classes=-1)
+    with pytest.raises(UserError, match="drop_path_rate"):
+        small(name, num_classes=10, image_size=32, drop_path_rate=1.5)
     with pytest.raises(UserError, match=rf"unknown model '{name}x' \(nearest: .*\b{name}\b"):
         create_model(f"{name}x")
 
 
-IFORMER, DFFORMER, MOBILEFORMER = "iformer_cifar", "dfformer_s18", ("mobileformer_26m", "mobileformer_26m_pvit")
+@pytest.mark.parametrize(("name", "arguments"), [
+    *[(name, {"block_types": types}) for name in ("coatnet_0", "coatnet_0_simple")
+      for types in ("CCCC", ["C", "T", "T", "T"])],
+    ("iformer_cifar", {"image_size": (18, 14)}),  # maps of 9 and 7 do not divide into the 2 × 2 windows of its mixer
+    ("poolformer_s12", {"depths": [1, 2], "embed_dims": [8, 12], "pool_size": 5}),
+    *[(name, {**MOBILEFORMER, "stem_stride": 1, "lite_stride": 1}) for name in BOTH_FORMS], (PVIT, {"dyrelu_k": 3}),
+])
+def test_other_architectures_train(name: str, arguments: dict[str, Any]) -> None:
+    model = small(name, **{"num_classes": 3, "image_size": 32, **arguments})
+    logits = train_step(model, images(2, *pair(arguments.get("image_size", 32))))
+    assert logits.shape == [2, 3] and np.isfinite(logits.numpy()).all()
+    assert all(parameter.grad is not None for parameter in trainable(model).values())
+
+
+@pytest.mark.parametrize(("name", "arguments", "pattern"), [
+    ("poolformer_s12", {"layer_scale_init_value": None}, "layer_scale"), (PVIT, {"use_dyrelu": False}, r"\.project\."),
+    (PVIT, {"qkv_bias": False}, r"(heads_[qkv]|qkv)_proj.*\.bias$")])
+def test_parts_that_are_left_out_have_no_parameters(name: str, arguments: dict[str, Any], pattern: str) -> None:
+    whole, rest = (set(small(name, 3, 32, **given).state_dict()) for given in ({}, arguments))
+    assert rest == {key for key in whole if not re.search(pattern, key)} < whole
+
+
+IFORMER, DFFORMER = "iformer_cifar", "dfformer_s18"
 MISTAKES = [
     (IFORMER, {"pos_embed_stages": [1, 9]}, "pos_embed_stages of iFormer is [1, 9], expected stages from 1 to 4"),
     (IFORMER, {"attention_heads": [1, 2]}, "has 2 numbers, expected one for each of the 6 blocks"),
@@ -261,7 +278,7 @@ MISTAKES = [
     ("convmixer_256_8", {"patch_size": 40}, "image_size is 32, expected 40 or more a side for convmixer_256_8"),
     ("poolformer_s12", {"pool_size": 4}, "pool_size of PoolFormer is 4, expected an odd number"),
     ("poolformer_s12", {"image_size": 2}, "image_size is 2, expected 3 or more a side for poolformer_s12"),
-    *[(name, *rest) for name in MOBILEFORMER for rest in (
+    *[(name, *rest) for name in BOTH_FORMS for rest in (
         ({"blocks": [[36, 12, 3]]}, "a row of Mobile-Former is [36, 12, 3], expected [exp_size, channels, stride]"),
         ({"blocks": [[36, 12, 1, 4]]}, "a row of Mobile-Former is [36, 12, 1, 4], expected"),
         ({"lite_stride": 4}, "a row of Mobile-Former is [24, 12, 4], expected"),
@@ -271,8 +288,8 @@ MISTAKES = [
         ({"groups": 1, "lite_channels": 9}, "a width of Mobile-Former is 9, expected a multiple of num_heads"),
         ({"token_dim": 126}, "token_dim of Mobile-Former is 126, expected a multiple of"),
         ({"image_size": (32, -1)}, "image_size is (32, -1), expected 1 or more a side for mobileformer_26m"))],
-    (MOBILEFORMER[0], {"blocks": [[80, 12, 2]]}, "exp_size of Mobile-Former is 80, expected a multiple of the width"),
-    (MOBILEFORMER[1], {"lite_act": "rleu"}, "an activation is 'rleu', expected one of None, gelu, relu, relu6"),
+    (BOTH_FORMS[0], {"blocks": [[80, 12, 2]]}, "exp_size of Mobile-Former is 80, expected a multiple of the width"),
+    (PVIT, {"lite_act": "rleu"}, "an activation is 'rleu', expected one of None, gelu, relu, relu6"),
 ]
 
 
@@ -296,11 +313,22 @@ def test_baselines_of_paddle(name: str) -> None:
         create_model(f"{name}x")
 
 
-def test_iformer_on_odd_maps() -> None:
-    """Maps of 9 and 7 do not divide into the 2 × 2 windows of the low-frequency mixer."""
-    model = create_model("iformer_cifar", num_classes=10, image_size=(18, 14))
-    assert np.isfinite(train_step(model, images(2, 18, 14)).numpy()).all()
-    assert model.pos_embed1.shape[1:3] == [9, 7]
+@pytest.mark.parametrize("size", [2, 4])
+def test_even_kernels_of_convmixer_pad_one_more_at_the_end(size: int) -> None:
+    model = create_model("convmixer_256_8", 3, 20, dim=8, depth=1, kernel_size=size, patch_size=3)
+    convolution, x = getattr(model, "3")[0].fn[0], images(2, 5, 7, channels=8)
+    padded = F.pad(x, [(size - 1) // 2, size // 2] * 2)
+    expected = F.conv2d(padded, convolution.weight, convolution.bias, groups=8)
+    np.testing.assert_allclose(convolution(x).numpy(), expected.numpy(), rtol=0, atol=1e-6)
+
+
+def test_bias_of_a_pair_in_coatnet_is_that_of_its_offset() -> None:
+    height, width = size = (3, 4)
+    table = np.random.default_rng(0).standard_normal((table_rows(size), 2))
+    grid = table.reshape(5, 7, 2)
+    bias = relative_bias(paddle.to_tensor(table), size, *size).numpy().reshape(2, height, width, height, width)
+    for y, x, other_y, other_x in np.ndindex(height, width, height, width):
+        assert (bias[:, y, x, other_y, other_x] == grid[y - other_y + 2, x - other_x + 3]).all()
 
 
 @pytest.mark.parametrize("name", ["iformer_cifar", "coatnet_cifar", "dfformer_cifar", "cdfformer_cifar"])
@@ -309,13 +337,6 @@ def test_maps_of_the_networks_for_small_images(name: str) -> None:
     for size, sides in ((32, [(16, 16), (8, 8), (4, 4)]), ((37, 30), [(19, 15), (10, 8), (5, 4)])):
         rows = describe_blocks(model, size)
         assert list(dict.fromkeys((row["height"], row["width"]) for row in rows)) == sides
-
-
-@pytest.mark.parametrize("factor", [1, 2, 3])
-def test_upsample_is_nearest_interpolation(factor: int) -> None:
-    x = paddle.randn([2, 3, 4, 5])
-    expected = channels_last(F.interpolate(channels_first(x), scale_factor=factor, mode="nearest"))
-    assert (upsample(x, factor) == expected).all()
 
 
 @pytest.mark.parametrize(("name", "size", "tables", "tolerance"), [

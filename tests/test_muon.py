@@ -77,13 +77,12 @@ def _pair(name: str, clip: float = 0.0) -> tuple[nn.Layer, paddle.optimizer.Opti
     return model, optimizer
 
 
-def _take(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, steps: range, size: float = 1.0) -> None:
+def _take(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, steps: range) -> None:
     """Take steps with gradients that do not depend on the weights."""
     for step in steps:
         rng = np.random.default_rng(step)
-        loss = sum((parameter * paddle.to_tensor(rng.standard_normal(parameter.shape).astype("float32"))).sum()
-                   for parameter in model.parameters())
-        (loss * size).backward()
+        sum((parameter * paddle.to_tensor(rng.standard_normal(parameter.shape).astype("float32"))).sum()
+            for parameter in model.parameters()).backward()
         optimizer.step()
         optimizer.clear_grad(set_to_zero=False)
 
@@ -116,43 +115,12 @@ def test_steps_are_momentum_orthogonalized_and_adamw_for_the_rest(mode: str) -> 
         assert np.array_equal(one.numpy(), other.numpy()) == (i not in places)
 
 
-@pytest.mark.parametrize("mode", kernels.MODES)
-def test_the_clipped_norm_is_that_of_all_gradients(mode: str) -> None:
-    states = []
-    for size in (100.0, 1.0):
-        model, optimizer = _pair("muon", clip=1.0)
-        with kernels.using(mode):
-            _take(model, optimizer, range(1), size)
-        states.append(checkpoint.optimizer_arrays(optimizer, model))
-    gradients = {key: array for key, array in states[0].items() if "moment" in key and "moment2" not in key}
-    for key, array in gradients.items():
-        np.testing.assert_allclose(array, states[1][key], rtol=1e-5, atol=1e-9)
-    norms = [np.linalg.norm(array / (1.0 if "momentum" in key else 0.1)) for key, array in gradients.items()]
-    assert np.sqrt(np.square(norms).sum()) == pytest.approx(1.0, rel=1e-4)
-
-
-def test_steps_continue_from_a_checkpoint_bit_by_bit() -> None:
-    model, optimizer = _pair("muon", clip=1.0)
-    _take(model, optimizer, range(3))
-    resumed, other = _pair("muon", clip=1.0)
-    resumed.set_state_dict({name: tensor.numpy() for name, tensor in model.state_dict().items()})
-    checkpoint.restore_optimizer(other, resumed, checkpoint.optimizer_arrays(optimizer, model))
-    for pair in ((model, optimizer), (resumed, other)):
-        _take(*pair, range(3, 6))
-    for one, two in zip(model.parameters(), resumed.parameters(), strict=True):
-        np.testing.assert_array_equal(one.numpy(), two.numpy())
-
-
 def test_a_step_that_the_loss_scaler_gives_up_changes_nothing() -> None:
     model, optimizer = _pair("muon", clip=1.0)
     _take(model, optimizer, range(1))
-    before = [parameter.numpy() for parameter in model.parameters()]
-    state = checkpoint.optimizer_arrays(optimizer, model)
+    before = checkpoint.model_arrays(model), checkpoint.optimizer_arrays(optimizer, model)
     for parameter in model.parameters():
         (parameter * parameter.detach()).sum().backward()
     optimizer._set_auxiliary_var("found_inf", paddle.to_tensor(True))  # as GradScaler.step does on a GPU
     optimizer.step()
-    for one, two in zip(before, model.parameters(), strict=True):
-        np.testing.assert_array_equal(one, two.numpy())
-    for key, array in checkpoint.optimizer_arrays(optimizer, model).items():
-        np.testing.assert_array_equal(array, state[key])
+    np.testing.assert_equal((checkpoint.model_arrays(model), checkpoint.optimizer_arrays(optimizer, model)), before)

@@ -9,7 +9,9 @@ import pytest
 from paddle import nn
 from yacs.config import CfgNode
 
+import kernels
 from configs.load import load_config
+from engine.checkpoint import optimizer_arrays
 from engine.losses import LabelSmoothingCrossEntropy
 from engine.model import build_model
 from engine.optim import ModelEma, build_optimizer, learning_rate
@@ -80,6 +82,28 @@ def test_weight_decay_spares_biases_where_asked(name: str) -> None:
         optimizer.step()
         assert bool((layer.bias.numpy() < 1).all()) == decay_all
         assert not np.array_equal(layer.weight.numpy(), before)
+
+
+@pytest.mark.parametrize("mode", kernels.MODES)
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "muon"])
+def test_the_clipped_norm_is_that_of_all_gradients(name: str, mode: str) -> None:
+    """Seen in the first moments after one step; Muon keeps one kind for its matrix, AdamW's for the rest."""
+    paddle.seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    overrides = [f"OPTIMIZER.NAME={name}", "OPTIMIZER.DECAY_ALL=false", "OPTIMIZER.WEIGHT_DECAY=0"]
+    optimizer = build_optimizer(model, _config(*overrides), 1.0)
+    optimizer.set_lr(1.0)
+    (model(paddle.ones([1, 4])) * paddle.to_tensor([[30.0, -40.0]])).sum().backward()
+    gradients = {key: parameter.grad.numpy() for key, parameter in model.named_parameters()}
+    norm = np.sqrt(sum((gradient**2).sum() for gradient in gradients.values()))
+    with kernels.using(mode):
+        optimizer.step()
+    factors = {"moment1_0": 0.1, "velocity_0": 1.0, "momentum_0": 1.0}  # of the gradient in the first step
+    moments = {tuple(key.split("/")): array for key, array in optimizer_arrays(optimizer, model).items()}
+    found = {key: array / factors[kind] for (key, kind), array in moments.items() if kind in factors}
+    assert found.keys() == gradients.keys()
+    for key, gradient in gradients.items():
+        np.testing.assert_allclose(found[key], gradient / norm, rtol=1e-5)
 
 
 def test_adam_takes_coupled_decay_and_adamw_decoupled() -> None:

@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
-from kernel_checks import assert_threads_change_no_bit, back_to_auto, compiled  # noqa: F401
+from kernel_checks import assert_threads_change_no_bit, compiled
 from paddle import nn
 from paddle.regularizer import L2Decay
 
 import kernels
-from configs.load import load_config
 from engine import optim
-from engine.optim import ModelEma, build_optimizer
+from engine.optim import ModelEma
 from kernels import build
 from kernels import optimizer as calls
 
@@ -135,8 +134,7 @@ def test_state_can_be_set_between_steps() -> None:
     optimizer.set_state_dict(state)
     for parameter, weight in zip(parameters, weights, strict=True):
         parameter.set_value(weight)
-    for got, want in zip(_train(optimizer, parameters, range(3, 8)), expected, strict=True):
-        np.testing.assert_array_equal(got, want)
+    np.testing.assert_equal(_train(optimizer, parameters, range(3, 8)), expected)
 
 
 def test_threads_change_no_bit() -> None:
@@ -181,25 +179,6 @@ def test_gradients_that_are_strided(taken: list[str]) -> None:
         results.append(weight.numpy())
     assert taken == ["adam"] * 3
     _assert_paddles(*results)
-
-
-@pytest.mark.parametrize("mode", kernels.MODES)
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
-def test_the_clipped_norm_is_that_of_all_gradients(name: str, mode: str) -> None:
-    paddle.seed(0)
-    model = nn.Linear(4, 3)
-    config = load_config(None, [f"OPTIMIZER.NAME={name}", "OPTIMIZER.DECAY_ALL=false", "OPTIMIZER.WEIGHT_DECAY=0"])
-    optimizer = build_optimizer(model, config.OPTIMIZER, 1.0)
-    optimizer.set_lr(1.0)
-    (model(paddle.ones([1, 4])) * paddle.to_tensor([[30.0, -40.0, 20.0]])).sum().backward()
-    gradients = [parameter.grad.numpy() for parameter in model.parameters()]
-    norm = np.sqrt(sum((gradient**2).sum() for gradient in gradients))
-    with kernels.using(mode):
-        optimizer.step()
-    state = optimizer.state_dict()
-    kind, factor = ("velocity_0", 1.0) if name == "sgd" else ("moment1_0", 0.1)
-    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-        np.testing.assert_allclose(state[f"{parameter.name}_{kind}"].numpy(), factor * gradient / norm, rtol=1e-5)
 
 
 def test_gradients_that_are_no_numbers_are_seen(taken: list[str]) -> None:

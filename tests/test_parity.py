@@ -12,16 +12,9 @@ SMALL = [name for name in fixture_names(REFERENCE) if name.endswith(("_32", "_64
 QUICK = [*SMALL, "coatnet_0", "mobileformer_26m", "mobileformer_26m_pvit", "poolformer_s12"]
 
 
-@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-                                  for name in fixture_names(REFERENCE)])
-def test_network_equals_its_reference(name: str) -> None:
-    parity = compare(name, REFERENCE)
-    print(parity)
-    assert not parity.missed
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_network_equals_its_reference_with_stock_operators(name: str) -> None:
-    with kernels.using("stock"):
-        parity = compare(name, REFERENCE)
-    assert not parity.missed
+@pytest.mark.parametrize(("name", "mode"), [
+    *(pytest.param(name, "auto", marks=[] if name in QUICK else pytest.mark.slow) for name in fixture_names(REFERENCE)),
+    *((name, "stock") for name in SMALL)])
+def test_network_equals_its_reference(name: str, mode: str) -> None:
+    with kernels.using(mode):
+        assert not compare(name, REFERENCE).missed

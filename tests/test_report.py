@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shutil
@@ -16,8 +15,8 @@ from sklearn.metrics import precision_recall_fscore_support
 from analysis import error_analysis
 from analysis.error_analysis import Predictions, calibration, draw_reliability
 from datasets import ImageDataset
-from errors import UserError
 from processes import command
+from utils.fileio import read_csv
 
 
 def predictions_of(logits: np.ndarray, labels: np.ndarray, names: str) -> Predictions:
@@ -79,8 +78,7 @@ def test_the_table_of_classes_counts(given: Predictions) -> None:
 
 
 def test_errors_come_most_confident_first(given: Predictions, tmp_path: Path) -> None:
-    with error_analysis.write_errors(given, tmp_path / "mistakes.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(error_analysis.write_errors(given, tmp_path / "mistakes.csv"))
     assert {int(row["index"]) for row in rows} == set(np.flatnonzero(given.predicted != given.labels))
     confidence = [float(row["confidence"]) for row in rows]
     assert confidence == sorted(confidence, reverse=True)
@@ -111,11 +109,4 @@ def test_the_page_of_a_run_is_one_file(runs: list[Path], tmp_path: Path) -> None
     assert summary["top1"] == pytest.approx(results["selected"]["test"]["top1"], abs=1e-9)
     assert summary["top5"] == pytest.approx(results["selected"]["test"]["top5"], abs=1e-9)
     assert f"{100 * summary['top1']:.2f} %" in text
-    with (run / "report" / "mistakes.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == round((1 - summary["top1"]) * 360)
-
-
-def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    for folder, said in ((tmp_path, "no config"), (tmp_path / "nothing", "no such weights")):
-        with pytest.raises(UserError, match=said):
-            command("report", folder)
+    assert len(read_csv(run / "report" / "mistakes.csv")) == round((1 - summary["top1"]) * 360)

@@ -20,7 +20,7 @@ from analysis.grids import draw_grid
 from configs.load import load_config
 from engine import runtime, state
 from engine import train as train_module
-from engine.checkpoint import list_checkpoints, load_checkpoint
+from engine.checkpoint import list_checkpoints, load_checkpoint, model_arrays, optimizer_arrays
 from engine.data import build_train_loader
 from engine.interrupts import Interrupted, StopRequest
 from engine.run import RunFolder, read_table
@@ -32,6 +32,10 @@ from utils.progress import TrainingBar
 
 def _newest(run: Path):
     return load_checkpoint(list_checkpoints(run / "checkpoints")[0])
+
+
+def _batch() -> tuple[np.ndarray, np.ndarray]:
+    return np.random.default_rng(0).standard_normal((8, 3, 32, 32)).astype("float32"), np.arange(8)
 
 
 def test_stopping_in_the_last_evaluation_keeps_the_final_weights(
@@ -46,8 +50,8 @@ def test_stopping_in_the_last_evaluation_keeps_the_final_weights(
         with pytest.raises(Interrupted):
             trained(tmp_path, *pairs)
     run = tmp_path / "quickstart"
-    saved, final = _newest(run), read_weights(run / "final_model.pdparams").arrays
-    assert all(np.array_equal(saved.parts["ema"][name], final[name]) for name in final)
+    saved, final = _newest(run).parts["ema"], read_weights(run / "final_model.pdparams").arrays
+    assert all(np.array_equal(saved[name], final[name]) for name in final)
     results = trained(tmp_path, *pairs, resume=True)
     assert results["selected"]["epoch"] == 1 and results["final"]["epoch"] == 2
     assert results["selected"]["test"] != results["final"]["test"]
@@ -181,26 +185,25 @@ def test_skipped_steps_leave_no_trace_and_are_counted_through_a_resume(
     assert whole == trained(tmp_path / "resumed", *pairs, resume=True) and whole["skipped_steps"] == 3
     assert [row["iteration"] for row in read_table(folders[0] / "steps.csv")] == [
         str(step + 1) for step in range(19) if step not in bad]
-    one, other = map(_newest, folders)
-    for part, arrays in one.parts.items():
-        assert all(np.array_equal(array, other.parts[part][key]) for key, array in arrays.items()), part
-        assert all(np.isfinite(array).all() for array in arrays.values())
+    one, other = (_newest(folder).parts for folder in folders)
+    np.testing.assert_equal(other, one)
+    assert all(np.isfinite(array).all() for arrays in one.values() for array in arrays.values())
     assert "iteration 4 skipped: its loss is nan (1 skipped so far)" in (folders[0] / "train.log").read_text()
 
 
 def test_a_skipped_step_changes_nothing(tmp_path: Path) -> None:
     own = state.TrainingState(tiny(tmp_path, "TRAIN.ON_NAN=skip", "TRAIN.EMA_DECAY=0.9"))
-    images, labels = np.random.default_rng(0).standard_normal((8, 3, 32, 32)).astype("float32"), np.arange(8)
+    images, labels = _batch()
     own.step(images, labels, 0, 0.01)
 
-    def arrays() -> list[np.ndarray]:
-        return [tensor.numpy().copy() for tensor in (*own.model.state_dict().values(), *own.ema.state.values(), *(
-            value for value in own.optimizer.state_dict().values() if hasattr(value, "numpy")))]
+    def arrays() -> tuple[dict[str, np.ndarray], ...]:
+        averages = {name: tensor.numpy() for name, tensor in own.ema.state.items()}
+        return model_arrays(own.model), averages, optimizer_arrays(own.optimizer, own.model)
 
     before = arrays()
     images[0, 0, 0, 0] = np.inf
     assert not own.step(images, labels, 1, 0.01).taken
-    assert all(np.array_equal(one, other) for one, other in zip(before, arrays(), strict=True))
+    np.testing.assert_equal(arrays(), before)
 
 
 def test_too_many_skipped_steps_in_a_row_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,19 +235,13 @@ def test_auto_precision_is_chosen_once_and_kept(tmp_path: Path, monkeypatch: pyt
     found = kernels.status()
     monkeypatch.setattr(kernels, "status", lambda: {**found, "bfloat16": fast})
     trained(tmp_path, "TRAIN.PRECISION=auto", "TRAIN.MAX_STEPS=1")
-    monkeypatch.setattr(kernels, "status", lambda: {**found, "bfloat16": False})
-    if not fast:
-        monkeypatch.setattr(kernels, "status", lambda: {**found, "bfloat16": True})
+    monkeypatch.setattr(kernels, "status", lambda: {**found, "bfloat16": not fast})
     trained(tmp_path, "TRAIN.PRECISION=auto", "TRAIN.MAX_STEPS=2", resume=True)
     log = (tmp_path / "quickstart" / "train.log").read_text()
     environment = json.loads((tmp_path / "quickstart" / "environment.json").read_text())
     assert environment["precision"] == "float32"
     assert ("resuming with precision float32, until now it was bfloat16" in log) == fast
     assert "PRECISION: auto" in (tmp_path / "quickstart" / "config.yaml").read_text()
-
-
-def _batch() -> tuple[np.ndarray, np.ndarray]:
-    return np.random.default_rng(0).standard_normal((8, 3, 32, 32)).astype("float32"), np.arange(8)
 
 
 def test_accumulation_takes_the_same_step_without_batch_statistics(tmp_path: Path) -> None:
@@ -260,7 +257,7 @@ def test_accumulation_takes_the_same_step_without_batch_statistics(tmp_path: Pat
 
 def test_a_step_abandoned_between_micro_batches_leaves_no_trace(tmp_path: Path) -> None:
     own, once = (state.TrainingState(tiny(tmp_path, "TRAIN.ACCUMULATE=4")) for _ in range(2))
-    before = {name: tensor.numpy() for name, tensor in own.model.state_dict().items()}
+    before = model_arrays(own.model)
     calls = iter((None, None, KeyboardInterrupt()))
 
     def third_time() -> None:
@@ -269,12 +266,11 @@ def test_a_step_abandoned_between_micro_batches_leaves_no_trace(tmp_path: Path) 
 
     with pytest.raises(KeyboardInterrupt):
         own.step(*_batch(), 0, 0.1, third_time)
-    assert all(np.array_equal(tensor.numpy(), before[name]) for name, tensor in own.model.state_dict().items())
+    np.testing.assert_equal(model_arrays(own.model), before)
     assert all(parameter.grad is None or not parameter.grad.numpy().any() for parameter in own.model.parameters())
     own.step(*_batch(), 0, 0.1)
     once.step(*_batch(), 0, 0.1)
-    for name, tensor in once.model.state_dict().items():
-        assert np.array_equal(tensor.numpy(), own.model.state_dict()[name].numpy()), name
+    np.testing.assert_equal(model_arrays(own.model), model_arrays(once.model))
 
 
 @pytest.mark.parametrize(("size", "batch", "device", "count"), [

@@ -106,20 +106,6 @@ def test_summary_prints_and_writes(tmp_path: Path) -> None:
     assert "32x64" in printed and "19.866M" not in printed
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("iformer_smal",), "nearest: iformer_small"),
-        (("iformer_small", "--image-size", "-3"), "--image-size is '-3'"),
-        (("iformer_small", "--num-classes", "-3"), "num_classes is -3"),
-        (("iformer_small", "--write", "page.md"), "--write is for all models"),
-    ],
-)
-def test_summary_refuses_invalid_arguments(arguments: tuple[str, ...], said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        command("summary", *arguments)
-
-
 def test_parity_prints_errors_and_returns_1_for_another_network(tmp_path: Path) -> None:
     shutil.copy(REFERENCE / "convmixer_256_8.json", tmp_path)
     (tmp_path / "fill.py").write_text("raise SystemExit('code of the folder has run')")
@@ -135,10 +121,3 @@ def test_parity_prints_errors_and_returns_1_for_another_network(tmp_path: Path) 
     done = call("parity", "--fixtures", tmp_path)
     assert done.returncode == 1
     assert "not equal: logits_float32" in done.stdout and "0 of 1 equal their references" in done.stdout
-
-
-def test_parity_refuses_unknown_names_and_empty_folders(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nearest: iformer_small"):
-        command("parity", "iformer_smal")
-    with pytest.raises(UserError, match="has no fixtures"):
-        command("parity", "--fixtures", tmp_path)
