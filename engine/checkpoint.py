@@ -93,7 +93,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             header = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         progress = json.loads(header["progress"])
-        intact = header["sha256"] == _digest(arrays, header["progress"])
+        intact = header["format"] == "checkpoint" and header["sha256"] == _digest(arrays, header["progress"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a whole checkpoint ({type(error).__name__}: {printable(error, 200)})") from None
     if not intact or not isinstance(progress, dict):
