@@ -20,7 +20,11 @@
 
 namespace bfloat16 {
 
-constexpr int64_t ROWS = 14;     // of a tile: 14 × 2 vectors of sums, two of columns, one of a pair
+#if defined(HYBRID_AMX) && defined(__AMX_BF16__)
+constexpr int64_t ROWS = 16;
+#else
+constexpr int64_t ROWS = 14;  // of a tile: 14 × 2 vectors of sums, two of columns, one of a pair
+#endif
 constexpr int64_t COLUMNS = 32;  // of a tile
 
 struct Matrix {
@@ -32,10 +36,19 @@ struct Matrix {
 // Up to COLUMNS columns and `depth` of the right operand: for each pair, 32 columns side by side.
 void pack_right(const Matrix& b, int64_t column, int64_t columns, int64_t inner, int64_t depth, __m512i* to);
 
-// A tile of a product, of up to ROWS rows and COLUMNS columns; steps and pitches in numbers of 4 bytes.
-using Tile = void (*)(int64_t pairs, const int32_t* a, int64_t row_step, int64_t pair_step, const int32_t* b,
-                      int64_t b_step, bool add, float* c, int64_t pitch, int64_t columns);
-Tile tile_of(int64_t rows, int64_t columns);
+// Computes tiles of products, of up to ROWS rows and COLUMNS columns; steps and pitches in numbers of 4 bytes.
+class Tiles {
+ public:
+  void multiply(int64_t rows, int64_t pairs, const int32_t* a, int64_t row_step, int64_t pair_step, const int32_t* b,
+                int64_t b_step, bool add, float* c, int64_t pitch, int64_t columns);
+#ifdef HYBRID_AMX
+  ~Tiles();
+
+ private:
+  void configure(int64_t rows, int64_t rest);
+  int64_t configured_ = 0;
+#endif
+};
 
 struct Left {
   const int32_t* at;
@@ -88,12 +101,13 @@ template <class Finish>
 inline void multiply(int64_t m, int64_t n, int64_t k, const Left& a, const Right& b, int64_t from_panel,
                      int64_t to_panel, Finish finish) {
   alignas(64) float sums[ROWS * COLUMNS];
+  Tiles tiles;
   for (int64_t panel = from_panel; panel < to_panel; ++panel) {
     const int64_t column = panel * COLUMNS, columns = std::min(n - column, COLUMNS);
     for (int64_t row = 0; row < m; row += ROWS) {
       const int64_t rows = std::min(m - row, ROWS);
-      tile_of(rows, COLUMNS)((k + 1) / 2, a.at + row * a.row_step, a.row_step, a.pair_step, b.at + panel * b.panel_step,
-                             b.pair_step, false, sums, COLUMNS, COLUMNS);
+      tiles.multiply(rows, (k + 1) / 2, a.at + row * a.row_step, a.row_step, a.pair_step, b.at + panel * b.panel_step,
+                     b.pair_step, false, sums, COLUMNS, COLUMNS);
       finish(row, rows, column, columns, sums);
     }
   }

@@ -138,7 +138,14 @@ def _compile_flags() -> list[str]:
     """Return where Paddle's headers are, and what its wheel carries."""
     include = Path(paddle.sysconfig.get_include())
     onednn = ["-DHYBRID_ONEDNN"] if any(path.name.startswith("libdnnl") for path in _libraries()) else []
-    return [*FLAGS, *onednn, "-isystem", str(include), "-isystem", str(include / "third_party")]
+    amx = ["-DHYBRID_AMX"] if _may_use_amx() else []
+    return [*FLAGS, *onednn, *amx, "-isystem", str(include), "-isystem", str(include / "third_party")]
+
+
+def _may_use_amx() -> bool:
+    """Ask Linux for the registers of AMX, as each process has to; the processor or a sandbox may refuse."""
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return platform.machine() == "x86_64" and not ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data)
 
 
 def _libraries() -> list[Path]:

@@ -99,10 +99,96 @@ void pack_right(const Matrix& b, int64_t column, int64_t columns, int64_t inner,
   }
 }
 
+#if defined(HYBRID_AMX) && defined(__AMX_BF16__)
+
+namespace {
+
+// Eight tiles of AMX, each of up to 16 rows of 64 bytes: two of sums, then rows and two of columns, for whole groups of
+// 16 pairs and again for the rest of the pairs.
+// What the code before it wrote lies in memory: the compiler's tile instructions do not say that they read it.
+void written() { asm volatile("" ::: "memory"); }
+
+struct alignas(64) TileSizes {
+  uint8_t palette = 1, start = 0, reserved[14] = {};
+  uint16_t bytes[16] = {};
+  uint8_t rows[16] = {};
+  void set(int tile, int64_t height, int64_t width) { rows[tile] = uint8_t(height), bytes[tile] = uint16_t(4 * width); }
+};
+
+}  // namespace
+
+void Tiles::configure(int64_t rows, int64_t rest) {
+  if (configured_ == rows * 16 + rest) return;
+  configured_ = rows * 16 + rest;
+  TileSizes sizes;
+  for (const int sums : {0, 1}) sizes.set(sums, rows, 16);
+  for (const int columns : {3, 4}) sizes.set(columns, 16, 16);
+  sizes.set(2, rows, 16);
+  if (rest) {
+    sizes.set(5, rows, rest);
+    for (const int columns : {6, 7}) sizes.set(columns, rest, 16);
+  }
+  written();
+  _tile_loadconfig(&sizes);
+}
+
+Tiles::~Tiles() {
+  if (configured_) _tile_release();
+}
+
+void Tiles::multiply(int64_t rows, int64_t pairs, const int32_t* a, int64_t row_step, int64_t pair_step,
+                     const int32_t* b, int64_t b_step, bool add, float* c, int64_t pitch, int64_t columns) {
+  const int64_t rest = pairs % 16;
+  configure(rows, rest);
+  written();
+  _tile_zero(0);
+  _tile_zero(1);
+  __m512i turned[16];
+  const auto left = [&](int64_t k, int64_t count) -> const void* {
+    if (pair_step == 1) return a + k;
+    for (int64_t i = 0; i < 16; ++i)
+      turned[i] = i < count ? _mm512_maskz_loadu_epi32(first(rows), a + (k + i) * pair_step) : __m512i{};
+    transpose(turned);
+    written();
+    return turned;
+  };
+  const int64_t a_bytes = pair_step == 1 ? 4 * row_step : 64;
+  for (int64_t k = 0; k + 16 <= pairs; k += 16) {
+    _tile_loadd(2, left(k, 16), a_bytes);
+    _tile_loadd(3, b + k * b_step, 4 * b_step);
+    _tile_dpbf16ps(0, 2, 3);
+    if (columns <= 16) continue;
+    _tile_loadd(4, b + k * b_step + 16, 4 * b_step);
+    _tile_dpbf16ps(1, 2, 4);
+  }
+  if (rest) {
+    const int64_t k = pairs - rest;
+    _tile_loadd(5, left(k, rest), a_bytes);
+    _tile_loadd(6, b + k * b_step, 4 * b_step);
+    _tile_dpbf16ps(0, 5, 6);
+    _tile_loadd(7, b + k * b_step + 16, 4 * b_step);
+    _tile_dpbf16ps(1, 5, 7);
+  }
+  if (!add && columns == COLUMNS) {
+    _tile_stored(0, c, 4 * pitch);
+    _tile_stored(1, c + 16, 4 * pitch);
+    return;
+  }
+  alignas(64) float sums[ROWS * COLUMNS];
+  _tile_stored(0, sums, 4 * COLUMNS);
+  _tile_stored(1, sums + 16, 4 * COLUMNS);
+  for (int64_t r = 0; r < rows; ++r) {
+    const Two now = load_two(sums + r * COLUMNS, columns), before = add ? load_two(c + r * pitch, columns) : Two{};
+    store_two(c + r * pitch, {before.low + now.low, before.high + now.high}, columns);
+  }
+}
+
+#else
+
 namespace {
 
 template <int rows, int vectors>
-void tile(int64_t pairs, const int32_t* a, int64_t row_step, int64_t pair_step, const int32_t* b, int64_t b_step,
+void sums(int64_t pairs, const int32_t* a, int64_t row_step, int64_t pair_step, const int32_t* b, int64_t b_step,
           bool add, float* c, int64_t pitch, int64_t columns) {
   __m512 sums[rows][vectors];
   for (int r = 0; r < rows; ++r)
@@ -128,15 +214,19 @@ void tile(int64_t pairs, const int32_t* a, int64_t row_step, int64_t pair_step, 
 
 template <int... rows>
 Tile choose(int64_t wanted, bool narrow, std::integer_sequence<int, rows...>) {
-  static constexpr Tile one[] = {tile<rows + 1, 1>...}, two[] = {tile<rows + 1, 2>...};
+  static constexpr Tile one[] = {sums<rows + 1, 1>...}, two[] = {sums<rows + 1, 2>...};
   return (narrow ? one : two)[wanted - 1];
 }
 
 }  // namespace
 
-Tile tile_of(int64_t rows, int64_t columns) {
-  return choose(rows, columns <= 16, std::make_integer_sequence<int, ROWS>());
+void Tiles::multiply(int64_t rows, int64_t pairs, const int32_t* a, int64_t row_step, int64_t pair_step,
+                     const int32_t* b, int64_t b_step, bool add, float* c, int64_t pitch, int64_t columns) {
+  choose(rows, columns <= 16, std::make_integer_sequence<int, ROWS>())(pairs, a, row_step, pair_step, b, b_step, add, c,
+                                                                       pitch, columns);
 }
+
+#endif
 
 void product_over_rows(int64_t m, int64_t n, int64_t rows, const Rows& x, const Rows& y, bool add, float* to) {
   const int64_t left = pitch_of_pairs(m), right = pitch_of_pairs(n), pairs = (std::min(GROUP, rows) + 1) / 2;
@@ -183,6 +273,7 @@ static int product(char ta, char tb, int64_t m, int64_t n, int64_t k, float, con
       reinterpret_cast<__m512i*>(scratch<Matrix>(16 * (row_tiles * left_vectors + column_tiles * right_vectors)));
   __m512i* packed_right = packed_left + row_tiles * left_vectors;
   const auto share = [&](int64_t thread, int64_t threads, auto wait) {
+    Tiles tiles;
     for (int64_t column = 0; column < n; column += MOST_COLUMNS)
       for (int64_t inner = 0; inner < k; inner += 2 * PAIRS) {
         const int64_t columns = std::min(n - column, MOST_COLUMNS), depth = std::min(k - inner, 2 * PAIRS);
@@ -200,10 +291,10 @@ static int product(char ta, char tb, int64_t m, int64_t n, int64_t k, float, con
           for (int64_t t = high * wide * thread / threads; t < high * wide * (thread + 1) / threads; ++t) {
             const int64_t at = t % high, beside = t / high, tall = std::min(ROWS, rows - at * ROWS);
             const int64_t here = std::min(COLUMNS, columns - beside * COLUMNS);
-            tile_of(tall, here)(
-                (depth + 1) / 2, reinterpret_cast<const int32_t*>(packed_left + at * left_vectors), row_step, pair_step,
-                reinterpret_cast<const int32_t*>(packed_right + beside * right_vectors), COLUMNS,
-                inner > 0 || beta != 0.f, c + (row + at * ROWS) * ldc + column + beside * COLUMNS, ldc, here);
+            tiles.multiply(tall, (depth + 1) / 2, reinterpret_cast<const int32_t*>(packed_left + at * left_vectors),
+                           row_step, pair_step, reinterpret_cast<const int32_t*>(packed_right + beside * right_vectors),
+                           COLUMNS, inner > 0 || beta != 0.f, c + (row + at * ROWS) * ldc + column + beside * COLUMNS,
+                           ldc, here);
           }
           wait();
         }
