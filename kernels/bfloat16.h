@@ -1,8 +1,7 @@
 // Products of operands rounded to bfloat16 whose results go on in cache: for operators that do several things at once.
 //
-// An operand holds pairs of numbers that follow each other along the inner dimension. A left operand is either rows of
-// such pairs, as a matrix of bfloat16 lies in memory, or for each pair of rows the columns side by side ("paired
-// rows"), which is a right operand too, and what sums over rows need.
+// An operand holds pairs of numbers that follow each other along the inner dimension. A left operand is rows of such
+// pairs, as a matrix of bfloat16 lies in memory; a right operand has for each pair of rows the columns side by side.
 
 #pragma once
 
@@ -21,9 +20,11 @@
 namespace bfloat16 {
 
 #if defined(HYBRID_AMX) && defined(__AMX_BF16__)
-constexpr int64_t ROWS = 16;
+constexpr int64_t ROWS = 32;        // of a tile: with the columns, all eight registers of AMX
+constexpr int64_t BLOCK_TILES = 4;  // of the rows of a task
 #else
-constexpr int64_t ROWS = 14;  // of a tile: 14 × 2 vectors of sums, two of columns, one of a pair
+constexpr int64_t ROWS = 14;        // of a tile: 14 × 2 vectors of sums, two of columns, one of a pair
+constexpr int64_t BLOCK_TILES = 8;  // of the rows of a task
 #endif
 constexpr int64_t COLUMNS = 32;  // of a tile
 
@@ -36,27 +37,28 @@ struct Matrix {
 // Up to COLUMNS columns and `depth` of the right operand: for each pair, 32 columns side by side.
 void pack_right(const Matrix& b, int64_t column, int64_t columns, int64_t inner, int64_t depth, __m512i* to);
 
-// Computes tiles of products, of up to ROWS rows and COLUMNS columns; steps and pitches in numbers of 4 bytes.
-class Tiles {
- public:
-  void multiply(int64_t rows, int64_t pairs, const int32_t* a, int64_t row_step, int64_t pair_step, const int32_t* b,
-                int64_t b_step, bool add, float* c, int64_t pitch, int64_t columns);
-#ifdef HYBRID_AMX
-  ~Tiles();
-
- private:
-  void configure(int64_t rows, int64_t rest);
-  int64_t configured_ = 0;
-#endif
-};
-
+// The left operand's rows of pairs, and the right operand's pairs of rows; steps in numbers of 4 bytes.
 struct Left {
   const int32_t* at;
-  int64_t row_step, pair_step;
+  int64_t row_step;
 };
 struct Right {
   const int32_t* at;
   int64_t pair_step, panel_step;
+};
+
+// Computes tiles of products, of up to ROWS rows and COLUMNS columns, into c, or adds them to it.
+class Tiles {
+ public:
+  void multiply(int64_t rows, int64_t columns, int64_t pairs, const Left& a, const int32_t* b, int64_t pair_step,
+                bool add, float* c, int64_t pitch);
+#ifdef HYBRID_AMX
+  ~Tiles();
+
+ private:
+  void configure(int64_t rows);
+  int64_t configured_ = 0;
+#endif
 };
 
 inline __mmask16 first(int64_t count) { return __mmask16(count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1); }
@@ -83,12 +85,12 @@ inline Two widened(__m512i v) {
 inline __m512i load_rounded(const uint16_t* p, int64_t count) { return _mm512_maskz_loadu_epi16(first32(count), p); }
 inline void store_rounded(uint16_t* p, __m512i v, int64_t count) { _mm512_mask_storeu_epi16(p, first32(count), v); }
 
-// 32 columns of two rows, side by side.
-inline void store_pairs(int32_t* p, __m512i row, __m512i next) {
+// 32 columns of two rows side by side, in two vectors.
+inline void pair_up(__m512i row, __m512i next, __m512i* left, __m512i* right) {
   const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
                                        5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-  _mm512_storeu_si512(p, _mm512_permutex2var_epi16(row, low, next));
-  _mm512_storeu_si512(p + 16, _mm512_permutex2var_epi16(row, _mm512_add_epi16(low, _mm512_set1_epi16(16)), next));
+  *left = _mm512_permutex2var_epi16(row, low, next);
+  *right = _mm512_permutex2var_epi16(row, _mm512_add_epi16(low, _mm512_set1_epi16(16)), next);
 }
 
 // Numbers of 4 bytes from row to row: an odd number of cache lines, lest rows crowd few cache sets.
@@ -106,8 +108,8 @@ inline void multiply(int64_t m, int64_t n, int64_t k, const Left& a, const Right
     const int64_t column = panel * COLUMNS, columns = std::min(n - column, COLUMNS);
     for (int64_t row = 0; row < m; row += ROWS) {
       const int64_t rows = std::min(m - row, ROWS);
-      tiles.multiply(rows, (k + 1) / 2, a.at + row * a.row_step, a.row_step, a.pair_step, b.at + panel * b.panel_step,
-                     b.pair_step, false, sums, COLUMNS, COLUMNS);
+      tiles.multiply(rows, COLUMNS, (k + 1) / 2, {a.at + row * a.row_step, a.row_step}, b.at + panel * b.panel_step,
+                     b.pair_step, false, sums, COLUMNS);
       finish(row, rows, column, columns, sums);
     }
   }
@@ -151,7 +153,7 @@ struct PackedWeight {
 struct Rows {
   uint16_t* at;
   int64_t pitch;
-  Left left() const { return {reinterpret_cast<const int32_t*>(at), pitch / 2, 1}; }
+  Left left() const { return {reinterpret_cast<const int32_t*>(at), pitch / 2}; }
   Rows from(int64_t row, int64_t column = 0) const { return {at + row * pitch + column, pitch}; }
   Two load(int64_t row, int64_t column, int64_t count) const {
     return widened(load_rounded(at + row * pitch + column, count));
@@ -169,13 +171,13 @@ inline void store_one(uint16_t* p, Vec v, int64_t count) {
   _mm256_mask_storeu_epi16(p, first(count), (__m256i)_mm512_cvtneps_pbh((__m512)v));
 }
 
-// Rows of a task: up to 8 tiles, in an even number of tasks of about the same size.
+// Rows of a task: up to BLOCK_TILES tiles, in an even number of tasks of about the same size.
 inline int64_t block_of(int64_t rows) {
-  const int64_t tiles = (rows + ROWS - 1) / ROWS, tasks = (tiles + 15) / 16 * 2;
+  const int64_t tiles = (rows + ROWS - 1) / ROWS, tasks = (tiles + 2 * BLOCK_TILES - 1) / (2 * BLOCK_TILES) * 2;
   return (tiles + tasks - 1) / tasks * ROWS;
 }
 
-constexpr int64_t GROUP = 64 * ROWS;  // rows whose products over the rows are formed together
+constexpr int64_t GROUP = 896;  // rows whose products over the rows are formed together
 
 // Calls finish(row, rows, column, columns, sums) for each tile of the product of rows and a weight.
 template <class Finish>

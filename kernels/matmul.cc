@@ -1,7 +1,8 @@
 // Matrix products with operands rounded to bfloat16 and sums in float32, for processors that multiply such pairs.
 //
 // One instruction (AVX512_BF16) multiplies 32 pairs and adds each two products to a float32: twice the work of a
-// float32 instruction, from half the cache. The operands are rounded (to nearest, ties to even) while they are packed
+// float32 instruction on AMD's processors, from half the cache. Where the processor has AMX, one instruction multiplies
+// 16 rows of 16 pairs by 16 columns. The operands are rounded (to nearest, ties to even) while they are packed
 // into blocks that stay in cache. Every number of the result is a sum in an order that depends on the shape alone,
 // so that the number of threads changes no bit.
 
@@ -23,10 +24,10 @@ namespace bfloat16 {
 
 namespace {
 
-constexpr int64_t PAIRS = 256;                  // of a block of the inner dimension
-constexpr int64_t ROW_PITCH = PAIRS + 16;       // pairs; not a power of two, which would crowd few cache sets
-constexpr int64_t MOST_ROWS = 28 * ROWS;        // of a packed block: 430 KB
-constexpr int64_t MOST_COLUMNS = 64 * COLUMNS;  // of a packed block
+constexpr int64_t PAIRS = 256;                    // of a block of the inner dimension
+constexpr int64_t ROW_PITCH = PAIRS + 16;         // pairs; not a power of two, which would crowd few cache sets
+constexpr int64_t MOST_ROWS = 392 / ROWS * ROWS;  // of a packed block: 430 KB
+constexpr int64_t MOST_COLUMNS = 64 * COLUMNS;    // of a packed block
 
 // 16 neighbours of two rows as pairs (row, next row).
 __m512i interleaved(const float* row, const float* next, __mmask16 lanes) {
@@ -64,18 +65,22 @@ void transpose(__m512i (&r)[16]) {
   }
 }
 
-// Up to ROWS rows and `depth` of the left operand: as rows of pairs, or where it is transposed, 16 rows side by side.
+// Up to ROWS rows and `depth` of the left operand.
 void pack_left(const Matrix& a, int64_t row, int64_t rows, int64_t inner, int64_t depth, __m512i* to) {
-  if (a.transposed) {
-    for (int64_t k = 0; k < depth; k += 2) {
-      const float* line = a.at + (inner + k) * a.pitch + row;
-      to[k / 2] = interleaved(line, k + 1 < depth ? line + a.pitch : nullptr, first(rows));
+  const auto at = [=](int64_t r, int64_t k) { return to + (r * ROW_PITCH + k / 2) / 16; };
+  for (int64_t r = 0; !a.transposed && r < rows; ++r)
+    for (int64_t k = 0; k < depth; k += 32) *at(r, k) = paired(a.at + (row + r) * a.pitch + inner + k, depth - k);
+  for (int64_t r = 0; a.transposed && r < rows; r += 16)
+    for (int64_t k = 0; k < depth; k += 32) {
+      __m512i block[16];
+      for (int64_t pair = 0; pair < 16; ++pair) {
+        const float* line = a.at + (inner + k + 2 * pair) * a.pitch + row + r;
+        const int64_t left = depth - k - 2 * pair;
+        block[pair] = left > 0 ? interleaved(line, left > 1 ? line + a.pitch : nullptr, first(rows - r)) : __m512i{};
+      }
+      transpose(block);
+      for (int64_t i = 0; i < 16 && r + i < ROWS; ++i) *at(r + i, k) = block[i];
     }
-    return;
-  }
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t k = 0; k < depth; k += 32)
-      to[(r * ROW_PITCH + k / 2) / 16] = paired(a.at + (row + r) * a.pitch + inner + k, depth - k);
 }
 
 }  // namespace
@@ -99,12 +104,10 @@ void pack_right(const Matrix& b, int64_t column, int64_t columns, int64_t inner,
   }
 }
 
-#if defined(HYBRID_AMX) && defined(__AMX_BF16__)
+#ifdef HYBRID_AMX
 
 namespace {
 
-// Eight tiles of AMX, each of up to 16 rows of 64 bytes: two of sums, then rows and two of columns, for whole groups of
-// 16 pairs and again for the rest of the pairs.
 // What the code before it wrote lies in memory: the compiler's tile instructions do not say that they read it.
 void written() { asm volatile("" ::: "memory"); }
 
@@ -112,22 +115,33 @@ struct alignas(64) TileSizes {
   uint8_t palette = 1, start = 0, reserved[14] = {};
   uint16_t bytes[16] = {};
   uint8_t rows[16] = {};
-  void set(int tile, int64_t height, int64_t width) { rows[tile] = uint8_t(height), bytes[tile] = uint16_t(4 * width); }
+};
+
+// Up to 16 rows of up to 16 numbers, for a register of AMX: where they stand if they fill it, else copied to `room`.
+struct Rectangle {
+  const int32_t* at;
+  int64_t step;
+  Rectangle(const int32_t* from, int64_t row_step, int64_t rows, int64_t filled, int64_t count, __m512i* room)
+      : at(from), step(4 * row_step) {
+    if (filled == rows && count == 16) return;
+    for (int64_t r = 0; r < rows; ++r)
+      room[r] = r < filled ? _mm512_maskz_loadu_epi32(first(count), from + r * row_step) : __m512i{};
+    written();
+    at = reinterpret_cast<const int32_t*>(room), step = 64;
+  }
 };
 
 }  // namespace
 
-void Tiles::configure(int64_t rows, int64_t rest) {
-  if (configured_ == rows * 16 + rest) return;
-  configured_ = rows * 16 + rest;
+// Registers 0 to 3 hold the sums of two times 16 rows and columns, 4 and 5 the rows, 6 and 7 the columns of 16 pairs.
+void Tiles::configure(int64_t rows) {
+  if (configured_ == rows) return;
+  configured_ = rows;
   TileSizes sizes;
-  for (const int sums : {0, 1}) sizes.set(sums, rows, 16);
-  for (const int columns : {3, 4}) sizes.set(columns, 16, 16);
-  sizes.set(2, rows, 16);
-  if (rest) {
-    sizes.set(5, rows, rest);
-    for (const int columns : {6, 7}) sizes.set(columns, rest, 16);
-  }
+  const int64_t upper = std::min<int64_t>(rows, 16), lower = rows - upper;
+  const int64_t heights[] = {upper, upper, lower, lower, upper, lower, 16, 16};
+  for (int i = 0; i < 8; ++i)
+    if (heights[i]) sizes.rows[i] = uint8_t(heights[i]), sizes.bytes[i] = 64;
   written();
   _tile_loadconfig(&sizes);
 }
@@ -136,48 +150,49 @@ Tiles::~Tiles() {
   if (configured_) _tile_release();
 }
 
-void Tiles::multiply(int64_t rows, int64_t pairs, const int32_t* a, int64_t row_step, int64_t pair_step,
-                     const int32_t* b, int64_t b_step, bool add, float* c, int64_t pitch, int64_t columns) {
-  const int64_t rest = pairs % 16;
-  configure(rows, rest);
+void Tiles::multiply(int64_t rows, int64_t columns, int64_t pairs, const Left& a, const int32_t* b, int64_t pair_step,
+                     bool add, float* c, int64_t pitch) {
+  const int64_t upper = std::min<int64_t>(rows, 16), lower = rows - upper;
+  const bool wide = columns > 16;
+  configure(rows);
   written();
   _tile_zero(0);
   _tile_zero(1);
-  __m512i turned[16];
-  const auto left = [&](int64_t k, int64_t count) -> const void* {
-    if (pair_step == 1) return a + k;
-    for (int64_t i = 0; i < 16; ++i)
-      turned[i] = i < count ? _mm512_maskz_loadu_epi32(first(rows), a + (k + i) * pair_step) : __m512i{};
-    transpose(turned);
-    written();
-    return turned;
-  };
-  const int64_t a_bytes = pair_step == 1 ? 4 * row_step : 64;
-  for (int64_t k = 0; k + 16 <= pairs; k += 16) {
-    _tile_loadd(2, left(k, 16), a_bytes);
-    _tile_loadd(3, b + k * b_step, 4 * b_step);
-    _tile_dpbf16ps(0, 2, 3);
-    if (columns <= 16) continue;
-    _tile_loadd(4, b + k * b_step + 16, 4 * b_step);
-    _tile_dpbf16ps(1, 2, 4);
+  if (lower) {
+    _tile_zero(2);
+    _tile_zero(3);
   }
-  if (rest) {
-    const int64_t k = pairs - rest;
-    _tile_loadd(5, left(k, rest), a_bytes);
-    _tile_loadd(6, b + k * b_step, 4 * b_step);
-    _tile_dpbf16ps(0, 5, 6);
-    _tile_loadd(7, b + k * b_step + 16, 4 * b_step);
-    _tile_dpbf16ps(1, 5, 7);
-  }
-  if (!add && columns == COLUMNS) {
-    _tile_stored(0, c, 4 * pitch);
-    _tile_stored(1, c + 16, 4 * pitch);
-    return;
+  __m512i room[4][16];
+  for (int64_t k = 0; k < pairs; k += 16) {
+    const int64_t count = std::min<int64_t>(pairs - k, 16);
+    const Rectangle left(b + k * pair_step, pair_step, 16, count, 16, room[0]);
+    const Rectangle above(a.at + k, a.row_step, upper, upper, count, room[1]);
+    _tile_loadd(6, left.at, left.step);
+    _tile_loadd(4, above.at, above.step);
+    _tile_dpbf16ps(0, 4, 6);
+    if (wide) {
+      const Rectangle right(b + k * pair_step + 16, pair_step, 16, count, 16, room[2]);
+      _tile_loadd(7, right.at, right.step);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if (lower) {
+      const Rectangle below(a.at + 16 * a.row_step + k, a.row_step, lower, lower, count, room[3]);
+      _tile_loadd(5, below.at, below.step);
+      _tile_dpbf16ps(2, 5, 6);
+      if (wide) _tile_dpbf16ps(3, 5, 7);
+    }
   }
   alignas(64) float sums[ROWS * COLUMNS];
-  _tile_stored(0, sums, 4 * COLUMNS);
-  _tile_stored(1, sums + 16, 4 * COLUMNS);
-  for (int64_t r = 0; r < rows; ++r) {
+  const bool direct = !add && columns == COLUMNS;
+  float* to = direct ? c : sums;
+  const int64_t step = 4 * (direct ? pitch : COLUMNS);
+  _tile_stored(0, to, step);
+  _tile_stored(1, to + 16, step);
+  if (lower) {
+    _tile_stored(2, to + 4 * step, step);
+    _tile_stored(3, to + 4 * step + 16, step);
+  }
+  for (int64_t r = 0; !direct && r < rows; ++r) {
     const Two now = load_two(sums + r * COLUMNS, columns), before = add ? load_two(c + r * pitch, columns) : Two{};
     store_two(c + r * pitch, {before.low + now.low, before.high + now.high}, columns);
   }
@@ -188,19 +203,20 @@ void Tiles::multiply(int64_t rows, int64_t pairs, const int32_t* a, int64_t row_
 namespace {
 
 template <int rows, int vectors>
-void sums(int64_t pairs, const int32_t* a, int64_t row_step, int64_t pair_step, const int32_t* b, int64_t b_step,
-          bool add, float* c, int64_t pitch, int64_t columns) {
+void tile(int64_t columns, int64_t pairs, const Left& left, const int32_t* b, int64_t pair_step, bool add, float* c,
+          int64_t pitch) {
   __m512 sums[rows][vectors];
   for (int r = 0; r < rows; ++r)
     for (int v = 0; v < vectors; ++v) sums[r][v] = _mm512_setzero_ps();
-  for (int64_t k = 0; k < pairs; ++k, a += pair_step, b += b_step) {
+  const int32_t* a = left.at;
+  for (int64_t k = 0; k < pairs; ++k, ++a, b += pair_step) {
     __m512i right[vectors];
     for (int v = 0; v < vectors; ++v) right[v] = _mm512_loadu_si512(b + 16 * v);
 #pragma GCC unroll 14
     for (int r = 0; r < rows; ++r) {
-      const __m512i left = _mm512_set1_epi32(a[r * row_step]);
+      const __m512i pair = _mm512_set1_epi32(a[r * left.row_step]);
 #pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) sums[r][v] = _mm512_dpbf16_ps(sums[r][v], (__m512bh)left, (__m512bh)right[v]);
+      for (int v = 0; v < vectors; ++v) sums[r][v] = _mm512_dpbf16_ps(sums[r][v], (__m512bh)pair, (__m512bh)right[v]);
     }
   }
   for (int r = 0; r < rows; ++r)
@@ -213,42 +229,57 @@ void sums(int64_t pairs, const int32_t* a, int64_t row_step, int64_t pair_step, 
 }
 
 template <int... rows>
-Tile choose(int64_t wanted, bool narrow, std::integer_sequence<int, rows...>) {
-  static constexpr Tile one[] = {sums<rows + 1, 1>...}, two[] = {sums<rows + 1, 2>...};
+auto choose(int64_t wanted, bool narrow, std::integer_sequence<int, rows...>) {
+  static constexpr decltype(&tile<1, 1>) one[] = {tile<rows + 1, 1>...}, two[] = {tile<rows + 1, 2>...};
   return (narrow ? one : two)[wanted - 1];
 }
 
 }  // namespace
 
-void Tiles::multiply(int64_t rows, int64_t pairs, const int32_t* a, int64_t row_step, int64_t pair_step,
-                     const int32_t* b, int64_t b_step, bool add, float* c, int64_t pitch, int64_t columns) {
-  choose(rows, columns <= 16, std::make_integer_sequence<int, ROWS>())(pairs, a, row_step, pair_step, b, b_step, add, c,
-                                                                       pitch, columns);
+void Tiles::multiply(int64_t rows, int64_t columns, int64_t pairs, const Left& a, const int32_t* b, int64_t pair_step,
+                     bool add, float* c, int64_t pitch) {
+  choose(rows, columns <= 16, std::make_integer_sequence<int, ROWS>())(columns, pairs, a, b, pair_step, add, c, pitch);
 }
 
 #endif
 
 void product_over_rows(int64_t m, int64_t n, int64_t rows, const Rows& x, const Rows& y, bool add, float* to) {
-  const int64_t left = pitch_of_pairs(m), right = pitch_of_pairs(n), pairs = (std::min(GROUP, rows) + 1) / 2;
-  const Pieces pieces({pairs * left, pairs * right});
+  const int64_t most = std::min(GROUP, rows), left = pitch_of_rows(most), right = pitch_of_pairs(n);
+  const Pieces pieces({(m + 31) / 32 * 32 * left, (most + 1) / 2 * right});
   float* memory = scratch<Rows>(pieces.size);
   int32_t *a = pieces.at(memory, 0), *b = pieces.at(memory, 1);
   for (int64_t start = 0; start < rows; start += GROUP) {
     const int64_t here = std::min(GROUP, rows - start);
-    for_tasks((here + 1) / 2, here * (m + n) > SERIAL_FLOATS, [&](int64_t pair) {
-      const auto side_by_side = [&](const Rows& from, int64_t columns, int32_t* to) {
-        const uint16_t* row = from.at + (start + 2 * pair) * from.pitch;
-        for (int64_t c = 0; c < columns; c += 32)
-          store_pairs(to + c, load_rounded(row + c, columns - c),
-                      2 * pair + 1 < here ? load_rounded(row + from.pitch + c, columns - c) : __m512i{});
+    for_tasks((here + 31) / 32, here * (m + n) > SERIAL_FLOATS, [&](int64_t task) {
+      // 32 columns of two rows, zeros where there are none.
+      const auto pair_of = [&](const Rows& from, int64_t columns, int64_t row, int64_t c, __m512i* low, __m512i* high) {
+        const auto get = [&](int64_t r) {
+          return r < here ? load_rounded(from.at + (start + r) * from.pitch + c, columns - c) : __m512i{};
+        };
+        pair_up(get(row), get(row + 1), low, high);
       };
-      side_by_side(x, m, a + pair * left);
-      side_by_side(y, n, b + pair * right);
+      const int64_t row = 32 * task;
+      for (int64_t c = 0; c < m; c += 32) {
+        __m512i block[2][16];
+        for (int64_t i = 0; i < 16; ++i) pair_of(x, m, row + 2 * i, c, &block[0][i], &block[1][i]);
+        for (int64_t half = 0; half < 2; ++half) {
+          transpose(block[half]);
+          for (int64_t i = 0; i < 16; ++i)
+            _mm512_storeu_si512(a + (c + 16 * half + i) * left + row / 2, block[half][i]);
+        }
+      }
+      for (int64_t r = row; r < std::min(row + 32, here); r += 2)
+        for (int64_t c = 0; c < n; c += 32) {
+          __m512i low, high;
+          pair_of(y, n, r, c, &low, &high);
+          _mm512_storeu_si512(b + r / 2 * right + c, low);
+          _mm512_storeu_si512(b + r / 2 * right + c + 16, high);
+        }
     });
     const int64_t half = (m / (2 * ROWS) + 1) * ROWS, halves = half < m ? 2 : 1;  // few panels would leave threads idle
     for_tasks(panels_of(n) * halves, m * n * here > SERIAL_FLOATS, [&](int64_t task) {
       const int64_t panel = task / halves, from = task % halves * half;
-      multiply(std::min(half, m - from), n, here, {a + from, 1, left}, {b, right, COLUMNS}, panel, panel + 1,
+      multiply(std::min(half, m - from), n, here, {a + from * left, left}, {b, right, COLUMNS}, panel, panel + 1,
                [&](int64_t row, int64_t rows, int64_t column, int64_t columns, const float* sums) {
                  for (int64_t r = 0; r < rows; ++r) {
                    float* at = to + (from + row + r) * n + column;
@@ -265,8 +296,7 @@ void product_over_rows(int64_t m, int64_t n, int64_t rows, const Rows& x, const 
 static int product(char ta, char tb, int64_t m, int64_t n, int64_t k, float, const float* a, int64_t lda,
                    const float* b, int64_t ldb, float beta, float* c, int64_t ldc) try {
   const Matrix left{a, lda, ta == 'T'}, right{b, ldb, tb == 'T'};
-  const int64_t left_vectors = left.transposed ? PAIRS : ROWS * ROW_PITCH / 16, right_vectors = 2 * PAIRS;
-  const int64_t row_step = left.transposed ? 1 : ROW_PITCH, pair_step = left.transposed ? 16 : 1;
+  const int64_t left_vectors = ROWS * ROW_PITCH / 16, right_vectors = 2 * PAIRS;
   const int64_t row_tiles = (std::min(m, MOST_ROWS) + ROWS - 1) / ROWS;
   const int64_t column_tiles = (std::min(n, MOST_COLUMNS) + COLUMNS - 1) / COLUMNS;
   __m512i* packed_left =
@@ -291,10 +321,10 @@ static int product(char ta, char tb, int64_t m, int64_t n, int64_t k, float, con
           for (int64_t t = high * wide * thread / threads; t < high * wide * (thread + 1) / threads; ++t) {
             const int64_t at = t % high, beside = t / high, tall = std::min(ROWS, rows - at * ROWS);
             const int64_t here = std::min(COLUMNS, columns - beside * COLUMNS);
-            tiles.multiply(tall, (depth + 1) / 2, reinterpret_cast<const int32_t*>(packed_left + at * left_vectors),
-                           row_step, pair_step, reinterpret_cast<const int32_t*>(packed_right + beside * right_vectors),
-                           COLUMNS, inner > 0 || beta != 0.f, c + (row + at * ROWS) * ldc + column + beside * COLUMNS,
-                           ldc, here);
+            tiles.multiply(tall, here, (depth + 1) / 2,
+                           {reinterpret_cast<const int32_t*>(packed_left + at * left_vectors), ROW_PITCH},
+                           reinterpret_cast<const int32_t*>(packed_right + beside * right_vectors), COLUMNS,
+                           inner > 0 || beta != 0.f, c + (row + at * ROWS) * ldc + column + beside * COLUMNS, ldc);
           }
           wait();
         }

@@ -16,7 +16,7 @@
 #ifdef HYBRID_BFLOAT16
 namespace bfloat16 {
 
-constexpr int64_t BLOCK_ROWS = 8 * ROWS;  // at most, see block_of
+constexpr int64_t BLOCK_ROWS = BLOCK_TILES * ROWS;  // at most, see block_of
 
 // Maps of the hidden layer in panels of 32 channels, [panels][rows][32].
 struct Panels {
