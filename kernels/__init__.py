@@ -39,8 +39,8 @@ def status() -> dict[str, Any]:
 
     Returns:
         ``mode``; ``in_use``; ``reason`` (why not, else None); and of the library in use ``library`` (path),
-        ``compiler``, ``flags``, ``threads``, ``products`` (oneDNN or Paddle) and ``bfloat16`` (whether
-        :func:`bfloat16_products` has an effect).
+        ``compiler``, ``flags``, ``threads``, ``products`` (oneDNN or Paddle), ``bfloat16`` (whether
+        :func:`bfloat16_products` has an effect) and ``amx`` (whether these products use AMX).
     """
     if mode() == "stock":
         return {"mode": "stock", "in_use": False, "reason": "stock operators were asked for"}

@@ -19,7 +19,8 @@
 
 namespace bfloat16 {
 
-#if defined(HYBRID_AMX) && defined(__AMX_BF16__)
+#if defined(MAY_USE_AMX) && defined(__AMX_BF16__)
+#define HYBRID_AMX
 constexpr int64_t ROWS = 32;        // of a tile: with the columns, all eight registers of AMX
 constexpr int64_t BLOCK_TILES = 4;  // of the rows of a task
 #else
@@ -140,11 +141,17 @@ struct PackedWeight {
         outer(outer),
         panel((inner + 1) / 2 * COLUMNS) {}
   int64_t size() const { return panels_of(outer) * panel; }
-  void pack(int32_t* to) const {
+  Right pack(int32_t* to) const {
     for_tasks(panels_of(outer), size() > SERIAL_FLOATS, [=, this_ = *this](int64_t i) {
       pack_right(this_.matrix, i * COLUMNS, std::min(COLUMNS, this_.outer - i * COLUMNS), 0, this_.inner,
                  reinterpret_cast<__m512i*>(to + i * this_.panel));
     });
+    return right(to);
+  }
+  // In scratch memory of `Owner`.
+  template <class Owner>
+  Right pack() const {
+    return pack(reinterpret_cast<int32_t*>(scratch<Owner>(size())));
   }
   Right right(const int32_t* packed) const { return {packed, COLUMNS, panel}; }
 };
@@ -176,6 +183,14 @@ inline int64_t block_of(int64_t rows) {
   const int64_t tiles = (rows + ROWS - 1) / ROWS, tasks = (tiles + 2 * BLOCK_TILES - 1) / (2 * BLOCK_TILES) * 2;
   return (tiles + tasks - 1) / tasks * ROWS;
 }
+
+// Rows in blocks, one for each task.
+struct Blocks {
+  int64_t rows, block_rows;
+  explicit Blocks(int64_t rows) : rows(rows), block_rows(block_of(rows)) {}
+  int64_t blocks() const { return (rows + block_rows - 1) / block_rows; }
+  int64_t rows_of(int64_t block) const { return std::min(block_rows, rows - block * block_rows); }
+};
 
 constexpr int64_t GROUP = 896;  // rows whose products over the rows are formed together
 

@@ -13,18 +13,17 @@
 #ifdef HYBRID_BFLOAT16
 namespace bfloat16 {
 
-struct Branch {
-  int64_t rows, columns, positions, block_rows;  // of an image, of a task
+struct Branch : Blocks {
+  int64_t columns, positions;  // of an image
   const float *x, *norm_weight, *norm_bias, *kept, *scale, *share;
   float epsilon;
   std::optional<ImageNorm> images;  // where the norm is theirs
 
   Branch(const Tensor& X, const Tensor& NormWeight, const Tensor& NormBias, const MaybeTensor& Kept,
          const MaybeTensor& Scale, const MaybeTensor& Share, float epsilon, bool of_images = false)
-      : epsilon(epsilon) {
-    const Shape shape = sizes("x", X, 2);
-    columns = shape.back(), rows = X.numel() / columns, positions = rows / shape[0];
-    block_rows = block_of(rows);
+      : Blocks(X.numel() / sizes("x", X, 2).back()), epsilon(epsilon) {
+    const Shape shape = X.shape();
+    columns = shape.back(), positions = rows / shape[0];
     x = floats("x", X), share = some_floats("share", Share, shape[0]);
     norm_weight = floats("norm weight", NormWeight, {columns}), norm_bias = floats("norm bias", NormBias, {columns});
     kept = floats("kept", Kept, {columns}), scale = floats("scale", Scale, {columns});
@@ -37,9 +36,6 @@ struct Branch {
     else
       moments(x + row * columns, columns, epsilon, mean, inverse);
   }
-
-  int64_t blocks() const { return (rows + block_rows - 1) / block_rows; }
-  int64_t rows_of(int64_t block) const { return std::min(block_rows, rows - block * block_rows); }
 
   // norm(x) of a block of rows; zeros up to the pitch.
   void normalise(int64_t block, const Rows& to) const {

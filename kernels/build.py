@@ -82,6 +82,7 @@ class Library:
             "threads": self.handle.openmp_threads(),
             "products": "oneDNN" if self.onednn else "Paddle",
             "bfloat16": self.bfloat16,
+            "amx": bool(self.handle.has_amx()),
         }
 
 
@@ -138,7 +139,7 @@ def _compile_flags() -> list[str]:
     """Return where Paddle's headers are, and what its wheel carries."""
     include = Path(paddle.sysconfig.get_include())
     onednn = ["-DHYBRID_ONEDNN"] if any(path.name.startswith("libdnnl") for path in _libraries()) else []
-    amx = ["-DHYBRID_AMX"] if _may_use_amx() else []
+    amx = ["-DMAY_USE_AMX"] if _may_use_amx() else []
     return [*FLAGS, *onednn, *amx, "-isystem", str(include), "-isystem", str(include / "third_party")]
 
 

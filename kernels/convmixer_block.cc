@@ -21,25 +21,23 @@ using namespace bfloat16;
 namespace {
 
 // x [batch, channels, height, width], depthwise [channels, 1, side, side], weight [channels, channels, 1, 1].
-struct Block {
+struct Block : Blocks {
   Map map;
-  int64_t channels, rows, block_rows;
+  int64_t channels;
   const float *depthwise, *bias1, *weight, *bias2, *share;
 
   Block(const Shape& x, const Tensor& Depthwise, const MaybeTensor& Bias1, const Tensor& Weight,
-        const MaybeTensor& Bias2, const MaybeTensor& Share) {
+        const MaybeTensor& Bias2, const MaybeTensor& Share)
+      : Blocks(x[0] * x[2] * x[3]) {
     const int64_t side = sizes("depthwise weight", Depthwise, 4)[2];
     require(x.size() == 4 && x[1] % COLUMNS == 0 && side % 2, "a map ", x, " and windows of ", side, " are not taken");
     channels = x[1];
     map = {x[0], x[2], x[3], 1, side / 2};
-    rows = map.batch * map.pixels(), block_rows = block_of(rows);
     depthwise = floats("depthwise weight", Depthwise, {channels, 1, side, side});
     weight = floats("weight", Weight, {channels, channels, 1, 1}), share = some_floats("share", Share, map.batch);
     bias1 = floats("depthwise bias", Bias1, {channels}), bias2 = floats("bias", Bias2, {channels});
   }
 
-  int64_t blocks() const { return (rows + block_rows - 1) / block_rows; }
-  int64_t rows_of(int64_t block) const { return std::min(block_rows, rows - block * block_rows); }
   float of_image(int64_t image) const { return share ? share[image] : 1.f; }
   Shape kept_shape() const { return shape_of(map, channels); }
 
@@ -72,9 +70,7 @@ struct Block {
   void product(const Panels& input, const Panels& before, const float* norm1, const Rows& hidden, const Panels& after,
                Statistics<RoundedGelu>& statistics) const {
     const PackedWeight packed(weight, channels, channels, true);
-    float* memory = scratch<Block>(packed.size());
-    packed.pack(reinterpret_cast<int32_t*>(memory));
-    const Right right = packed.right(reinterpret_cast<int32_t*>(memory));
+    const Right right = packed.pack<Block>();
     for_tasks(blocks(), true, [&](int64_t block) {
       const int64_t from = block * block_rows;
       for (int64_t c = 0; c < channels; c += LANES) {
@@ -167,8 +163,7 @@ struct Block {
     const int64_t pitch = pitch_of_rows(channels), group = 8 * block_rows;
     const Pieces shared({packed.size(), group * pitch});
     float* memory = scratch<Block>(shared.size);
-    packed.pack(shared.at(memory, 0));
-    const Right right = packed.right(shared.at(memory, 0));
+    const Right right = packed.pack(shared.at(memory, 0));
     const Rows grads{shared.at<uint16_t>(memory, 1), 2 * pitch};
     std::vector<float> partial(blocks() * 5 * channels, 0.f), biases(blocks() * channels, 0.f);
     for (int64_t start = 0; start < rows; start += group) {

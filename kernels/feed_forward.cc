@@ -60,9 +60,7 @@ struct FeedForward : Branch {
     const PackedWeight first(weight1, columns, hidden, transposed), second(weight2, hidden, columns, transposed);
     const Pieces shared({first.size(), second.size()});
     float* memory = scratch<Branch>(shared.size);
-    first.pack(shared.at(memory, 0));
-    second.pack(shared.at(memory, 1));
-    const Right right1 = first.right(shared.at(memory, 0)), right2 = second.right(shared.at(memory, 1));
+    const Right right1 = first.pack(shared.at(memory, 0)), right2 = second.pack(shared.at(memory, 1));
     const int64_t narrow = pitch_of_rows(columns), wide = pitch_of_rows(hidden);
     const Pieces own({block_rows * narrow, block_rows * wide});
     for_tasks(blocks(), true, [&](int64_t block) {
@@ -95,9 +93,7 @@ struct FeedForward : Branch {
     const int64_t group = 8 * block_rows, narrow = pitch_of_rows(columns), wide = pitch_of_rows(hidden);
     const Pieces shared({second.size(), first.size(), group * narrow, group * narrow, group * wide, group * wide});
     float* memory = scratch<Branch>(shared.size);
-    second.pack(shared.at(memory, 0));
-    first.pack(shared.at(memory, 1));
-    const Right right2 = second.right(shared.at(memory, 0)), right1 = first.right(shared.at(memory, 1));
+    const Right right2 = second.pack(shared.at(memory, 0)), right1 = first.pack(shared.at(memory, 1));
     const Rows branches{shared.at<uint16_t>(memory, 2), 2 * narrow}, norms{shared.at<uint16_t>(memory, 3), 2 * narrow};
     const Rows insides{shared.at<uint16_t>(memory, 4), 2 * wide}, changes{shared.at<uint16_t>(memory, 5), 2 * wide};
     const int64_t size = SUMS * columns + hidden + 2;

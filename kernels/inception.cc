@@ -51,7 +51,7 @@ struct Mixer : Branch {
     weight_out = floats("weight", WeightOut, {columns, fused}), bias_out = floats("bias", BiasOut, {columns});
   }
 
-  int64_t small_rows() const { return small.batch * small.pixels(); }
+  int64_t small_rows() const { return small.rows(); }
   float attention_scale() const { return 1.f / std::sqrt(float(low / heads)); }
   AttentionShape attention() const { return packed_attention(map.batch, small.pixels(), heads, low / heads); }
 

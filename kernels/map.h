@@ -18,6 +18,7 @@ constexpr int64_t SLICES = 16;  // of the batch, each with its own sums of the g
 struct Map {
   int64_t batch, height, width, stride = 1, reach = 1;  // a window has 2 reach + 1 pixels a side
   int64_t pixels() const { return height * width; }
+  int64_t rows() const { return batch * pixels(); }
   Map result() const { return {batch, (height - 1) / stride + 1, (width - 1) / stride + 1}; }
   int64_t side() const { return 2 * reach + 1; }
   int64_t taps() const { return side() * side(); }

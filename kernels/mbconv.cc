@@ -21,31 +21,25 @@ using namespace bfloat16;
 namespace {
 
 // The first half: x [batch, channels, height, width], weight [hidden, channels, 1, 1], depthwise [hidden, 1, 3, 3].
-struct Expand {
+struct Expand : Blocks {
   Map map, to;
-  int64_t channels, hidden, pitch, rows, block_rows;
+  int64_t channels, hidden, pitch;
   const float *weight, *depthwise;
 
-  Expand(const Map& map, const Tensor& Weight, const Tensor& Depthwise) : map(map) {
+  Expand(const Map& map, const Tensor& Weight, const Tensor& Depthwise) : Blocks(map.rows()), map(map) {
     const Shape shape = sizes("weight", Weight, 4);
     hidden = shape[0], channels = shape[1], pitch = panels_of(channels) * COLUMNS;
     require(hidden % COLUMNS == 0 && (map.stride == 1 || map.stride == 2), "a hidden layer of ", hidden,
             " channels with a stride of ", map.stride, " is not taken");
     to = map.result();
-    rows = map.batch * map.pixels(), block_rows = block_of(rows);
     weight = floats("weight", Weight, {hidden, channels, 1, 1});
     depthwise = floats("depthwise weight", Depthwise, {hidden, 1, 3, 3});
   }
 
-  int64_t blocks() const { return (rows + block_rows - 1) / block_rows; }
-  int64_t rows_of(int64_t block) const { return std::min(block_rows, rows - block * block_rows); }
-
   // `input` are x's rows.
   void product(const float* x, const Rows& input, const Panels& first, Statistics<>& statistics) const {
     const PackedWeight packed(weight, channels, hidden, true);
-    float* memory = scratch<Expand>(packed.size());
-    packed.pack(reinterpret_cast<int32_t*>(memory));
-    const Right right = packed.right(reinterpret_cast<int32_t*>(memory));
+    const Right right = packed.pack<Expand>();
     for_tasks(blocks(), true, [&](int64_t block) {
       const int64_t from = block * block_rows;
       to_rows(x, channels, map.pixels(), from, rows_of(block), input.from(from), nullptr);
@@ -101,7 +95,7 @@ struct Expand {
         sums[c] += each * slopes[at], sums[hidden + c] += each * slopes[to.batch * hidden + at];
       }
     }
-    const NormGradient second(sums, norm2, to.batch * to.pixels(), training, grads[5], grads[6]);
+    const NormGradient second(sums, norm2, to.rows(), training, grads[5], grads[6]);
     Tensor Changes = empty(shape_of(map, hidden), paddle::DataType::BFLOAT16);
     const Panels changes{static_cast<uint16_t*>(Changes.data()), rows};
     std::vector<float> partial(2 * map.batch * hidden, 0.f);
@@ -143,8 +137,7 @@ struct Expand {
     const int64_t wide = pitch_of_rows(hidden), group = 8 * block_rows;
     const Pieces shared({packed.size(), group * wide});
     float* memory = scratch<Expand>(shared.size);
-    packed.pack(shared.at(memory, 0));
-    const Right right = packed.right(shared.at(memory, 0));
+    const Right right = packed.pack(shared.at(memory, 0));
     const Rows inside{shared.at<uint16_t>(memory, 1), 2 * wide};
     for (int64_t start = 0; start < rows; start += group) {
       const int64_t here = std::min(group, rows - start);
@@ -169,37 +162,32 @@ struct Expand {
 };
 
 // The second half: gate [batch, hidden], weight [channels, hidden, 1, 1], bias [channels], y [batch, channels, ...].
-struct Project {
+struct Project : Blocks {
   Map map;
-  int64_t channels, hidden, rows, block_rows;
+  int64_t channels, hidden;
   Panels maps;
   const float *norm, *gate, *weight, *bias;
 
-  Project(const Tensor& Maps, const Tensor& NormTensor, const Tensor& Gate, const Tensor& Weight,
+  Project(const Map& map, const Tensor& Maps, const Tensor& NormTensor, const Tensor& Gate, const Tensor& Weight,
           const MaybeTensor& Bias)
-      : map(map_of("maps", Maps, 1)) {
+      : Blocks(map.rows()), map(map) {
     const Shape shape = sizes("weight", Weight, 4);
-    channels = shape[0], hidden = Maps.shape()[0] * COLUMNS, rows = map.batch * map.pixels(),
-    block_rows = block_of(rows);
+    channels = shape[0], hidden = Maps.shape()[0] * COLUMNS;
     maps = {rounded_numbers("maps", Maps, shape_of(map, hidden)), rows};
     norm = floats("norm", NormTensor, {4, hidden}), gate = floats("gate", Gate, {map.batch, hidden});
     weight = floats("weight", Weight, {channels, hidden, 1, 1}), bias = floats("bias", Bias, {channels});
   }
 
-  int64_t blocks() const { return (rows + block_rows - 1) / block_rows; }
-
   void forward(float* y) const {
     const PackedWeight packed(weight, hidden, channels, true);
-    float* memory = scratch<Project>(packed.size());
-    packed.pack(reinterpret_cast<int32_t*>(memory));
-    const Right right = packed.right(reinterpret_cast<int32_t*>(memory));
+    const Right right = packed.pack<Project>();
     const int64_t wide = pitch_of_rows(hidden);
     const Pieces own({block_rows * wide, floats_of_lanes(channels)});
     for_tasks(blocks(), true, [&](int64_t block) {
       float* memory = scratch(own.size);
       const Rows inside{own.at<uint16_t>(memory, 0), 2 * wide};
       float* lanes = own.at<float>(memory, 1);
-      const int64_t from = block * block_rows, count = std::min(block_rows, rows - from);
+      const int64_t from = block * block_rows, count = rows_of(block);
       for (int64_t c = 0; c < hidden; c += LANES) {
         const Norm n(norm, hidden, c);
         by_images(map.pixels(), from, count, [&](int64_t image, int64_t row, int64_t rows, int64_t) {
@@ -222,8 +210,7 @@ struct Project {
     const int64_t wide = pitch_of_rows(hidden), narrow = pitch_of_rows(channels), group = 8 * block_rows;
     const Pieces shared({packed.size(), group * wide, group * narrow});
     float* memory = scratch<Project>(shared.size);
-    packed.pack(shared.at(memory, 0));
-    const Right right = packed.right(shared.at(memory, 0));
+    const Right right = packed.pack(shared.at(memory, 0));
     const Rows insides{shared.at<uint16_t>(memory, 1), 2 * wide}, grads{shared.at<uint16_t>(memory, 2), 2 * narrow};
     // Sums of a block and an image, which are at block + image: gradients of norm's bias and scale, and of the gate.
     std::vector<float> partial((blocks() + map.batch) * 3 * hidden, 0.f), biases(blocks() * grads.pitch, 0.f);
@@ -299,7 +286,7 @@ static Tensors mbconv_expand(const Tensor& X, const Tensor& Weight, const Tensor
   Tensor Maps = empty(shape_of(e.to, e.hidden), type), Norm1 = empty({4, e.hidden}), Norm2 = empty({4, e.hidden});
   Tensor Pooled = empty({shape[0], e.hidden}), Slopes = empty({2, shape[0], e.hidden});
   const Panels wide{static_cast<uint16_t*>(First.data()), e.rows};
-  const Panels maps{static_cast<uint16_t*>(Maps.data()), e.to.batch * e.to.pixels()};
+  const Panels maps{static_cast<uint16_t*>(Maps.data()), e.to.rows()};
   Statistics before(wide, e.hidden, e.block_rows, training), after(maps, e.hidden, e.to.pixels(), training);
   e.product(x, {static_cast<uint16_t*>(Input.data()), e.pitch}, wide, before);
   first.write(before, momentum, epsilon, Norm1.data<float>());
@@ -316,7 +303,7 @@ static Tensors mbconv_expand_gradient(const Tensor& Weight, const Tensor& Depthw
                                       const Tensor& GradNorm, const Tensor& GradPooled, int64_t stride, bool training,
                                       float, float) {
   const Expand e(map_of("what was kept", First, stride), Weight, Depthwise);
-  const int64_t batch = e.map.batch, rows = batch * e.to.pixels();
+  const int64_t batch = e.map.batch, rows = e.to.rows();
   const Shape norm{4, e.hidden}, after = shape_of(e.to, e.hidden);
   Tensors grads{empty({batch, e.channels, e.map.height, e.map.width}), empty_like(Weight)};
   for (int i = 0; i < 2; ++i) grads.push_back(empty({e.hidden}));
@@ -335,7 +322,7 @@ static Tensors mbconv_expand_gradient(const Tensor& Weight, const Tensor& Depthw
 
 static Tensors mbconv_project(const Tensor& Maps, const Tensor& Norm, const Tensor& Gate, const Tensor& Weight,
                               const MaybeTensor& Bias) {
-  const Project p(Maps, Norm, Gate, Weight, Bias);
+  const Project p(map_of("maps", Maps, 1), Maps, Norm, Gate, Weight, Bias);
   Tensor Y = empty({p.map.batch, p.channels, p.map.height, p.map.width});
   p.forward(Y.data<float>());
   return {Y};
@@ -343,7 +330,7 @@ static Tensors mbconv_project(const Tensor& Maps, const Tensor& Norm, const Tens
 
 static Tensors mbconv_project_gradient(const Tensor& Maps, const Tensor& Norm, const Tensor& Gate, const Tensor& Weight,
                                        const MaybeTensor& Bias, const Tensor& GradY) {
-  const Project p(Maps, Norm, Gate, Weight, Bias);
+  const Project p(map_of("maps", Maps, 1), Maps, Norm, Gate, Weight, Bias);
   Tensors grads{empty(Maps.shape(), paddle::DataType::BFLOAT16), empty_like(Norm), empty_like(Gate), empty_like(Weight),
                 Bias ? empty_like(*Bias) : Tensor()};
   p.backward(floats("grad", GradY, {p.map.batch, p.channels, p.map.height, p.map.width}),
