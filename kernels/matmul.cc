@@ -153,7 +153,6 @@ Tiles::~Tiles() {
 void Tiles::multiply(int64_t rows, int64_t columns, int64_t pairs, const Left& a, const int32_t* b, int64_t pair_step,
                      bool add, float* c, int64_t pitch) {
   const int64_t upper = std::min<int64_t>(rows, 16), lower = rows - upper;
-  const bool wide = columns > 16;
   configure(rows);
   written();
   _tile_zero(0);
@@ -166,20 +165,18 @@ void Tiles::multiply(int64_t rows, int64_t columns, int64_t pairs, const Left& a
   for (int64_t k = 0; k < pairs; k += 16) {
     const int64_t count = std::min<int64_t>(pairs - k, 16);
     const Rectangle left(b + k * pair_step, pair_step, 16, count, 16, room[0]);
-    const Rectangle above(a.at + k, a.row_step, upper, upper, count, room[1]);
+    const Rectangle right(b + k * pair_step + 16, pair_step, 16, count, 16, room[1]);
+    const Rectangle above(a.at + k, a.row_step, upper, upper, count, room[2]);
     _tile_loadd(6, left.at, left.step);
+    _tile_loadd(7, right.at, right.step);
     _tile_loadd(4, above.at, above.step);
     _tile_dpbf16ps(0, 4, 6);
-    if (wide) {
-      const Rectangle right(b + k * pair_step + 16, pair_step, 16, count, 16, room[2]);
-      _tile_loadd(7, right.at, right.step);
-      _tile_dpbf16ps(1, 4, 7);
-    }
+    _tile_dpbf16ps(1, 4, 7);
     if (lower) {
       const Rectangle below(a.at + 16 * a.row_step + k, a.row_step, lower, lower, count, room[3]);
       _tile_loadd(5, below.at, below.step);
       _tile_dpbf16ps(2, 5, 6);
-      if (wide) _tile_dpbf16ps(3, 5, 7);
+      _tile_dpbf16ps(3, 5, 7);
     }
   }
   alignas(64) float sums[ROWS * COLUMNS];
