@@ -86,14 +86,6 @@ inline Two widened(__m512i v) {
 inline __m512i load_rounded(const uint16_t* p, int64_t count) { return _mm512_maskz_loadu_epi16(first32(count), p); }
 inline void store_rounded(uint16_t* p, __m512i v, int64_t count) { _mm512_mask_storeu_epi16(p, first32(count), v); }
 
-// 32 columns of two rows side by side, in two vectors.
-inline void pair_up(__m512i row, __m512i next, __m512i* left, __m512i* right) {
-  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
-                                       5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-  *left = _mm512_permutex2var_epi16(row, low, next);
-  *right = _mm512_permutex2var_epi16(row, _mm512_add_epi16(low, _mm512_set1_epi16(16)), next);
-}
-
 // Numbers of 4 bytes from row to row: an odd number of cache lines, lest rows crowd few cache sets.
 inline int64_t pitch_of_rows(int64_t columns) { return ((columns + 31) / 32 | 1) * 16; }
 inline int64_t pitch_of_pairs(int64_t columns) { return (columns + 31) / 32 * 32 + 16; }
@@ -198,10 +190,10 @@ constexpr int64_t GROUP = 896;  // rows whose products over the rows are formed 
 template <class Finish>
 inline void product_of_rows(int64_t rows, const Rows& x, const PackedWeight& weight, const int32_t* packed,
                             Finish finish) {
-  const int64_t block = block_of(rows);
-  for_tasks((rows + block - 1) / block, rows * weight.inner * weight.outer > SERIAL_FLOATS, [&](int64_t task) {
-    const int64_t from = task * block;
-    multiply(std::min(block, rows - from), weight.outer, weight.inner, x.from(from).left(), weight.right(packed), 0,
+  const Blocks blocks(rows);
+  for_tasks(blocks.blocks(), rows * weight.inner * weight.outer > SERIAL_FLOATS, [&](int64_t task) {
+    const int64_t from = task * blocks.block_rows;
+    multiply(blocks.rows_of(task), weight.outer, weight.inner, x.from(from).left(), weight.right(packed), 0,
              panels_of(weight.outer),
              [&](int64_t row, int64_t rows, int64_t column, int64_t columns, const float* sums) {
                finish(from + row, rows, column, columns, sums);

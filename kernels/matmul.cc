@@ -240,6 +240,18 @@ void Tiles::multiply(int64_t rows, int64_t columns, int64_t pairs, const Left& a
 
 #endif
 
+namespace {
+
+// 32 columns of two rows side by side, in two vectors.
+void pair_up(__m512i row, __m512i next, __m512i* left, __m512i* right) {
+  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
+                                       5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  *left = _mm512_permutex2var_epi16(row, low, next);
+  *right = _mm512_permutex2var_epi16(row, _mm512_add_epi16(low, _mm512_set1_epi16(16)), next);
+}
+
+}  // namespace
+
 void product_over_rows(int64_t m, int64_t n, int64_t rows, const Rows& x, const Rows& y, bool add, float* to) {
   const int64_t most = std::min(GROUP, rows), left = pitch_of_rows(most), right = pitch_of_pairs(n);
   const Pieces pieces({(m + 31) / 32 * 32 * left, (most + 1) / 2 * right});
