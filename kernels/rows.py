@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import paddle
 from paddle.nn import functional as F
 
 from kernels import build, settings
 from kernels.dispatch import compiled, run
-
-SMALL = 3 << 19
-"""Multiply-accumulates of a fully connected layer below which Paddle's operator is as fast."""
 
 
 def gelu(x: paddle.Tensor) -> paddle.Tensor:
@@ -41,8 +36,6 @@ def linear(
         ``[..., D]``.
     """
     if compiled(x, weight, bias) and x.ndim > 1 and build.library().onednn:
-        bfloat16 = settings.rounds_to_bfloat16()
-        if bfloat16 or math.prod(x.shape) * weight.shape[0 if transposed else 1] > SMALL:
-            needs_grad = not x.stop_gradient, not weight.stop_gradient
-            return run("linear", x, weight, bias, transposed, bfloat16, *needs_grad)
+        needs_grad = not x.stop_gradient, not weight.stop_gradient
+        return run("linear", x, weight, bias, transposed, settings.rounds_to_bfloat16(), *needs_grad)
     return F.linear(x, weight.t() if transposed else weight, bias)

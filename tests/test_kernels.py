@@ -12,7 +12,6 @@ from kernel_checks import assert_threads_change_no_bit, compare, compiled, stock
 
 import kernels
 from errors import UserError
-from kernels import rows
 
 
 def convolution(shape, out, kernel, stride=1, padding=0, groups=1, bias=True):
@@ -209,14 +208,7 @@ def draw(sizes):
     return values
 
 
-@pytest.fixture
-def every_size(monkeypatch):
-    """Take the compiled fully connected layer however small it is."""
-    monkeypatch.setattr(rows, "SMALL", 0)
-
-
 @compiled
-@pytest.mark.usefixtures("every_size")
 @pytest.mark.parametrize(("operator", "arguments"), [
     pytest.param(operator, arguments, id=f"{operator.__name__}-{arguments}")
     for operator, calls in TABLE.items() for arguments in calls])
@@ -235,7 +227,6 @@ def test_threads_change_no_bit(name):
 
 
 @compiled
-@pytest.mark.usefixtures("every_size")
 @pytest.mark.parametrize("name", [*LARGE, *PRODUCTS])
 def test_needed_gradients_alone_and_views(name, ours):
     function, sizes = (LARGE | PRODUCTS)[name][:2]
@@ -263,7 +254,6 @@ def test_needed_gradients_alone_and_views(name, ours):
 
 
 @compiled
-@pytest.mark.usefixtures("every_size")
 @pytest.mark.parametrize("name", [*LARGE, *PRODUCTS])
 def test_paddle_takes_other_dtypes_modes_and_empty_tensors(name, ours):
     function, sizes = (LARGE | PRODUCTS)[name][:2]
@@ -295,15 +285,6 @@ def test_paddle_takes_the_other_convolutions(ours):
 
 
 @compiled
-def test_small_linear_layers_are_left_to_paddle(ours):
-    weight = paddle.ones([128, 512])
-    for images in (24, 25):
-        kernels.linear(paddle.ones([images, 128]), weight)
-    assert len(ours) == 1
-
-
-@compiled
-@pytest.mark.usefixtures("every_size")
 @pytest.mark.parametrize("name", [*LARGE, *PRODUCTS])
 def test_wrong_shapes_raise(name):
     """Each tensor in turn has one number more along each of its axes."""
@@ -349,7 +330,6 @@ def test_wrong_arguments_raise():
 
 
 @compiled
-@pytest.mark.usefixtures("every_size")
 def test_checks_for_nan_find_none_in_fresh_memory():
     """FLAGS_check_nan_inf looks at what Paddle's operators put out, which must not be memory to be filled later."""
     poison = [paddle.full([size], float("nan")) for size in (10, 1000, 100_000, 1_000_000) for _ in range(9)]
