@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import sys
 from contextlib import redirect_stderr
 from dataclasses import replace
@@ -12,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from analysis.benchmark.measure import NUM_CLASSES, Plan, count_cells, measure
+from analysis.benchmark.measure import NUM_CLASSES, WORKS, Plan, measure
 from errors import UserError
 from tools import cli
 from utils.progress import batches
@@ -49,8 +48,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.worker:
         serve_suite(arguments.worker)
         return
-    from analysis.benchmark.charts import draw
-    from analysis.benchmark.tables import check_page, tables, write_page
+    from analysis.benchmark.tables import check_page, draw, tables, write_page
     from analysis.formatting import text_table
     from utils.fileio import read_json, write_json
 
@@ -66,7 +64,7 @@ def main(arguments: argparse.Namespace) -> None:
     if not (plan.models or results):
         raise UserError("--models is empty, expected a network, or the results of --start-from")
     try:
-        with batches("benchmark", count_cells(plan)) as bar:
+        with batches("benchmark", 1 + len(WORKS) * len(plan.models) * len(plan.image_sizes)) as bar:
             def report(text: str) -> None:
                 bar.write(text, file=sys.stderr)
                 bar.update()
@@ -130,7 +128,6 @@ def export_networks(plan: Plan, folder: Path) -> None:
 
 def serve_suite(name: str) -> None:
     """Answer questions until the input ends; ``name`` is suite, suite bf16, or stock for Paddle as it starts alone."""
-    os.setpgid(0, 0)  # ended together with the processes that it starts
     settings = []
     if name == "stock":
         with redirect_stderr(io.StringIO()):  # Paddle warns of every OMP_NUM_THREADS but 1

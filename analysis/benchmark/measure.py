@@ -1,8 +1,7 @@
 """Speed on this machine as ratios: the suite, stock Paddle and other programs take turns in processes of their own.
 
-Each round asks every worker once, so that a disturbance of the machine affects all. A ratio is the median of the
-rounds' ratios; the first round warms up and is not counted. Results are plain data that grow as they are measured.
-An arm whose name ends in bf16 computes in bfloat16, all others in float32.
+Each round asks every worker once. A ratio is the median of the rounds' ratios; the first round warms up and is not
+counted. An arm whose name ends in bf16 computes in bfloat16, all others in float32.
 """
 
 from __future__ import annotations
@@ -12,37 +11,33 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from typing import Any
 
-from analysis.benchmark.opponents import NOT_MEASURED
+from analysis.benchmark.opponents import NOT_MEASURED, PRODUCT_SIZE
 from analysis.benchmark.process import Arm, WorkerFailed, WorkerProcess, other_arm, own_arm
 from errors import UserError
 
 Results = dict[str, Any]
 Cell = dict[str, Any]
-Report = Callable[[str], None]
 
-FAMILIES = ("iformer_small", "coatnet_0", "convmixer_256_8", "mobileformer_26m", "dfformer_s18", "cdfformer_s18",
-            "poolformer_s12")
-WORKS = ("latency", "inference", "training")  # in this order: a process that has trained keeps more memory
-PASSES = {"latency": 1, "inference": 1, "training": 3}  # a backward pass costs two forward passes
+# In forward passes; a backward pass costs two. In this order: a process that has trained keeps more memory.
+WORKS = {"latency": 1, "inference": 1, "training": 3}
 NUM_CLASSES = 10
 PAUSE = 0.3  # seconds after an answer: OpenMP threads spin on a core for up to 0.2 seconds
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured. ``batch_sizes`` has one for each image size; ``seconds`` is the length of a turn.
+    """What is measured."""
 
-    ``against`` are the commands of other programs; ``stock`` is whether stock Paddle takes part.
-    """
-
-    models: tuple[str, ...] = FAMILIES
+    models: tuple[str, ...] = ("iformer_small", "coatnet_0", "convmixer_256_8", "mobileformer_26m", "dfformer_s18",
+                               "cdfformer_s18", "poolformer_s12")
     image_sizes: tuple[int, ...] = (32, 224)
-    batch_sizes: tuple[int, ...] = (32, 2)
+    batch_sizes: tuple[int, ...] = (32, 2)  # one for each image size
     rounds: int = 3
-    seconds: float = 0.5
-    against: tuple[str, ...] = ()
+    seconds: float = 0.5  # of a turn
+    against: tuple[str, ...] = ()  # commands of other programs
     stock: bool = True
 
     def batch_size(self, model: str, image_size: int) -> int:
@@ -51,22 +46,13 @@ class Plan:
         return max(1, batch // 4) if model.startswith("convmixer_256") and image_size >= 224 else batch
 
 
-def count_cells(plan: Plan) -> int:
-    """Return how often ``measure`` calls ``report``."""
-    return 1 + len(WORKS) * len(plan.models) * len(plan.image_sizes)
-
-
-def measure(plan: Plan, results: Results, report: Report) -> None:
+def measure(plan: Plan, results: Results, report: Callable[[str], None]) -> None:
     """Measure a plan into ``results``, replacing cells of the same name; ``report`` gets a sentence after every cell.
 
     Raises UserError for an unknown network, and for a command that cannot be started.
     """
-    started = time.perf_counter()
     with WorkerProcess(own_arm("suite")) as worker:
-        try:
-            machine = worker.ask({"work": "describe", "models": plan.models})
-        except WorkerFailed as failure:
-            raise UserError(str(failure)) from None
+        machine = worker.ask({"work": "describe", "models": plan.models})
     # Others get the suite's threads and allocator too.
     settings = dict(setting.split("=", 1) for setting in machine["set_by_the_suite"] if setting.startswith("MALLOC_"))
     settings["OMP_NUM_THREADS"] = str(machine["threads"])
@@ -74,15 +60,21 @@ def measure(plan: Plan, results: Results, report: Report) -> None:
     arms = [*map(own_arm, own), *(other_arm(command, settings) for command in plan.against)]
     results |= {"plan": asdict(plan), "complete": False,
                 "machine": {key: value for key, value in machine.items() if key != "command"}}
-    results["ceilings"] = _ceilings(plan, arms)
+    with ExitStack() as stack:
+        workers = [stack.enter_context(WorkerProcess(arm)) for arm in arms]
+        cell = compare(workers, {"work": "product"}, 1, plan.rounds, plan.seconds)
+    results["ceilings"] = {name: 2 * PRODUCT_SIZE**3 * max(arm["rounds"]) / 1e9  # FLOPs of a matrix product
+                           for name, arm in cell["arms"].items() if "error" not in arm}
     report("matrix products, GFLOP/s: " + ", ".join(f"{name} {gflops:.0f}"
                                                     for name, gflops in results["ceilings"].items()))
+    name = itemgetter("model", "image_size", "work")
+    cells = {name(cell): cell for cell in results.get("speed", [])}
     for size in plan.image_sizes:
         for model in plan.models:
             for cell in _network(plan, arms, model, size, results["ceilings"]):
-                _put(results.setdefault("speed", []), cell)
+                cells[name(cell)] = cell
+                results["speed"] = list(cells.values())
                 report(describe(cell))
-    results["seconds"] = results.get("seconds", 0.0) + time.perf_counter() - started
     results["complete"] = True
 
 
@@ -115,9 +107,9 @@ def ratios(arms: dict[str, Cell]) -> dict[str, Cell]:
     ``stock`` is the ratio to stock Paddle. Each has ``median``, ``low``, ``high``, and the names of both sides.
     """
     measured = {name: arm for name, arm in arms.items() if "error" not in arm}
-    float32 = [name for name in measured if not name.endswith("bf16")]
     found = {}
-    for kind, names in (("best", list(measured)), ("float32", float32), ("stock", list(measured))):
+    for kind in ("best", "float32", "stock"):
+        names = [name for name in measured if not (kind == "float32" and name.endswith("bf16"))]
         ours = [name for name in names if name.startswith("suite")]
         theirs = [name for name in names if name not in ours and (name == "stock") == (kind == "stock")]
         if ours and theirs:
@@ -127,14 +119,6 @@ def ratios(arms: dict[str, Cell]) -> dict[str, Cell]:
             found[kind] = {"median": statistics.median(values), "low": values[0], "high": values[-1], "suite": suite,
                            "opponent": opponent}
     return found
-
-
-def _ceilings(plan: Plan, arms: Sequence[Arm]) -> dict[str, float]:
-    """Return the GFLOP/s of matrix products of 2048×2048, which utilisation is relative to."""
-    with ExitStack() as stack:
-        workers = [stack.enter_context(WorkerProcess(arm)) for arm in arms]
-        cell = compare(workers, {"work": "product"}, 1, plan.rounds, plan.seconds)
-    return {name: 2 * 2048**3 * max(arm["rounds"]) / 1e9 for name, arm in cell["arms"].items() if "error" not in arm}
 
 
 def _network(plan: Plan, arms: Sequence[Arm], model: str, size: int, ceilings: dict[str, float]) -> Iterable[Cell]:
@@ -159,23 +143,13 @@ def with_utilisation(cell: Cell, macs: int, work: str, ceilings: dict[str, float
         best = max((gflops for other, gflops in ceilings.items() if other.endswith("bf16") == name.endswith("bf16")),
                    default=None)
         if best and "error" not in arm:
-            arm["utilisation"] = 2 * macs * PASSES[work] * arm["images_per_second"] / (best * 1e9)
+            arm["utilisation"] = 2 * macs * WORKS[work] * arm["images_per_second"] / (best * 1e9)
     return cell
 
 
 def describe(cell: Cell) -> str:
-    """Return a cell in one line."""
     rates = ", ".join(f"{name} {arm['images_per_second']:.4g}" if "error" not in arm else f"{name}: {arm['error']}"
                       for name, arm in cell["arms"].items())
     found = "".join(f"; {kind} {ratio['median']:.2f}× {ratio['opponent']}" for kind, ratio in cell["ratios"].items())
     return (f"{cell['model']} {cell['image_size']}×{cell['image_size']}, batch {cell['batch_size']}, {cell['work']}: "
             f"{rates} images/s{found}")
-
-
-def _put(cells: list[Cell], cell: Cell) -> None:
-    """Add a cell, replacing an older one of the same name."""
-    def key(of: Cell) -> list[Any]:
-        return [of[name] for name in ("model", "image_size", "work")]
-
-    known = next((index for index, other in enumerate(cells) if key(other) == key(cell)), len(cells))
-    cells[known : known + 1] = [cell]

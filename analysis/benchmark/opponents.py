@@ -11,9 +11,7 @@ DIR of ``--references`` holds clones of the papers' repositories under their own
 dfformer, poolformer, convmixer (CoAtNet is timm's). DIR of ``--exported`` is what ``tools/benchmark.py --export DIR``
 has written.
 
-PyTorch's tensors are channels-last, AdamW is fused. bfloat16 is autocast, or in inference a network cast as a whole, if
-that runs and is faster. OpenVINO takes a batch at once, or a part for each thread side by side, whichever is faster.
-docs/PERFORMANCE.md describes the protocol.
+docs/PERFORMANCE.md describes the settings and the protocol.
 """
 
 from __future__ import annotations
@@ -28,7 +26,6 @@ import time
 import types
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +61,6 @@ def _dfformer(module: Any, mixers: Any, classes: int, size: int) -> Any:
 class Opponent:
     """A program that is timed; its methods return one step of a question's work."""
 
-    name = ""
     expected = (Exception,)  # whatever a program raises leaves its cell empty
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -72,7 +68,7 @@ class Opponent:
         self.threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
     def describe(self, question: Question) -> dict[str, str]:
-        return {"name": self.name}
+        return {"name": self.name + " bf16" * self.arguments.bfloat16}
 
     def step(self, question: Question) -> Step:
         """Return what is timed; raises LookupError for work that this program does not do."""
@@ -86,24 +82,23 @@ class Opponent:
 
 
 class Pytorch(Opponent):
-    """The references' networks in PyTorch."""
+    name = "PyTorch"
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         import torch
 
         super().__init__(arguments)
         self.torch = torch
-        self.name = " ".join(["PyTorch", *["compile"] * arguments.compile, *["bf16"] * arguments.bfloat16])
         torch.set_num_threads(self.threads)
         if arguments.compile:
+            self.name = "PyTorch compile"
             import torch._inductor.config
 
             torch._inductor.config.freezing = True  # folds weights into constants, in inference only
 
     def product(self, question: Question) -> Step:
-        a, b = (self.torch.randn(PRODUCT_SIZE, PRODUCT_SIZE) for _ in range(2))
-        if self.arguments.bfloat16:
-            a, b = a.bfloat16(), b.bfloat16()
+        dtype = self.torch.bfloat16 if self.arguments.bfloat16 else self.torch.float32
+        a, b = self.torch.randn(2, PRODUCT_SIZE, PRODUCT_SIZE).to(dtype)
         return lambda: float((a @ b)[0, 0])
 
     def training(self, question: Question) -> Step:
@@ -147,7 +142,7 @@ class Pytorch(Opponent):
         return self.torch.compile(network, dynamic=False) if self.arguments.compile else network
 
     def _autocast(self) -> Any:
-        return self.torch.autocast("cpu", self.torch.bfloat16) if self.arguments.bfloat16 else nullcontext()
+        return self.torch.autocast("cpu", self.torch.bfloat16, enabled=self.arguments.bfloat16)
 
     def _network(self, question: Question) -> tuple[Any, Any]:
         """Return a network and images, channels last."""
@@ -190,8 +185,6 @@ class OldTimm(types.ModuleType):
 
 
 class OnnxRuntime(Opponent):
-    """ONNX Runtime on an exported network."""
-
     name = "ONNX Runtime"
 
     def inference(self, question: Question) -> Step:
@@ -205,11 +198,7 @@ class OnnxRuntime(Opponent):
 
 
 class OpenVino(Opponent):
-    """OpenVINO on an exported network."""
-
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        super().__init__(arguments)
-        self.name = "OpenVINO bf16" if arguments.bfloat16 else "OpenVINO"
+    name = "OpenVINO"
 
     def inference(self, question: Question) -> Step:
         import openvino
@@ -267,13 +256,10 @@ def timed(step: Step, seconds: float) -> list[float]:
 
 
 def serve(program: Any) -> None:
-    """Answer a question a line until the input ends, by the program's ``describe`` and ``step``.
-
-    The next question usually is the same, for which the network is kept. Errors other than ``expected`` end it.
-    """
+    """Answer a question a line until the input ends or an error is not one of the program's ``expected``."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries is no answer
-    asked, step = None, None
+    asked, step = None, None  # kept: the next question usually is the same
     for line in sys.stdin:
         question = json.loads(line)
         seconds = question.pop("seconds", 0)
@@ -292,11 +278,10 @@ def serve(program: Any) -> None:
 
 
 def main() -> None:
-    """Serve the program of the arguments."""
     programs = {"pytorch": Pytorch, "onnxruntime": OnnxRuntime, "openvino": OpenVino}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program", choices=programs)
-    parser.add_argument("--bfloat16", action="store_true")
+    parser.add_argument("--bfloat16", action="store_true", help="not for onnxruntime")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
     parser.add_argument("--only", metavar="WORK", default="", help="training or inference, not both")
     parser.add_argument("--references", type=Path, default=".", help="PyTorch: the folder of clones")

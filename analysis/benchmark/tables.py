@@ -1,31 +1,33 @@
-"""The benchmark's results as tables: for a terminal and for ``docs/PERFORMANCE.md``."""
+"""The benchmark's results as tables and as a picture, for a terminal and for ``docs/PERFORMANCE.md``."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
-from analysis.benchmark.measure import Cell, Results
+from matplotlib.figure import Figure
+
+from analysis.benchmark.measure import WORKS, Cell, Results
+from analysis.figures import save_figure
 from analysis.formatting import table
 from errors import UserError
 from utils.fileio import unreadable, write_text
 
 _DASH = "–"
+_RATIOS = {"best": "to the best", "float32": "float32 to the best float32", "stock": "to stock"}
 _PLACE = re.compile(r"<!-- measured: (\w+) -->.*?<!-- end -->", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A title, headings, rows of as many texts, and notes below."""
-
     title: str
     headings: tuple[str, ...]
     rows: list[list[str]]
     notes: tuple[str, ...] = ()
 
     def markdown(self) -> str:
-        """Return the table as the page has it."""
         return "\n\n".join([table(self.headings, self.rows), *self.notes])
 
 
@@ -63,6 +65,34 @@ def write_page(path: Path, results: Results) -> None:
     write_text(path, _PLACE.sub(fill, check_page(path)))
 
 
+def draw(results: Results, path: Path) -> Path:
+    """Write a panel for each image size and work: bars of each network's ratios, with the spread over rounds."""
+    cells = results.get("speed", [])
+    sizes = list(dict.fromkeys(cell["image_size"] for cell in cells))
+    measured = [kind for kind in _RATIOS if any(kind in cell["ratios"] for cell in cells)]
+    ratios = [kind for kind in measured if kind != "stock"] or measured  # stock Paddle needs a scale of its own
+    width, rows = 0.8 / max(len(ratios), 1), max(len(sizes), 1)
+    figure = Figure(figsize=(14, 3.2 * rows + 0.3), layout="constrained")
+    grid = figure.subplots(rows, len(WORKS), squeeze=False)
+    for axes, (size, work) in zip(grid.flat, product(sizes, WORKS), strict=False):
+        shown = [cell for cell in cells if (cell["image_size"], cell["work"]) == (size, work)]
+        for number, kind in enumerate(ratios):
+            found = [(index, cell["ratios"][kind]) for index, cell in enumerate(shown) if kind in cell["ratios"]]
+            medians = [ratio["median"] for _, ratio in found]
+            spread = [[ratio["median"] - ratio["low"] for _, ratio in found],
+                      [ratio["high"] - ratio["median"] for _, ratio in found]]
+            bars = axes.bar([index + (number - (len(ratios) - 1) / 2) * width for index, _ in found], medians, width,
+                            yerr=spread, capsize=2, label=_RATIOS[kind], error_kw={"linewidth": 0.8})
+            axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=1)
+        axes.axhline(1, color="black", linewidth=0.8)
+        axes.set_title(f"{work}, {size}×{size}: speed of the suite over the best opponent's", fontsize=9)
+        axes.set_xticks(range(len(shown)), [cell["model"] for cell in shown], fontsize=8, rotation=20, ha="right",
+                        rotation_mode="anchor")
+        axes.margins(y=0.15)
+        axes.legend(fontsize=8)
+    return save_figure(figure, path)
+
+
 def _machine(machine: Cell) -> Table:
     kernels = machine["kernels"] or {}
     rows = [["processor", machine["processor"]], ["cores, threads", f"{machine['cores']}, {machine['threads']}"],
@@ -75,8 +105,7 @@ def _machine(machine: Cell) -> Table:
 
 def _speed(work: str, cells: list[Cell]) -> Table:
     names = list(dict.fromkeys(name for cell in cells for name in cell["arms"]))
-    kinds = [kind for kind in ("best", "float32", "stock") if any(kind in cell["ratios"] for cell in cells)]
-    headings = {"best": "to the best", "float32": "float32 to the best float32", "stock": "to stock"}
+    kinds = [kind for kind in _RATIOS if any(kind in cell["ratios"] for cell in cells)]
     rows = [[cell["model"], str(cell["image_size"]), str(cell["batch_size"]),
              *(_ratio(cell["ratios"].get(kind), cell["arms"]) for kind in kinds),
              *(_shown(cell["arms"].get(name), work) for name in names),
@@ -86,7 +115,7 @@ def _speed(work: str, cells: list[Cell]) -> Table:
                 for cell in cells for name, arm in cell["arms"].items() if "error" in arm)
     unit = "milliseconds" if work == "latency" else "images/s"
     return Table(f"{work.capitalize()}, {unit}", (
-        "network", "image", "batch", *(headings[kind] for kind in kinds), *names, "of the ceiling", "memory, GB"), rows,
+        "network", "image", "batch", *(_RATIOS[kind] for kind in kinds), *names, "of the ceiling", "memory, GB"), rows,
         tuple(failures))
 
 

@@ -5,7 +5,6 @@ The command has loaded Paddle before, as each of the two starts.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,6 @@ class Suite:
         return runtime.environment("cpu", self.settings)
 
     def step(self, question: Question) -> Step:
-        """Return what is timed."""
         return {"training": self._training, "inference": self._inference, "product": self._product}[question["work"]](
             question)
 
@@ -65,7 +63,7 @@ class Suite:
         a, b = (paddle.randn([PRODUCT_SIZE, PRODUCT_SIZE]) for _ in range(2))
 
         def step() -> None:
-            with paddle.no_grad(), kernels.bfloat16_products() if self.precision == "bfloat16" else nullcontext():
+            with paddle.no_grad(), runtime.autocast(self.precision):
                 float(kernels.linear(a, b)[0, 0])
 
         return step
