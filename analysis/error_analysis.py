@@ -45,7 +45,6 @@ class Predictions(Evaluation):
 
     @property
     def names(self) -> list[str]:
-        """Return a name for each output of the network."""
         return [class_name(self.dataset.class_names, index) for index in range(self.logits.shape[1])]
 
     def errors(self) -> np.ndarray:

@@ -14,6 +14,7 @@ from matplotlib.text import Text
 from utils.fileio import write_atomically
 
 log = logging.getLogger("suite")
+DEFAULT = font_manager.findfont("DejaVu Sans")
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 130) -> Path:
@@ -23,8 +24,8 @@ def save_figure(figure: Figure, path: Path, dpi: int = 130) -> Path:
     matplotlib's own lacks, such as Chinese ones.
     """
     texts = figure.findobj(Text)
-    missing = "".join(sorted({char for text in texts for char in text.get_text() if not _has(_default(), char)}))
-    family = [font_manager.FontProperties(fname=_default()).get_name(), *filter(None, [_family_with(missing)])]
+    missing = "".join(sorted({char for text in texts for char in text.get_text() if not _has(DEFAULT, char)}))
+    family = [font_manager.FontProperties(fname=DEFAULT).get_name(), *filter(None, [_family_with(missing)])]
     for text in texts:
         text.set_parse_math(False)
         text.set_fontfamily(family)
@@ -32,11 +33,6 @@ def save_figure(figure: Figure, path: Path, dpi: int = 130) -> Path:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # reported once by _family_with
         write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=dpi))
     return path
-
-
-@cache
-def _default() -> str:
-    return font_manager.findfont("DejaVu Sans")
 
 
 def _has(font: str, char: str) -> bool:

@@ -23,8 +23,6 @@ from models import create_model, list_models
 from references import fill
 from utils.paths import ROOT
 
-Fixture = dict[str, Any]
-
 REFERENCE = ROOT / "references"
 
 # Fixtures whose reference was built with other arguments than the variant of that name.
@@ -32,8 +30,6 @@ ARGUMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "convmixer_768_32_gelu": ("convmixer_768_32", {"act_layer": "gelu"}),
     "mobileformer_26m_pvit_64": ("mobileformer_26m_pvit", {"lite_stride": 1}),
 }
-
-
 BARS = {"logits_float32": 1e-4, "logits_float64": 1e-8, "train_logits": 1e-6, "loss": 1e-6, "gradients": 1e-6,
         "running_stats": 1e-6}
 """The largest errors of a network that equals its reference.
@@ -63,7 +59,6 @@ class Parity:
 
 
 def fixture_names(folder: Path) -> list[str]:
-    """Return the names of the fixtures in a folder."""
     return sorted(path.stem for path in folder.glob("*.json") if path.with_suffix(".npz").exists())
 
 
@@ -73,8 +68,7 @@ def model_for(fixture_name: str) -> tuple[str, dict[str, Any]]:
     return (name if name in list_models() else re.sub(r"_\d+$", "", name)), arguments
 
 
-def build_for(fixture: Fixture) -> nn.Layer:
-    """Build the network that a fixture is about."""
+def build_for(fixture: dict[str, Any]) -> nn.Layer:
     name, arguments = model_for(fixture["name"])
     return create_model(name, num_classes=fixture["num_classes"], image_size=fixture["image_size"], **arguments)
 

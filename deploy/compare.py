@@ -23,20 +23,13 @@ METRICS = ("top-1 %", "deviation", "MB", "ms at batch 1", f"images/s at batch {B
 
 def compare(config: CfgNode, model: nn.Layer, images: np.ndarray, labels: np.ndarray,
             folder: Path) -> dict[str, list[str]]:
-    """Export a network in every format and run it in every engine that is installed.
+    """Export a network in every format, into folders in ``folder``, and run it in every engine that is installed.
 
-    Args:
-        config: of the network.
-        model: with its weights, on the CPU.
-        images: transformed test images, float32 ``[N, 3, H, W]``.
-        labels: ``[N]``.
-        folder: for the exported models, one folder each.
-
-    Returns:
-        The ``METRICS`` of each engine, as text. Deviations are the largest of all test logits, in standard deviations
-        of the network's.
+    ``images`` are transformed test images, float32 ``[N, 3, H, W]``, ``labels`` ``[N]``. Returns the ``METRICS`` of
+    each engine, as text. Deviations are the largest of all test logits, in standard deviations of the network's.
     """
-    runs, sizes = {"suite": _network(model)}, {"suite": sum(4 * parameter.size for parameter in model.parameters())}
+    runs: dict[str, Run] = {"suite": lambda images: model(paddle.to_tensor(images)).numpy()}
+    sizes = {"suite": sum(4 * parameter.size for parameter in model.parameters())}
     for format in ("paddle", "onnx", "int8") if installed("onnxruntime") else ("paddle",):
         out = folder / f"{config.NAME}-{format}"
         calibration = calibration_batches(config) if format == "int8" else ()
@@ -71,14 +64,6 @@ def markdown(results: Mapping[str, Mapping[str, Sequence[str]]]) -> str:
     return table(["network", "", *engines], rows, {"network", ""})
 
 
-def _network(model: nn.Layer) -> Run:
-    def run(images: np.ndarray) -> np.ndarray:
-        with paddle.no_grad():
-            return model(paddle.to_tensor(images)).numpy()
-
-    return run
-
-
 def _paddlex(folder: Path, config: CfgNode) -> Run:
     """Return PaddleX's predictor behind the interface of the others: it undoes the normalisation to get pixels."""
     from paddle.base.core import set_num_threads
@@ -101,6 +86,7 @@ def _paddlex(folder: Path, config: CfgNode) -> Run:
     return run
 
 
+@paddle.no_grad()
 def _take_turns(runs: dict[str, Run], batches: Iterable[np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Return each engine's logits, and its median seconds for a batch; a busy machine slows all alike."""
     outputs: dict[str, list[np.ndarray]] = {key: [] for key in runs}

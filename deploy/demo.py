@@ -39,14 +39,9 @@ _LOCK = threading.Lock()  # one network at a time
 
 
 def build(names: Sequence[str] = (), folder: Path = Path("output/demo")) -> Any:
-    """Return the page, a ``gradio.Blocks``; ``launch`` starts it.
+    """Return the page, a ``gradio.Blocks``, with the released checkpoints ``names`` before all others.
 
-    Args:
-        names: released checkpoints to choose from, the first one first; all where empty.
-        folder: for uploads; nothing else is written.
-
-    Raises:
-        UserError: for an unknown name, or without Gradio.
+    Uploads go into ``folder``; nothing else is written. Raises UserError for an unknown name, or without Gradio.
     """
     require("gradio")
     known = released.released_names()

@@ -112,7 +112,6 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def installed(*packages: str) -> bool:
-    """Return whether packages can be imported."""
     return all(importlib.util.find_spec(package) for package in packages)
 
 

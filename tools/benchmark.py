@@ -21,9 +21,7 @@ compare with PyTorch, ONNX Runtime and OpenVINO, and what --against COMMAND has 
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the arguments of this command."""
-    result = cli.argument_parser(__doc__, config=False)
-    result.epilog = EPILOG
+    result = cli.argument_parser(__doc__, config=False, epilog=EPILOG)
     result.add_argument("--models", metavar="NAME", nargs="*",
                         help="default: one network of every family; none: only write")
     result.add_argument("--image-sizes", metavar="S", nargs="+", type=int, help="default: 32 224")

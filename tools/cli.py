@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from yacs.config import CfgNode
 
 
-def argument_parser(description: str, *, config: bool = True) -> argparse.ArgumentParser:
+def argument_parser(description: str, *, config: bool = True, epilog: str | None = None) -> argparse.ArgumentParser:
     """Return a parser; ``config`` adds ``-c CONFIG`` and the repeatable ``-o KEY=VALUE``."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, epilog=epilog)
     if config:
         parser.add_argument("-c", "--config", metavar="CONFIG", help="YAML file, for example configs/quickstart.yaml")
         add_override(parser)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from engine import runtime
 from tools import cli
 
 EPILOG = """SRC is PyTorch's (.pth, .pt, .pth.tar), .safetensors or .pdparams, recognised by its content; nothing in
@@ -15,17 +16,14 @@ it is executed. All must fit: what is missing, too much or of another shape is l
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Load SRC into the network, print what became of each name, and write DST."""
-    from engine import runtime
-
     runtime.prepare()
+
     from engine.weights.state_dict import check_suffix, load_weights, save_weights
     from models import create_model
 
     check_suffix(arguments.dst)
-    image_size = cli.image_size(arguments.image_size)
     model = create_model(arguments.name, num_classes=1000 if arguments.num_classes is None else arguments.num_classes,
-                         image_size=image_size)
+                         image_size=cli.image_size(arguments.image_size))
     mismatch = "refuse" if arguments.num_classes is None else "fresh_head"
     report = load_weights(model, arguments.src, num_classes_mismatch=mismatch, ema=arguments.ema)
     print("\n".join(report.lines(arguments.verbose)))
@@ -34,9 +32,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the arguments of this command."""
-    result = cli.argument_parser(__doc__, config=False)
-    result.epilog = EPILOG
+    result = cli.argument_parser(__doc__, config=False, epilog=EPILOG)
     result.add_argument("name", metavar="NAME", help="a model, as tools/summary.py lists them")
     result.add_argument("src", metavar="SRC", help="the weights as published")
     result.add_argument("dst", metavar="DST", help="the file to write, .pdparams or .safetensors")

@@ -13,7 +13,6 @@ from tools import cli
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Serve a page that classifies images and explains the result, on this machine alone unless ``--host`` is given."""
     runtime.prepare()
 
     from deploy.demo import build, launch
@@ -22,7 +21,6 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the arguments of this command."""
     result = cli.argument_parser(__doc__, config=False)
     result.add_argument("-w", "--weights", nargs="*", default=[], metavar="NAME",
                         help="released checkpoints to offer first (default: all)")

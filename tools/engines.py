@@ -44,7 +44,6 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the arguments of this command."""
     result = cli.argument_parser(__doc__, config=False)
     result.add_argument("-w", "--weights", nargs="+", required=True, metavar="W", help="run folders or released names")
     cli.add_override(result)

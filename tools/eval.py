@@ -88,7 +88,6 @@ def _beside_recorded(metrics: Mapping[str, Any], row: Mapping[str, Any]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the arguments of this command."""
     result = cli.argument_parser(__doc__)
     cli.add_weights(result, exported=True)
     result.add_argument("--split", default="test", choices=("test", "holdout", "train"), help="default: test")

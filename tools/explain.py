@@ -16,7 +16,6 @@ FORWARD_ONLY = {"lime", "occlusion"}  # methods for exported networks
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Write explanations of images as arrays and as one sheet."""
     _check(arguments)
     config = cli.config_of(arguments.weights, arguments.override, arguments.config)
     runtime.prepare(config.RUNTIME.THREADS)
@@ -64,7 +63,6 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the arguments of this command."""
     result = cli.argument_parser(__doc__)
     cli.add_weights(result, exported=True)
     result.add_argument("images", nargs="*", metavar="IMAGE", help="image files")

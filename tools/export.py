@@ -37,7 +37,6 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the arguments of this command."""
     result = cli.argument_parser(__doc__)
     cli.add_weights(result)
     result.add_argument("out", metavar="OUT", help="the folder to write")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from engine import runtime
 from errors import UserError, nearest
 from tools import cli
 from utils.paths import ROOT
@@ -19,22 +20,17 @@ HEADINGS = ("float32", "float64", "training", "loss", "gradients", "statistics")
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the arguments of this command."""
-    result = cli.argument_parser(__doc__, config=False)
-    result.epilog = EPILOG
+    result = cli.argument_parser(__doc__, config=False, epilog=EPILOG)
     result.add_argument("names", metavar="NAME", nargs="*", help="a fixture (default: all)")
-    result.add_argument("--fixtures", metavar="FOLDER", type=Path,
-                        default=ROOT / "references",
+    result.add_argument("--fixtures", metavar="FOLDER", type=Path, default=ROOT / "references",
                         help="read .json and .npz from this folder (default: references)")
     result.add_argument("--json", metavar="FILE", type=Path, help="also write the errors as JSON")
     return result
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Print the table; return 1 if a network is not equal to its reference."""
-    from engine.runtime import prepare
+    runtime.prepare()
 
-    prepare()
     from analysis.parity import compare, fixture_names
     from utils.fileio import write_json
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import sys
 from pathlib import Path
 
@@ -23,9 +25,6 @@ def main(arguments: argparse.Namespace) -> None:
         raise UserError("no images: name files or folders, or test images by --index 0 1 2")
     config = cli.config_of(arguments.weights, arguments.override, arguments.config)
     runtime.prepare(config.RUNTIME.THREADS)
-
-    import csv
-    import io
 
     import numpy as np
 
@@ -83,7 +82,6 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the arguments of this command."""
     result = cli.argument_parser(__doc__)
     cli.add_weights(result, exported=True)
     result.add_argument("images", nargs="*", metavar="IMAGE", help="image files, or folders of them")

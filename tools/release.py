@@ -16,7 +16,6 @@ from utils.progress import batches
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Make the checkpoint's folder, and print its metrics and the line for the config's head."""
     run = Path(arguments.run)
     if released.find_released(arguments.run):
         raise UserError(f"{run} is a released checkpoint, expected the folder of a run")
@@ -48,7 +47,6 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the arguments of this command."""
     result = cli.argument_parser(__doc__, config=False)
     result.add_argument("run", metavar="RUN", help="the folder of a run that has ended")
     result.add_argument("--name", default="", metavar="N", help="of the checkpoint (default: the run's)")

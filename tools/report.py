@@ -15,7 +15,6 @@ from utils.progress import batches
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Evaluate the selected weights, draw curves and errors, and write the page."""
     run = find_released(arguments.run) or Path(arguments.run)
     config = cli.config_of(arguments.run, arguments.override)
     runtime.prepare(config.RUNTIME.THREADS)
@@ -30,7 +29,6 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the arguments of this command."""
     result = cli.argument_parser(__doc__, config=False)
     cli.add_override(result)
     result.add_argument("run", metavar="RUN", help="a run's folder, for example output/quickstart, or a name in "

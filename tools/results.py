@@ -14,8 +14,7 @@ from utils.paths import ROOT
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Print a line for each released checkpoint, or write the page and its picture."""
-    from analysis.results.page import page, read_released, terminal_table
+    from analysis.results.page import PLOT, page, read_released, terminal_table
     from utils.fileio import read_csv, write_text
 
     trained = read_released(Path(arguments.checkpoints))
@@ -27,14 +26,12 @@ def main(arguments: argparse.Namespace) -> None:
     write_text(out, page(trained, published))
     print(f"wrote {out}: {len(trained)} released checkpoints")
     if trained:
-        from analysis.results.page import PLOT
         from analysis.results.plot import draw_results, points
 
         print(f"wrote {draw_results(points(trained, published), out.parent / PLOT)}")
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the arguments of this command."""
     result = cli.argument_parser(__doc__, config=False)
     result.add_argument("--write", metavar="PAGE", help="write the page, and docs/results.png beside it")
     result.add_argument("--checkpoints", default=str(released.FOLDER), metavar="FOLDER", help="default: checkpoints/")

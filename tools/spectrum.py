@@ -18,7 +18,6 @@ from utils.progress import batches
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Draw the spectra of one or more networks, and write and print the numbers."""
     if arguments.count < 1:
         raise UserError(f"--count is {arguments.count}, expected 1 or more test images")
     runs = [(each, cli.config_of(each, arguments.override, arguments.config)) for each in arguments.weights]
@@ -57,7 +56,6 @@ def _default_out(runs: list[tuple[str, CfgNode]]) -> Path:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the arguments of this command."""
     result = cli.argument_parser(__doc__)
     result.add_argument("-w", "--weights", required=True, nargs="+", metavar="W",
                         help="run folders, .pdparams, .safetensors, PyTorch files, names in checkpoints/; several make "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from engine import runtime
 from errors import UserError
 from tools import cli
 from utils.progress import batches
@@ -17,9 +18,7 @@ EPILOG = """Counted are convolutions, fully connected layers and matrix products
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the arguments of this command."""
-    result = cli.argument_parser(__doc__, config=False)
-    result.epilog = EPILOG
+    result = cli.argument_parser(__doc__, config=False, epilog=EPILOG)
     result.add_argument("names", metavar="NAME", nargs="*",
                         help="a model, or a pattern such as 'iformer_*' (default: all); paddle/NAME for Paddle's own")
     cli.add_image_size(result)
@@ -31,11 +30,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Print the table, or write the page."""
-    from engine.runtime import prepare
-
-    prepare()
+    runtime.prepare()
     image_size = cli.image_size(arguments.image_size)
+
     from analysis.formatting import text_table
     from analysis.results import zoo
     from utils.fileio import write_json

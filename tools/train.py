@@ -42,7 +42,6 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the arguments of this command."""
     result = cli.argument_parser(__doc__)
     result.add_argument("--resume", nargs="?", const="", metavar="RUN",
                         help="continue the run of the config, or the run in the folder RUN")

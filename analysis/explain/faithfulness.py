@@ -82,7 +82,6 @@ def summarise(curves: Sequence[Curves]) -> dict[str, Any]:
 
 
 def curves_text(summary: dict[str, Any]) -> str:
-    """Return the summary as text."""
     lines = []
     for kind, good in (("deletion", "smaller"), ("insertion", "larger")):
         part = summary[kind]

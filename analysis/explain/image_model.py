@@ -33,7 +33,8 @@ class ImageModel:
         self.config, self.network = config, network
         self.advance: Callable[[int], object] = lambda images: None
         network.eval()
-        *self.geometry, self.normalize = build_eval_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE).transforms
+        *self.geometry, normalize = build_eval_transforms(config.AUGMENT, config.DATA.IMAGE_SIZE).transforms
+        self.normalise = normalize.apply  # a prepared image to what the network takes, float32 [3, H, W]
         self.size = pair(config.DATA.IMAGE_SIZE)
         self.names = class_names(config.DATA.NAME, config.DATA.ROOT)
 
@@ -43,12 +44,7 @@ class ImageModel:
             image = transform.apply(image, None)
         return np.ascontiguousarray(image)
 
-    def normalise(self, image: np.ndarray) -> np.ndarray:
-        """Return a prepared image as the network takes it: float32 ``[3, H, W]``."""
-        return self.normalize.apply(image)
-
     def class_name(self, index: int) -> str:
-        """Return the name of an output."""
         return class_name(self.names, index)
 
     @cached_property

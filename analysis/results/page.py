@@ -52,12 +52,10 @@ class Trained:
 
     @property
     def test(self) -> dict[str, Any]:
-        """Return the metrics on the test images."""
         return self.results["test"][0]
 
     @property
     def training(self) -> dict[str, Any]:
-        """Return command, data and cost of the training."""
         return self.results["training"]
 
     @property
@@ -91,7 +89,6 @@ def read_released(folder: Path) -> list[Trained]:
 
 
 def page(trained: Sequence[Trained], published: Sequence[Mapping[str, str]]) -> str:
-    """Return the page."""
     if not trained:
         return "\n".join([INTRODUCTION, "## Released checkpoints\n\nNone yet.\n", _beside(trained, published)])
     parts = [INTRODUCTION, *_accuracies(trained), _costs(trained), _beside(trained, published), _seeds(trained),
@@ -100,14 +97,12 @@ def page(trained: Sequence[Trained], published: Sequence[Mapping[str, str]]) -> 
 
 
 def terminal_table(trained: Sequence[Trained]) -> str:
-    """Return the checkpoints as text."""
     return text_table(("checkpoint", "top-1", "params", "MACs", "epochs", "training", "data"), [
         (each.name, f"{each.test['top1']:.2%}", quantity(each.results["parameters"]), quantity(each.results["macs"]),
          str(each.training["epochs"]), duration(each.training["seconds"]), each.test["data"]) for each in trained])
 
 
 def duration(seconds: float) -> str:
-    """Return a time in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

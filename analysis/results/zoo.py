@@ -40,8 +40,6 @@ _DASH = "–"
 
 @dataclass(frozen=True)
 class Row:
-    """One network as measured."""
-
     info: ModelInfo
     num_classes: int
     image_size: tuple[int, int]
@@ -109,7 +107,6 @@ def notes(infos: Iterable[ModelInfo]) -> dict[str, list[str]]:
 
 
 def text_cells(row: Row) -> list[str]:
-    """Return a row of the text table."""
     variant, complexity = row.info.variant, row.complexity
     papers = (variant.paper_parameters, variant.paper_macs) if row.as_published else ("", "")
     return [row.info.name, "x".join(map(str, dict.fromkeys(row.image_size))),
