@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 
 from analysis.formatting import table
 from deploy.engines import ENGINES, Run, installed, load_exported
-from deploy.export import calibration_batches, export, log_probabilities
+from deploy.export import export, log_probabilities
 
 BATCH = 128
 SINGLE_IMAGES = 20  # of the latency
@@ -32,9 +32,8 @@ def compare(config: CfgNode, model: nn.Layer, images: np.ndarray, labels: np.nda
     sizes = {"suite": sum(4 * parameter.size for parameter in model.parameters())}
     for format in ("paddle", "onnx", "int8") if installed("onnxruntime") else ("paddle",):
         out = folder / f"{config.NAME}-{format}"
-        calibration = calibration_batches(config) if format == "int8" else ()
         classes = [str(index) for index in range(config.MODEL.NUM_CLASSES)]
-        export(config, model, out, classes, format=format, overwrite=out.exists(), calibration=calibration)
+        export(config, model, out, classes, format=format, overwrite=out.exists())
         size = sum(path.stat().st_size for path in out.iterdir() if path.name.startswith("inference"))
         if format == "int8":
             runs["onnxruntime int8"] = load_exported(out, "onnxruntime", config.RUNTIME.THREADS).run

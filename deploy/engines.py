@@ -73,9 +73,8 @@ def load_exported(folder: str | Path, engine: str | None = None, threads: int = 
         engine: a key of ``ENGINES``; by default the first that fits the folder's files and is installed.
         threads: of the engine; 0: OMP_NUM_THREADS, or one per core.
 
-    Raises:
-        UserError: for a folder that is none, an unknown engine, an engine that is not installed, a damaged program,
-            and one with operators or weights from outside the folder's files.
+    Raises UserError for a folder that is none, an unknown engine, an engine that is not installed, a damaged program,
+    and one with operators or weights from outside the folder's files.
     """
     folder = Path(folder)
     description = read_description(folder)

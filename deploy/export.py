@@ -34,8 +34,7 @@ FILES = {*PROGRAMS, PARAMETERS, f"{PARAMETERS}.info", ONNX, DESCRIPTION, CONFIG}
 
 
 def export(config: CfgNode, model: nn.Layer, folder: Path, classes: Sequence[str], *, format: str = "paddle",
-           logits: bool = False, overwrite: bool = False,
-           calibration: Iterable[np.ndarray] = ()) -> dict[str, float]:
+           logits: bool = False, overwrite: bool = False) -> dict[str, float]:
     """Write a network in evaluation mode as a program with its weights, and check it against the network.
 
     The program takes float32 ``[B, 3, H, W]`` for any B and the config's ``DATA.IMAGE_SIZE`` and gives probabilities
@@ -43,22 +42,16 @@ def export(config: CfgNode, model: nn.Layer, folder: Path, classes: Sequence[str
     ``config.yaml``.
 
     Args:
-        config: of the network.
         model: on the CPU.
         folder: to write: ``inference.json`` and ``inference.pdiparams``, or ``inference.onnx``.
         classes: names of the outputs, in their order.
         format: "paddle", "onnx", or "int8", an ONNX program whose products and convolutions are of 8 bits.
         logits: leave out the softmax at the end.
-        overwrite: replace an exported model.
-        calibration: transformed training images for int8, float32 ``[B, 3, H, W]`` each.
 
-    Returns:
-        The largest deviation of the logits from the network's, in standard deviations of these, by engine. None above
-        ``MAX_DEVIATION`` but that of int8.
-
-    Raises:
-        UserError: where ``folder`` holds something else or cannot be written, for weights whose logits are not finite,
-            preprocessing that ``inference.yml`` cannot express, operators that ONNX lacks, missing packages.
+    Returns the largest deviation of the logits from the network's, in standard deviations of these, by engine; none is
+    above ``MAX_DEVIATION`` but that of int8. Raises UserError where ``folder`` holds something else or cannot be
+    written, for weights whose logits are not finite, preprocessing that ``inference.yml`` cannot express, operators
+    that ONNX lacks, missing packages and, for int8, missing training images.
     """
     _check_folder(folder, overwrite)
     if format != "paddle":
@@ -81,7 +74,7 @@ def export(config: CfgNode, model: nn.Layer, folder: Path, classes: Sequence[str
             convert(made)
             deviation = _deviation(made, "onnxruntime", images, expected)
             if format == "int8":
-                quantize(made, calibration)
+                quantize(made, calibration_batches(config))
                 deviation = _deviation(made, "onnxruntime", images, expected, limit=math.inf)
             return {"ONNX Runtime": deviation}
         return {"Paddle inference": _deviation(made, "paddle", images, expected),

@@ -18,7 +18,7 @@ def main(arguments: argparse.Namespace) -> None:
     runtime.prepare(config.RUNTIME.THREADS)
 
     from datasets import class_names
-    from deploy.export import calibration_batches, export
+    from deploy.export import export
     from engine.data import trained_classes
     from engine.model import find_weights, load_model
 
@@ -27,9 +27,8 @@ def main(arguments: argparse.Namespace) -> None:
     classes = trained_classes(weights) or class_names(config.DATA.NAME, config.DATA.ROOT)
     model, _ = load_model(config, weights)
     folder = Path(arguments.out)
-    calibration = calibration_batches(config) if arguments.format == "int8" else ()
     deviations = export(config, model, folder, classes, format=arguments.format, logits=arguments.logits,
-                        overwrite=arguments.overwrite, calibration=calibration)
+                        overwrite=arguments.overwrite)
     for path in sorted(folder.iterdir()):
         print(f"wrote {path}: {path.stat().st_size:,} bytes")
     for engine, deviation in deviations.items():
