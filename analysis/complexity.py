@@ -13,10 +13,9 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 import paddle
 import paddle.nn.functional as F
@@ -129,8 +128,12 @@ def _recording() -> Iterator[_Tally]:
 
         return counted
 
-    with _alone, ExitStack() as stack:
-        for owner, name, rule in _ENTRIES:
-            if hasattr(owner, name):
-                stack.enter_context(patch.object(owner, name, wrap(getattr(owner, name), rule)))
-        yield tally
+    with _alone:
+        entries = [(owner, name, getattr(owner, name), rule) for owner, name, rule in _ENTRIES if hasattr(owner, name)]
+        try:
+            for owner, name, function, rule in entries:
+                setattr(owner, name, wrap(function, rule))
+            yield tally
+        finally:
+            for owner, name, function, _ in entries:
+                setattr(owner, name, function)
