@@ -56,6 +56,7 @@ def export(config: CfgNode, model: nn.Layer, folder: Path, classes: Sequence[str
     _check_folder(folder, overwrite)
     if format != "paddle":
         require("onnxruntime", "paddle2onnx")
+    calibration = calibration_batches(config) if format == "int8" else ()
     description = describe(config, classes, logits)
     height, width = pair(config.DATA.IMAGE_SIZE)
     images = np.random.default_rng(0).standard_normal((max(CHECKED_BATCHES), 3, height, width)).astype(np.float32)
@@ -74,7 +75,7 @@ def export(config: CfgNode, model: nn.Layer, folder: Path, classes: Sequence[str
             convert(made)
             deviation = _deviation(made, "onnxruntime", images, expected)
             if format == "int8":
-                quantize(made, calibration_batches(config))
+                quantize(made, calibration)
                 deviation = _deviation(made, "onnxruntime", images, expected, limit=math.inf)
             return {"ONNX Runtime": deviation}
         return {"Paddle inference": _deviation(made, "paddle", images, expected),
