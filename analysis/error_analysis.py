@@ -14,11 +14,9 @@ from yacs.config import CfgNode
 
 from analysis.figures import save_figure
 from analysis.grids import class_name, draw_guesses
-from datasets import ImageDataset
-from datasets.origin import origin, pixels_sha256
+from datasets import ImageDataset, origin, pixels_sha256
 from engine.data import build_eval_loader, check_classes
-from engine.evaluate import Evaluation, evaluate
-from engine.losses import LabelSmoothingCrossEntropy
+from engine.evaluate import Evaluation, LabelSmoothingCrossEntropy, evaluate
 from engine.model import load_model
 from utils.fileio import csv_text, write_text
 

@@ -17,6 +17,7 @@ from datasets import ImageDataset
 from datasets.archives import (
     CACHES,
     data_root,
+    download,
     folders_below,
     is_archive,
     missing,
@@ -24,7 +25,6 @@ from datasets.archives import (
     read_file,
     search_paths,
 )
-from datasets.download import download
 from errors import UserError, printable
 from utils import pickles
 

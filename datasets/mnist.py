@@ -15,8 +15,7 @@ import zlib
 import numpy as np
 
 from datasets import ImageDataset
-from datasets.archives import ARCHIVES, CACHES, data_root, missing, read_archive, read_file, search_paths
-from datasets.download import download
+from datasets.archives import ARCHIVES, CACHES, data_root, download, missing, read_archive, read_file, search_paths
 from errors import UserError, printable
 
 CLASSES = tuple("0123456789")

@@ -16,12 +16,10 @@ from yacs.config import CfgNode
 
 from datasets.loader import BatchMix, EvalLoader, mix_images, mix_labels
 from engine import checkpoint, distributed, runtime
-from engine.evaluate import Evaluation, evaluate
-from engine.losses import LabelSmoothingCrossEntropy
+from engine.evaluate import Evaluation, LabelSmoothingCrossEntropy, evaluate
 from engine.model import build_model
 from engine.optim import ModelEma, build_optimizer
 from engine.run import RunFolder
-from engine.sync_batch_norm import convert_sync_batch_norm
 from engine.weights.state_dict import save_weights
 from errors import UserError
 from kernels import optimizer as compiled
@@ -99,6 +97,8 @@ class TrainingState:
         self.precision = precision or runtime.choose_precision(config.TRAIN.PRECISION)
         self.model = build_model(config)
         if config.TRAIN.SYNC_BATCH_NORM and distributed.world_size() > 1:
+            from engine.sync_batch_norm import convert_sync_batch_norm
+
             convert_sync_batch_norm(self.model)
         self.loss = LabelSmoothingCrossEntropy(config.LOSS.LABEL_SMOOTHING)
         self.optimizer = build_optimizer(self.model, config.OPTIMIZER, config.TRAIN.GRAD_CLIP)

@@ -10,8 +10,9 @@ from cifar_files import batch, change_release, expected, write_archive, write_fo
 from paddle.vision.datasets import Cifar10
 from sklearn.datasets import load_digits
 
+import datasets
 from configs.load import load_config
-from datasets import build_dataset, cifar, class_names, origin, stratified_holdout
+from datasets import build_dataset, cifar, class_names, origin, pixels_sha256, stratified_holdout
 from datasets.cifar import read as read_cifar
 from datasets.digits import read as read_digits
 from errors import UserError
@@ -90,7 +91,7 @@ def test_cifar10_is_what_paddle_reads(cifar10_root):
     assert train.labels[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]  # the official order
     means = train.images.mean(axis=(0, 1, 2)) / 255
     np.testing.assert_allclose(means, [0.4914, 0.4822, 0.4465], atol=0.001)  # red, green, blue as published
-    assert origin.pixels_sha256(test) == origin.OFFICIAL
+    assert pixels_sha256(test) == datasets.OFFICIAL
 
 
 @pytest.fixture
@@ -152,9 +153,9 @@ def test_a_replaced_archive_is_read_again_and_pixels_are_labelled(tmp_path, monk
     write_archive(path)
     first = read_cifar("test", str(path))
     section = data_section(ROOT=str(path), MAX_IMAGES=5)
-    assert origin.origin(section) == "CIFAR-10 (unofficial pixels)"
-    monkeypatch.setattr(origin, "OFFICIAL", origin.pixels_sha256(first))
-    assert origin.origin(section) == "CIFAR-10" and origin.origin(data_section(NAME="digits")) == "digits"
+    assert origin(section) == "CIFAR-10 (unofficial pixels)"
+    monkeypatch.setattr(datasets, "OFFICIAL", pixels_sha256(first))
+    assert origin(section) == "CIFAR-10" and origin(data_section(NAME="digits")) == "digits"
     write_archive(path, {"test_batch": batch(77)})
     assert (read_cifar("test", str(path)).images != first.images).any()
-    assert origin.origin(section) == "CIFAR-10 (unofficial pixels)"
+    assert origin(section) == "CIFAR-10 (unofficial pixels)"

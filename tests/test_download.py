@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 from cifar_files import change_release, write_archive
 
-from datasets import cifar, mnist
-from datasets import download as module
-from datasets.download import download
+from datasets import archives, cifar, mnist
+from datasets.archives import download
 from errors import UserError
 
 CONTENT = bytes(range(256)) * 4000
@@ -71,8 +70,8 @@ def server() -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def direct(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.4)
-    monkeypatch.setattr(module, "SLOW_SECONDS", 0.6)
+    monkeypatch.setattr(archives, "TIMEOUT_SECONDS", 0.4)
+    monkeypatch.setattr(archives, "SLOW_SECONDS", 0.6)
 
 
 @pytest.mark.parametrize(("bad", "answer"), [
@@ -96,7 +95,7 @@ def test_an_interrupted_download_leaves_nothing(server: str, tmp_path: Path, mon
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.tqdm, "update", interrupt)
+    monkeypatch.setattr(archives.tqdm, "update", interrupt)
     with pytest.raises(KeyboardInterrupt):
         download(tmp_path / "file.bin", [f"{server}/whole"], SHA256, len(CONTENT))
     assert list(tmp_path.iterdir()) == []

@@ -8,10 +8,7 @@ import numpy as np
 import paddle
 import pytest
 
-from engine import evaluation_report
-from engine.evaluate import evaluate
-from engine.evaluation_report import EvaluationReport
-from engine.losses import LabelSmoothingCrossEntropy
+from engine.evaluate import Evaluation, EvaluationReport, LabelSmoothingCrossEntropy, evaluate
 from utils.fileio import read_csv
 
 
@@ -26,13 +23,16 @@ class Echo(paddle.nn.Layer):
 def test_rows_are_those_of_an_independent_computation(classes, tmp_path, monkeypatch):
     moments = iter(np.cumsum([100.0] + [0.5 + 0.01 * index for index in range(24)]))
     clock = SimpleNamespace(perf_counter=lambda: float(next(moments)))
-    monkeypatch.setattr(evaluation_report, "time", clock)
     lines: list[str] = []
-    report = EvaluationReport(24, 10, lines.append)
     rng = np.random.default_rng(5)
     batches = [(rng.standard_normal((count, classes)).astype(np.float32), rng.integers(0, classes, count))
                for count in [8] * 23 + [3]]
-    result = evaluate(Echo(), batches, LabelSmoothingCrossEntropy(0.1), observe=report.add)
+    found: list[Evaluation] = []
+    result = evaluate(Echo(), batches, LabelSmoothingCrossEntropy(0.1), observe=found.append)
+    monkeypatch.setattr("engine.evaluate.time", clock)
+    report = EvaluationReport(24, 10, lines.append)
+    for each in found:
+        report.add(each)
     report.write(tmp_path / "report.csv")
     rows = [{key: float(value) if value else None for key, value in row.items()}
             for row in read_csv(tmp_path / "report.csv")]

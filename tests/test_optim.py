@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 import kernels
 from configs.load import load_config
 from engine.checkpoint import optimizer_arrays
-from engine.losses import LabelSmoothingCrossEntropy
+from engine.evaluate import LabelSmoothingCrossEntropy
 from engine.model import build_model
 from engine.optim import ModelEma, build_optimizer, learning_rate
 from engine.state import RunningMean

@@ -27,9 +27,7 @@ def main(arguments: argparse.Namespace) -> None:
     from analysis.confusion import confusion_table, draw_confusion
     from analysis.error_analysis import metrics_of
     from engine.data import build_eval_loader, check_classes
-    from engine.evaluate import evaluate
-    from engine.evaluation_report import EvaluationReport
-    from engine.losses import LabelSmoothingCrossEntropy
+    from engine.evaluate import EvaluationReport, LabelSmoothingCrossEntropy, evaluate
     from utils.fileio import read_json, write_json
 
     checkpoint = released.find_released(arguments.weights)

@@ -29,8 +29,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     from analysis.curves import draw_curves
     from analysis.grids import draw_predictions
-    from engine.interrupts import Interrupted
-    from engine.train import train
+    from engine.train import Interrupted, train
 
     try:
         train(config, resume=arguments.resume is not None, overwrite=arguments.overwrite, weights=arguments.weights,

@@ -15,7 +15,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from configs.load import flatten, load_config, to_plain
-from datasets.origin import origin
+from datasets import origin
 from engine.run import read_table
 from errors import UserError
 from utils.fileio import read_json

@@ -8,23 +8,26 @@ from __future__ import annotations
 import json
 import os
 import stat
+import struct
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from engine.weights import pytorch
 from engine.weights.released import CHECKPOINT, describe_other
 from errors import UserError, printable
 from utils import pickles
 from utils.fileio import reading
-from utils.pickles import MAX_BYTES, Array, Tensor
+from utils.pickles import MAX_BYTES, Array, Storage, Tensor
 
 NESTS = ("state_dict", "model", "model_state_dict", "params", "net")
 EMA_NESTS = ("state_dict_ema", "model_ema", "params_ema", "ema")
 PADDLE_NAMES = "StructuredToParameterName@@"
 PADDLE_SLICES = "UnpackBigParamInfor@@"
+TORCH_LEGACY = 0x1950A86A20F9469CFC6C  # magic number
 SAFETENSORS_KINDS = {
     "F16": "f2", "BF16": "bfloat16", "F32": "f4", "F64": "f8", "I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8",
     "U8": "u1", "U16": "u2", "U32": "u4", "U64": "u8", "BOOL": "b1", "C64": "c8",
@@ -40,6 +43,8 @@ OTHERS = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself; fetch it with git lfs pull",
     b"<": "a web page, so the download went wrong",
 }
+
+Fetch = Callable[[Tensor], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def _read(path: Path, title: str, ema: bool) -> Weights:
     with path.open("rb") as file:
         head = file.read(512)
         if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-            tree, fetch = pytorch.read_zip(file, title)
+            tree, fetch = read_zip(file, title)
             return _gather(tree, fetch, path, title, ema, "PyTorch zip", "torch")
         if is_safetensors(head):
             arrays, layout = read_safetensors(path.read_bytes(), title)
@@ -111,8 +116,8 @@ def _read(path: Path, title: str, ema: bool) -> Weights:
             raise UserError(f"{title} {what}: not a file of PyTorch (zip or legacy), Paddle or safetensors")
     data = memoryview(path.read_bytes())
     tree, end = pickles.load(data, 0, title)
-    if tree == pytorch.MAGIC and type(tree) is int:
-        tree, fetch = pytorch.read_legacy(data, end, title)
+    if tree == TORCH_LEGACY and type(tree) is int:
+        tree, fetch = read_legacy(data, end, title)
         return _gather(tree, fetch, path, title, ema, "PyTorch legacy", "torch")
     pickles.expect_end(data, end, title)
     tree, of_layer = join_slices(tree, len(data), title)
@@ -175,6 +180,117 @@ def _gather(tree: object, fetch: Callable, path: Path, title: str, ema: bool, ki
     return Weights(arrays, layout or _layout_by_names(arrays), under, path, kind, tuple(skipped))
 
 
+def widen(bits: np.ndarray) -> np.ndarray:
+    """Return read-only float32 of the same values as bfloat16, given as uint16."""
+    return _read_only((bits.astype(np.uint32) << 16).view(np.float32))
+
+
+def numbers_of(raw: bytes | memoryview, kind: str) -> np.ndarray:
+    """Return the numbers of ``kind`` in ``raw``, bfloat16 as float32, read-only."""
+    return widen(np.frombuffer(raw, "<u2")) if kind == "bfloat16" else _read_only(np.frombuffer(raw, "<" + kind))
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
+
+
+# PyTorch's two formats, zip (since 1.6) and legacy. Source: torch/serialization.py of 0.4 to 2.13 ---------------------
+
+
+def _bytes_of(storage: Storage) -> int:
+    return storage.numel * (2 if storage.kind == "bfloat16" else np.dtype(storage.kind).itemsize)
+
+
+def _fetcher(read: Callable[[Storage], bytes | memoryview]) -> Fetch:
+    """Return what gives a tensor's read-only array; its storage is read first then, so an optimizer's costs nothing."""
+    storages: dict[Storage, np.ndarray] = {}
+
+    def fetch(tensor: Tensor) -> np.ndarray:
+        numbers = storages.get(tensor.storage)
+        if numbers is None:
+            numbers = storages[tensor.storage] = numbers_of(read(tensor.storage), tensor.storage.kind)
+        if 0 in tensor.shape:
+            return np.zeros(tensor.shape, numbers.dtype)
+        step = numbers.itemsize
+        strides = tuple(stride * step for stride in tensor.strides)
+        return np.ndarray(tensor.shape, numbers.dtype, numbers, tensor.offset * step, strides)
+
+    return fetch
+
+
+def read_zip(file: BinaryIO, title: str) -> tuple[object, Fetch]:
+    """Read ``<name>/data.pkl`` and a stored entry ``<name>/data/<key>`` per storage; CRC-32 of each is checked."""
+    try:
+        archive = zipfile.ZipFile(file)
+        entries = archive.infolist()
+        size = file.seek(0, os.SEEK_END)
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OverflowError) as error:
+        raise UserError(f"{title} is damaged: its zip directory cannot be read ({printable(error)})") from None
+    if any(entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size for entry in entries):
+        raise UserError(f"{title} is a compressed zip archive, which torch.save never writes; unpack it or save again")
+    if sum(entry.file_size for entry in entries) > size:
+        raise UserError(f"{title} is damaged: its entries claim more bytes than the file has")
+
+    def read(name: str) -> bytes:
+        try:
+            return archive.read(name)
+        except KeyError:
+            raise UserError(f"{title} is damaged: it has no entry {printable(name)}") from None
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, struct.error) as error:
+            raise UserError(f"{title} is damaged, or was written with PyTorch's checksums switched off: "
+                            f"{printable(error)}") from None
+
+    names = {entry.filename for entry in entries}
+    found = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(found) != 1:
+        raise UserError(f"{title} is a zip archive, but not one of torch.save: it has {len(found)} data.pkl")
+    folder = found[0].removesuffix("data.pkl")
+    if folder + "constants.pkl" in names:
+        raise UserError(f"{title} is a TorchScript program; save the state_dict of the model instead")
+    if folder + "byteorder" in names and read(folder + "byteorder") != b"little":
+        raise UserError(f"{title} was written in big-endian byte order, which is not read")
+    data = memoryview(read(found[0]))
+    tree, end = pickles.load(data, 0, title, {})
+    pickles.expect_end(data, end, title)
+
+    def read_storage(storage: Storage) -> bytes:
+        raw = read(f"{folder}data/{storage.key}")
+        if len(raw) != _bytes_of(storage):
+            raise UserError(f"{title} is damaged: its storage {printable(storage.key)} has {len(raw)} bytes where "
+                            f"{storage.numel} numbers were promised")
+        return raw
+
+    return tree, _fetcher(read_storage)
+
+
+def read_legacy(data: memoryview, at: int, title: str) -> tuple[object, Fetch]:
+    """Read what follows the magic number: version, system, objects, keys; then each storage after its length."""
+    version, at = pickles.load(data, at, title)
+    system, at = pickles.load(data, at, title)
+    if version != 1001 or not isinstance(system, dict):
+        raise UserError(f"{title} is damaged, or of an unknown version of PyTorch's legacy format")
+    if system.get("little_endian") is not True:
+        raise UserError(f"{title} was written in big-endian byte order, which is not read")
+    known: dict[str, Storage] = {}
+    tree, at = pickles.load(data, at, title, known)
+    keys, at = pickles.load(data, at, title)
+    parts: dict[Storage, memoryview] = {}
+    for key in keys if isinstance(keys, list) else ():
+        storage = known.get(key) if isinstance(key, str) else None
+        if storage is None or storage in parts:
+            raise UserError(f"{title} is damaged: it has a storage that no tensor uses, or one twice")
+        size = _bytes_of(storage)
+        if bytes(data[at : at + 8]) != storage.numel.to_bytes(8, "little") or at + 8 + size > len(data):
+            raise UserError(f"{title} is damaged: its storage {printable(key)} is not as long as promised")
+        parts[storage] = data[at + 8 : at + 8 + size]
+        at += 8 + size
+    if len(parts) != len(known):
+        raise UserError(f"{title} is damaged: storages are missing")
+    pickles.expect_end(data, at, title)
+    return tree, _fetcher(parts.__getitem__)
+
+
 # Paddle's .pdparams, pickles of numpy arrays. Source: paddle/framework/io.py, io_utils.py of 2.0 to 3.3 --------------
 
 
@@ -191,7 +307,7 @@ def paddle_fetcher() -> Callable[[Array], np.ndarray]:
         if array.values.dtype != np.uint16:
             return array.values
         if id(array) not in widened:
-            widened[id(array)] = pytorch.widen(array.values)
+            widened[id(array)] = widen(array.values)
         return widened[id(array)]
 
     return fetch
@@ -241,5 +357,5 @@ def read_safetensors(data: bytes, title: str) -> tuple[dict[str, np.ndarray], st
     for name, entry in found.items():
         if entry["dtype"] not in SAFETENSORS_KINDS:
             raise UserError(f"{title} holds {printable(name)} as {printable(entry['dtype'])}, which is not read")
-        arrays[name] = pytorch.numbers_of(entry["data"], SAFETENSORS_KINDS[entry["dtype"]]).reshape(entry["shape"])
+        arrays[name] = numbers_of(entry["data"], SAFETENSORS_KINDS[entry["dtype"]]).reshape(entry["shape"])
     return arrays, SAFETENSORS_LAYOUTS.get(metadata.get("format"))
