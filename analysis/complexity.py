@@ -23,7 +23,7 @@ from paddle import _C_ops, nn
 
 import kernels
 from kernels import filter
-from utils.sizes import pair
+from utils import pair
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import paddle
 from paddle import nn
 
 from errors import UserError, nearest
-from utils.sizes import Size, pair
+from utils import Size, pair
 
 See = Callable[[str, paddle.Tensor, paddle.Tensor], None]
 

@@ -21,7 +21,7 @@ from paddle import nn
 from engine.weights.state_dict import linear_weights
 from models import create_model, list_models
 from references import fill
-from utils.paths import ROOT
+from utils import ROOT
 
 REFERENCE = ROOT / "references"
 

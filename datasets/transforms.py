@@ -21,7 +21,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from datasets import generator
 from errors import UserError
-from utils.sizes import pair
+from utils import pair
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode

@@ -21,8 +21,8 @@ from datasets.transforms import build_eval_transforms
 from deploy.engines import CONFIG, DESCRIPTION, ONNX, PARAMETERS, PROGRAM, PROGRAMS, load_exported, require
 from deploy.operators import exportable
 from errors import UserError
+from utils import pair
 from utils.fileio import replaced_folder, write_text
-from utils.sizes import pair
 
 FORMATS = ("paddle", "onnx", "int8")
 OPSET = 17  # the first with LayerNormalization

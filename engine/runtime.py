@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errors import UserError
-from utils.paths import ROOT
+from utils import ROOT
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode

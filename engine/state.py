@@ -23,8 +23,8 @@ from engine.run import RunFolder
 from engine.weights.state_dict import save_weights
 from errors import UserError
 from kernels import optimizer as compiled
+from utils import pair
 from utils.fileio import write_atomically
-from utils.sizes import pair
 
 log = logging.getLogger("suite")
 

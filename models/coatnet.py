@@ -28,7 +28,7 @@ import kernels
 from errors import UserError
 from models import layers
 from models.registry import Variant, register_family
-from utils.sizes import Size, pair
+from utils import Size, pair
 
 # Relative positions. A table for maps of ``size`` = (H, W) is [(2H-1)(2W-1), heads]: a number for each head and offset,
 # row-major in (y_query - y_key + H - 1, x_query - x_key + W - 1). For another map it is resampled bilinearly, as the

@@ -45,7 +45,7 @@ from errors import UserError
 from models import layers
 from models.coatnet import ARCHITECTURES, CoAtNetBase, relative_bias, table_rows
 from models.registry import Variant, register_family
-from utils.sizes import Size
+from utils import Size
 
 
 def conv_norm(conv: nn.Conv2D, after: str | None = "gelu") -> nn.Sequential:

@@ -18,7 +18,7 @@ import kernels
 from kernels.settings import rounds_to_bfloat16
 from models import layers
 from models.registry import Variant, register_family
-from utils.sizes import Size
+from utils import Size
 
 
 class Block(nn.Sequential):

@@ -23,7 +23,7 @@ from paddle import nn
 import kernels
 from models import layers
 from models.registry import Variant, register_family
-from utils.sizes import Size, pair
+from utils import Size, pair
 
 Activation = Callable[[], nn.Layer]
 BlockNorm = partial(layers.LayerNorm, epsilon=1e-6, bias_attr=False)

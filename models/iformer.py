@@ -24,7 +24,7 @@ from errors import UserError
 from kernels.settings import rounds_to_bfloat16
 from models import layers
 from models.registry import Variant, register_family
-from utils.sizes import Size, pair
+from utils import Size, pair
 
 Norm = partial(layers.LayerNorm, epsilon=1e-6)
 

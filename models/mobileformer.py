@@ -23,7 +23,7 @@ import kernels
 from errors import UserError
 from models import layers
 from models.registry import Variant, register_family
-from utils.sizes import Size
+from utils import Size
 
 
 class BlockRow(NamedTuple):

@@ -40,7 +40,7 @@ import kernels
 from models import layers, mobileformer
 from models.mobileformer import TABLE, BlockRow, block_rows
 from models.registry import Variant, register_family
-from utils.sizes import Size
+from utils import Size
 
 Dynamic = Callable[[int], nn.Layer]  # a dynamic ReLU for a number of channels
 

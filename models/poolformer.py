@@ -17,7 +17,7 @@ from errors import UserError
 from kernels.settings import rounds_to_bfloat16
 from models import layers
 from models.registry import Variant, register_family
-from utils.sizes import Size
+from utils import Size
 
 
 class GroupNorm(nn.GroupNorm):

@@ -12,7 +12,7 @@ import paddle
 from paddle import nn
 
 from errors import UserError, nearest
-from utils.sizes import Size, pair
+from utils import Size, pair
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from errors import UserError
 from models import create_model, list_models, model_info
 from models.coatnet import relative_bias, table_rows
 from models.layers import DropPath, NormAct
-from utils.sizes import pair
+from utils import pair
 
 
 def size_of(name: str) -> int:

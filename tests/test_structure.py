@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from graphlib import TopologicalSorter
 
-from utils.paths import ROOT
+from utils import ROOT
 
 # A room imports from itself and from rooms to the right of its own.
 ROOMS = ["tools", "deploy", "analysis", "engine", "datasets", "models", "configs", "references", "kernels", "utils",

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from engine import runtime
 from errors import UserError, nearest
 from tools import cli
-from utils.paths import ROOT
+from utils import ROOT
 
 EPILOG = """Errors of logits are relative to their standard deviation over classes, all others to the reference's
 value; a dash: not in the fixture. The exit code is 1 if a network is not equal to its reference."""

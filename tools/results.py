@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.weights import released
 from tools import cli
-from utils.paths import ROOT
+from utils import ROOT
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from utils.paths import ROOT
+from utils import ROOT
 
 # What the suite sets, or a user may have set, and a plain Paddle has not.
 SETTINGS = ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE", "GLIBC_TUNABLES", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")

@@ -16,7 +16,7 @@ from datasets import class_names
 from datasets.transforms import build_eval_transforms
 from engine import runtime
 from errors import UserError
-from utils.sizes import pair
+from utils import pair
 
 BATCH_PIXELS = {"cpu": 256 * 32 * 32, "gpu": 256 * 224 * 224}  # of a forward pass; on a CPU its maps stay in cache
 

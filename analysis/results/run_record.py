@@ -18,8 +18,8 @@ from configs.load import flatten, load_config, to_plain
 from datasets import origin
 from engine.run import read_table
 from errors import UserError
+from utils import ROOT
 from utils.fileio import read_json
-from utils.paths import ROOT
 
 PATHS = ("OUTPUT", "DATA.ROOT", "DATA.DOWNLOAD", "RUNTIME.DEVICE")  # keys that differ between machines
 # Keys in which runs of one recipe with several seeds may differ.

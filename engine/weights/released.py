@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 from errors import UserError, is_url, nearest, printable
+from utils import ROOT
 from utils.fileio import reading
-from utils.paths import ROOT
 
 FOLDER = ROOT / "checkpoints"
 WEIGHTS = "model.safetensors"
