@@ -9,8 +9,8 @@ _sys.path.insert(0, str(_Path(__file__).resolve().parent))  # paddle.hub takes i
 
 def _entry(name):
     from configs.load import load_config, to_plain
-    from engine.weights import released
-    from engine.weights.state_dict import load_weights
+    from engine import released
+    from engine.weights import load_weights
     from errors import UserError
     from models import create_model, list_models, model_info
 
@@ -48,7 +48,7 @@ def _entry(name):
 
 
 def _entries():
-    from engine.weights.released import released_names
+    from engine.released import released_names
     from models import list_models
 
     return {name: _entry(name) for name in {*list_models(), *released_names()}}

@@ -18,7 +18,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from engine.weights.state_dict import linear_weights
+from engine.weights import linear_weights
 from models import create_model, list_models
 from references import fill
 from utils import ROOT

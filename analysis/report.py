@@ -24,8 +24,8 @@ from analysis.error_analysis import (
 from analysis.grids import draw_predictions
 from configs.load import dump_config, flatten, load_config, to_plain
 from configs.schema import default_config
+from engine.released import find_released
 from engine.run import read_table
-from engine.weights.released import find_released
 from errors import UserError
 from utils.fileio import read_json, write_json, write_text
 

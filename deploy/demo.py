@@ -18,8 +18,8 @@ from analysis.explain.sheet import SIGNED, UNSIGNED
 from configs.load import load_config
 from datasets.files import read_image
 from deploy.engines import require
+from engine import released
 from engine.model import load_model
-from engine.weights import released
 from errors import UserError
 
 TEXTS = {

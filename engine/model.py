@@ -14,9 +14,8 @@ from yacs.config import CfgNode
 
 from configs.load import to_plain
 from datasets.transforms import build_eval_transforms
-from engine import runtime
-from engine.weights import released
-from engine.weights.state_dict import LoadReport, load_weights
+from engine import released, runtime
+from engine.weights import LoadReport, load_weights
 from errors import UserError
 from models import create_model
 

@@ -20,7 +20,7 @@ from engine.evaluate import Evaluation, LabelSmoothingCrossEntropy, evaluate
 from engine.model import build_model
 from engine.optim import ModelEma, build_optimizer
 from engine.run import RunFolder
-from engine.weights.state_dict import save_weights
+from engine.weights import save_weights
 from errors import UserError
 from kernels import optimizer as compiled
 from utils import pair

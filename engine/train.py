@@ -29,7 +29,7 @@ from engine.model import build_model, find_weights, load_model
 from engine.optim import learning_rate
 from engine.run import History, RunFolder, log, read_table
 from engine.state import RunningMean, TrainingProgress, TrainingState
-from engine.weights.state_dict import load_weights
+from engine.weights import load_weights
 from errors import UserError
 from utils.fileio import write_json
 from utils.progress import TrainingBar

@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 import pytest
 
-from engine.weights.state_dict import linear_weights
+from engine.weights import linear_weights
 from models import create_model
 from processes import call, tool
 

@@ -8,8 +8,8 @@ import paddle
 import pytest
 
 from configs.load import load_config
+from engine import released
 from engine.model import load_model
-from engine.weights import released
 from errors import UserError
 from processes import ROOT, python
 

@@ -13,7 +13,7 @@ import pytest
 from analysis.explain.methods import Explanation, explain
 from configs.load import load_config
 from engine.model import build_model
-from engine.weights.state_dict import save_weights
+from engine.weights import save_weights
 from errors import UserError
 from processes import ROOT, TINY, call, command, overrides
 

@@ -10,7 +10,7 @@ import pytest
 
 from analysis.complexity import count
 from analysis.parity import reference_name, set_state
-from engine.weights.state_dict import linear_weights
+from engine.weights import linear_weights
 from errors import UserError
 from models import create_model
 from references import fill

@@ -19,10 +19,10 @@ from analysis.results import release
 from analysis.results.run_record import scrubber, seed_rows, training_command, training_cost
 from configs.load import flatten, load_config
 from datasets import build_dataset
+from engine import released
 from engine.model import find_weights, load_model, predict
-from engine.weights import released
-from engine.weights.released import check_released, released_names
-from engine.weights.state_dict import read_weights
+from engine.released import check_released, released_names
+from engine.weights import read_weights
 from errors import UserError
 from processes import ROOT, command
 from tools import cli

@@ -15,7 +15,7 @@ from analysis.results import plot as results_plot
 from analysis.results.page import PLOT, Trained, duration, page, read_released
 from analysis.results.plot import Point, draw_results, points
 from analysis.results.run_record import machines
-from engine.weights.released import FOLDER, released_names
+from engine.released import FOLDER, released_names
 from errors import UserError
 from processes import ROOT, command
 from utils.fileio import read_csv

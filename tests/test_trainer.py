@@ -24,7 +24,7 @@ from engine.checkpoint import list_checkpoints, load_checkpoint, model_arrays, o
 from engine.data import build_train_loader
 from engine.run import RunFolder, read_table
 from engine.train import Interrupted, StopRequest
-from engine.weights.state_dict import read_weights
+from engine.weights import read_weights
 from errors import UserError
 from processes import TINY
 from utils.progress import TrainingBar

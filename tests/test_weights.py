@@ -17,7 +17,7 @@ from pickled import as_legacy, as_zip, tensor, text
 from safetensors.numpy import save_file
 
 from engine.checkpoint import model_arrays
-from engine.weights.state_dict import load_weights, read_weights, save_weights
+from engine.weights import load_weights, read_weights, save_weights
 from errors import UserError
 from processes import call
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from fuzz_cases import damaged, strangers
 
-from engine.weights.state_dict import read_weights
+from engine.weights import read_weights
 from errors import UserError
 from processes import python
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from pickled import as_legacy, as_legacy_keys, as_legacy_system, as_legacy_version, as_paddle, as_zip, name, text
 
-from engine.weights.state_dict import read_weights
+from engine.weights import read_weights
 from errors import UserError
 
 DATA = Path(__file__).parent / "data" / "weights"

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from configs.load import load_config
+from engine import released
 from engine.runtime import launched_processes
-from engine.weights import released
 from errors import UserError
 
 # Errors of the machine, not of our code: permissions, full disks, names that the file system refuses.

@@ -18,7 +18,7 @@ it is executed. All must fit: what is missing, too much or of another shape is l
 def main(arguments: argparse.Namespace) -> None:
     runtime.prepare()
 
-    from engine.weights.state_dict import check_suffix, load_weights, save_weights
+    from engine.weights import check_suffix, load_weights, save_weights
     from models import create_model
 
     check_suffix(arguments.dst)

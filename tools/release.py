@@ -8,8 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine import runtime
-from engine.weights import released
+from engine import released, runtime
 from errors import UserError
 from tools import cli
 from utils.progress import batches

@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine import runtime
-from engine.weights.released import find_released
+from engine.released import find_released
 from tools import cli
 from utils.progress import batches
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.weights import released
+from engine import released
 from tools import cli
 from utils import ROOT
 

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from yacs.config import CfgNode
 
 from engine import runtime
-from engine.weights.released import find_released
+from engine.released import find_released
 from errors import UserError
 from tools import cli
 from utils.progress import batches

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.formatting import quantity, table, text_table
-from engine.weights.released import RESULTS, check_released, released_names
+from engine.released import RESULTS, check_released, released_names
 from errors import UserError
 from utils.fileio import read_csv, read_json
 

@@ -21,9 +21,9 @@ from analysis.error_analysis import Advance, metrics_of, predict_split, write_er
 from analysis.results.run_record import read_environment, read_results, scrubber, seed_rows, training_record
 from configs.load import dump_config, load_config
 from engine.model import build_model
+from engine.released import CONFIG, RESULTS, SUMS, WEIGHTS, file_sha256
 from engine.run import read_table
-from engine.weights.released import CONFIG, RESULTS, SUMS, WEIGHTS, file_sha256
-from engine.weights.state_dict import convert_state, read_weights, save_weights
+from engine.weights import convert_state, read_weights, save_weights
 from errors import UserError
 from models import model_info
 from utils.fileio import csv_text, read_json, replaced_folder, write_json, write_text

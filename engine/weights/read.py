@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from engine.weights.released import CHECKPOINT, describe_other
+from engine.released import CHECKPOINT, describe_other
 from errors import UserError, printable
 from utils import pickles
 from utils.fileio import reading
