@@ -11,15 +11,12 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 import numpy as np
+from yacs.config import CfgNode
 
 from configs.schema import DATASETS
 from errors import UserError
-
-if TYPE_CHECKING:
-    from yacs.config import CfgNode
 
 HOLDOUT_RULE = 20220525  # the one seed of all hold-outs; a run's own seed never moves an image between splits
 ORDER, AUGMENT, MIX = 1, 2, 3  # a stream for each use of randomness, so that no two uses share draws

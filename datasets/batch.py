@@ -121,28 +121,16 @@ def _program(pipeline: Pipeline) -> list[float]:
         raise Unsupported(f"transforms in the order {', '.join(kind.__name__ for kind in kinds)}")
     if max(pipeline.size) > LARGEST:
         raise Unsupported(f"images of more than {LARGEST} pixels a side")
+    first = pipeline.transforms[0]
+    if first.interpolation != "bilinear":
+        raise Unsupported(f"{first.interpolation} interpolation")
+    if tuple(first.size) != pipeline.size:
+        raise Unsupported(f"a crop of {first.size} for images of {pipeline.size}")
     steps: list[float] = []
     for transform in pipeline.transforms:
         code, *arguments = _STEPS[type(transform)](transform, *pipeline.size)
         steps += [code, len(arguments), *arguments]
     return steps
-
-
-def _scaling(transform: Resize | RandomResizedCrop, size: tuple[int, int]) -> None:
-    if transform.interpolation != "bilinear":
-        raise Unsupported(f"{transform.interpolation} interpolation")
-    if tuple(transform.size) != size:
-        raise Unsupported(f"a crop of {transform.size} for images of {size}")
-
-
-def _resize(transform: Resize, *size: int) -> Step:
-    _scaling(transform, size)
-    return (RESIZE,)
-
-
-def _resized_crop(transform: RandomResizedCrop, *size: int) -> Step:
-    _scaling(transform, size)
-    return RESIZED_CROP, *transform.scale, *map(math.log, transform.ratio), *transform.ratio
 
 
 def _jitter(transform: ColorJitter, *size: int) -> Step:
@@ -182,8 +170,9 @@ def _rotation(degrees: float, height: int, width: int) -> tuple[float, ...]:
 
 
 _STEPS: dict[type, Callable[..., Step]] = {
-    Resize: _resize,
-    RandomResizedCrop: _resized_crop,
+    Resize: lambda transform, *size: (RESIZE,),
+    RandomResizedCrop: lambda transform, *size: (RESIZED_CROP, *transform.scale, *map(math.log, transform.ratio),
+                                                 *transform.ratio),
     RandomCrop: lambda transform, *size: (PADDED_CROP, transform.padding),
     RandomHorizontalFlip: lambda transform, *size: (FLIP, transform.prob),
     RandAugment: _randaugment,

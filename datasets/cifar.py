@@ -63,7 +63,6 @@ class Release:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Return the names of all batches."""
         return tuple(name for names in self.batches.values() for name in names)
 
     @property
@@ -73,7 +72,6 @@ class Release:
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """Return the addresses of the archive."""
         return tuple(mirror + self.archive for mirror in self.mirrors)
 
     def remedy(self, source: Path) -> str:
@@ -105,7 +103,6 @@ RELEASES = {
 
 
 def class_names(root: str = "", name: str = "cifar10") -> tuple[str, ...]:
-    """Return the names of the classes."""
     return RELEASES[name].classes
 
 

@@ -14,7 +14,6 @@ TEST_IMAGES = 360
 
 
 def class_names(root: str = "", name: str = "digits") -> tuple[str, ...]:
-    """Return the names of the classes."""
     return CLASSES
 
 

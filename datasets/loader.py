@@ -6,19 +6,16 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from datasets import AUGMENT, MIX, ORDER, ImageDataset, generator
+from datasets.batch import BatchPipeline
+from datasets.transforms import Pipeline
 from errors import UserError
 
-if TYPE_CHECKING:
-    from datasets.batch import BatchPipeline
-    from datasets.transforms import Pipeline
-
-    Transforms = Pipeline | BatchPipeline
-
+Transforms = Pipeline | BatchPipeline
 Batch = tuple[np.ndarray, np.ndarray]
 AHEAD = 2  # batches in preparation for each worker
 

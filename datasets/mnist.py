@@ -41,7 +41,6 @@ FILES = {  # size in bytes and sha256 of the original .gz
 
 
 def class_names(root: str = "", name: str = "mnist") -> tuple[str, ...]:
-    """Return the names of the classes."""
     return CLASSES
 
 

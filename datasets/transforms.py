@@ -13,32 +13,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
+from yacs.config import CfgNode
 
 from datasets import generator
 from errors import UserError
 from utils import pair
 
-if TYPE_CHECKING:
-    from yacs.config import CfgNode
-
 INTERPOLATIONS = {"nearest": cv2.INTER_NEAREST, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
-PILLOW = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
-          "bicubic": Image.Resampling.BICUBIC}
 MAX_SCALED = 100_000_000  # pixels of an image scaled by its shorter side
 ATTEMPTS = 10  # at a box that fits, in RandomResizedCrop and RandomErasing
-
-
-class Transform(Protocol):
-    """What a pipeline is made of; see the head of this file."""
-
-    def draw(self, rng: np.random.Generator, height: int, width: int) -> Any: ...
-
-    def apply(self, image: np.ndarray, parameters: Any) -> np.ndarray: ...
 
 
 class Fixed:
@@ -84,8 +72,8 @@ class ResizeCenterCrop(Fixed):
             raise UserError(f"an image of {width}×{height} pixels is too long to be scaled to a side of "
                             f"{min(scaled_h, scaled_w)} (AUGMENT.EVAL_CROP_PCT 0 takes it whole)")
         if (height, width) != (scaled_h, scaled_w):
-            picture = Image.fromarray(image).resize((scaled_w, scaled_h), PILLOW[self.interpolation])
-            image = np.asarray(picture)
+            resampling = Image.Resampling[self.interpolation.upper()]
+            image = np.asarray(Image.fromarray(image).resize((scaled_w, scaled_h), resampling))
         top, left = round((scaled_h - crop_h) / 2), round((scaled_w - crop_w) / 2)
         return np.ascontiguousarray(image[top : top + crop_h, left : left + crop_w])
 
@@ -397,7 +385,7 @@ def _apply(picture: Image.Image, name: str, strength: float) -> Image.Image:
 class Pipeline:
     """Transforms one after the other: uint8 ``[H, W, 3]`` to float32 ``[3, *size]``."""
 
-    transforms: tuple[Transform, ...]
+    transforms: tuple[Any, ...]  # see the head of this file
     size: tuple[int, int]
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

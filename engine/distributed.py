@@ -117,12 +117,10 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """Return the number of processes."""
     return _peers.size if _peers else 1
 
 
 def is_main() -> bool:
-    """Return True on the main process."""
     return rank() == 0
 
 

@@ -59,7 +59,6 @@ class Evaluation:
 
     @property
     def images(self) -> int:
-        """Return N."""
         return len(self.labels)
 
     @property
@@ -74,12 +73,10 @@ class Evaluation:
 
     @property
     def loss(self) -> float:
-        """Return the mean loss."""
         return float(self.losses.mean())
 
     @property
     def top1(self) -> float:
-        """Return the accuracy."""
         return float((self.predicted == self.labels).mean())
 
     @cached_property

@@ -8,7 +8,7 @@ accumulators and their names, the state, the learning rate, clearing gradients. 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,7 +23,6 @@ import kernels
 from kernels import optimizer as compiled
 
 Tensors = Sequence[paddle.Tensor]
-Clip = nn.ClipGradByGlobalNorm | None
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Newton-Schulz, Muon's authors': of X, (X Xᵀ) X and (X Xᵀ)² X
 _ITERATIONS = 5
 
@@ -115,7 +114,7 @@ class ModelEma:
 class _Plan:
     """Arguments of the compiled call for a list of parameters; row 0 of ``factors`` scales the learning rate."""
 
-    owners: list[int]
+    owners: list[int]  # ids of the parameters
     states: Tensors
     factors: np.ndarray  # float32 [rows, N]
 
@@ -125,8 +124,8 @@ class _InOneCall:
 
     It applies on a CPU in the ``auto`` mode of ``kernels``, to float32 parameters. Otherwise Paddle's own step is
     taken; each continues from the other's state. With AVX-512 the results equal Paddle's bit by bit, except for the
-    global norm, whose squares are summed in float64 here. Constructors take no option of Paddle's that the compiled
-    call lacks; ``parameters`` is a list without groups, whose regularizers are ``L2Decay`` or None.
+    global norm, whose squares are summed in float64 here. Only the options that ``build_optimizer`` gives are taken;
+    ``parameters`` is a list without groups, whose regularizers are ``L2Decay`` or None.
     """
 
     _kinds: tuple[str, ...]  # of accumulators, in the order of the compiled call
@@ -173,6 +172,7 @@ class _InOneCall:
         return self._plan
 
     def _more_factors(self, parameters: Tensors) -> list[list[float]]:
+        """Return rows of factors after learning rate and L2 decay."""
         return []
 
     def _compiled_call(self) -> tuple:
@@ -193,18 +193,9 @@ class _AdamInOneCall(_InOneCall):
 class Adam(_AdamInOneCall, paddle.optimizer.Adam):
     """``paddle.optimizer.Adam``; weight decay is added to the gradient."""
 
-    def __init__(self, learning_rate: float, beta1: float, beta2: float, epsilon: float, parameters: Tensors,
-                 grad_clip: Clip = None) -> None:
-        super().__init__(learning_rate, beta1, beta2, epsilon, parameters, grad_clip=grad_clip)
-
 
 class AdamW(_AdamInOneCall, paddle.optimizer.AdamW):
-    """``paddle.optimizer.AdamW``; weight decay, of the parameters whose names are decayed, is decoupled."""
-
-    def __init__(self, learning_rate: float, beta1: float, beta2: float, epsilon: float, parameters: Tensors,
-                 weight_decay: float, apply_decay_param_fun: Callable[[str], bool], grad_clip: Clip = None) -> None:
-        super().__init__(learning_rate, beta1, beta2, epsilon, parameters, weight_decay,
-                         apply_decay_param_fun=apply_decay_param_fun, grad_clip=grad_clip)
+    """``paddle.optimizer.AdamW`` with ``apply_decay_param_fun``; weight decay is decoupled."""
 
     def _more_factors(self, parameters: Tensors) -> list[list[float]]:
         return [[self._weight_decay * self._apply_decay_param_fun(parameter.name) for parameter in parameters]]
@@ -214,9 +205,6 @@ class Momentum(_InOneCall, paddle.optimizer.Momentum):
     """``paddle.optimizer.Momentum``; weight decay is added to the gradient."""
 
     _kinds = ("velocity",)
-
-    def __init__(self, learning_rate: float, momentum: float, parameters: Tensors, grad_clip: Clip = None) -> None:
-        super().__init__(learning_rate, momentum, parameters, grad_clip=grad_clip)
 
     def _compiled_call(self) -> tuple:
         return compiled.momentum, self._momentum
@@ -265,13 +253,7 @@ class Muon(AdamW):
     ``[C', C, kh, kw]`` are matrices ``[C', C·kh·kw]``. Liu et al., arXiv 2502.16982, for the scale
     ``0.2 · sqrt(max(m, n))``, which gives the step the root mean square of AdamW's, so that one learning rate and one
     decoupled weight decay serve all parameters. Deviation: ``grad_clip`` bounds the norm of all gradients together.
-
-    Args:
-        others: positional arguments of AdamW.
-        parameters: all parameters.
-        matrices: those of them that Muon updates.
-        momentum: decay of the momentum buffer.
-        options: keyword arguments of AdamW.
+    Other arguments are AdamW's.
     """
 
     def __init__(self, *others: float, parameters: list[paddle.Tensor], matrices: list[paddle.Tensor],

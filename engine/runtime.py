@@ -20,13 +20,12 @@ import tempfile
 import warnings
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from yacs.config import CfgNode
 
 from errors import UserError
 from utils import ROOT
-
-if TYPE_CHECKING:
-    from yacs.config import CfgNode
 
 _PACKAGES = ("opencv-python-headless", "pillow", "safetensors", "scikit-learn", "scipy", "visualdl", "PyYAML", "yacs")
 # Environment variables that stop the GNU C library from returning freed memory, and mallopt's numbers of them.

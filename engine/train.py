@@ -44,17 +44,11 @@ LAUNCHER_SECONDS = 2.0  # Paddle's launchers send SIGTERM up to three times with
 def train(config: CfgNode, *, resume: bool = False, overwrite: bool = False, weights: str = "",
           folder: Path | None = None, settings: Sequence[str] = (), after_epoch: FolderHook = lambda folder: None,
           at_end: FolderHook = lambda folder: None) -> dict[str, Any]:
-    """Train the run of a config; returns the contents of its ``results.json``.
+    """Train the run of a config in ``folder`` (``OUTPUT/NAME``); returns the contents of its ``results.json``.
 
-    Args:
-        config: a tree of ``load_config``.
-        resume: continue the run that is in the folder.
-        overwrite: replace it.
-        weights: file, run or released checkpoint to start from.
-        folder: the run's folder, default ``OUTPUT/NAME``.
-        settings: what ``runtime.prepare`` returned, for the log and ``environment.json``.
-        after_epoch: called on the main process with the run's folder.
-        at_end: called likewise when the results are written.
+    ``resume`` continues the run that is in the folder, ``overwrite`` replaces it. ``weights`` is a file, run or
+    released checkpoint to start from, ``settings`` what ``runtime.prepare`` returned. ``after_epoch`` and, when the
+    results are written, ``at_end`` are called on the main process with the run's folder.
 
     Raises Interrupted when a signal (in a notebook the stop button) ended the run after saving, and UserError.
     """
@@ -204,14 +198,13 @@ def _fit(config: CfgNode, run: RunFolder, precision: str, resume: bool, weights:
                 _check_finite(train_loss, "training", run, progress)
                 text = f"train loss {train_loss:.4f}, accuracy {train_accuracy:.2%}"
                 row = {"epoch": epoch, "iteration": progress.global_step, "lr": rate(max(progress.global_step - 1, 0)),
-                       "train_loss": train_loss, "train_accuracy": train_accuracy, "val_loss": None,
-                       "val_accuracy": None,
+                       "train_loss": train_loss, "train_accuracy": train_accuracy,
+                       "val_loss": validation and validation.loss, "val_accuracy": validation and validation.top1,
                        "best_val_accuracy": progress.best_accuracy if progress.best_epoch else None}
                 timing = {"epoch": epoch, "iteration": progress.global_step, "train_seconds": round(train_seconds, 3),
-                          "train_images_per_second": train_rate, "val_images_per_second": None}
+                          "train_images_per_second": train_rate,
+                          "val_images_per_second": validation and round(validation.images_per_second, 2)}
                 if validation:
-                    row |= {"val_loss": validation.loss, "val_accuracy": validation.top1}
-                    timing["val_images_per_second"] = round(validation.images_per_second, 2)
                     text += (f"; {split} loss {validation.loss:.4f}, accuracy {validation.top1:.2%} "
                              f"(best {progress.best_accuracy:.2%} in epoch {progress.best_epoch})")
                 log.info("epoch %d/%d: %s; %s images/s", epoch, epochs, text, train_rate)

@@ -65,12 +65,13 @@ def remove_temporaries(folder: Path) -> None:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn an OSError inside the block into a UserError that names the file."""
+def reading(path: Path, *errors: type[Exception]) -> Iterator[None]:
+    """Turn an OSError, or one of ``errors``, inside the block into a UserError that names the file."""
     try:
         yield
-    except OSError as error:
-        raise unreadable(path, error) from None
+    except (OSError, *errors) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{printable(path, 300)}: cannot be read: {reason}") from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -85,10 +86,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds an object; raises UserError for anything else."""
-    try:
+    with reading(path, ValueError, RecursionError):
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise unreadable(path, error) from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected an object, found {printable(type(found).__name__)}")
     return found
@@ -97,11 +96,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], header: bool = True) -> str:
     """Return rows as CSV text. Floats keep all their digits, None is an empty cell."""
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    writer = csv.DictWriter(buffer, columns, extrasaction="ignore", lineterminator="\n")
     if header:
-        writer.writerow(columns)
-    writer.writerows([repr(float(row[name])) if isinstance(row[name], float) else row[name] for name in columns]
-                     for row in rows)
+        writer.writeheader()
+    writer.writerows(rows)
     return buffer.getvalue()
 
 
@@ -113,22 +111,15 @@ def read_csv(path: Path, *, torn: bool = False) -> list[dict[str, str]]:
     """
     if not path.exists():
         return []
-    try:
+    with reading(path, UnicodeDecodeError, csv.Error):
         text = path.read_text(encoding="utf-8-sig")
         rows = list(csv.DictReader(io.StringIO(text, newline=""), restkey="", restval=None))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise unreadable(path, error) from None
     if torn and rows and None in rows[-1].values():
         rows.pop()
     for number, row in enumerate(rows, 2):
         if "" in row or None in row.values():
             raise UserError(f"{path}: row {number} does not have as many cells as the heading")
     return rows
-
-
-def unreadable(path: Path, error: Exception) -> UserError:
-    """Return the UserError for a file that raised ``error`` while it was read."""
-    return UserError(f"{printable(path, 300)}: cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
 def _sync(path: Path) -> None:

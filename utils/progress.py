@@ -73,7 +73,6 @@ class TrainingBar:
             self._started += self._evaluation_seconds[-1]
 
     def finish(self) -> None:
-        """End the stretch."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -13,7 +13,7 @@ from analysis.benchmark.measure import WORKS, Cell, Results
 from analysis.figures import save_figure
 from analysis.formatting import table
 from errors import UserError
-from utils.fileio import unreadable, write_text
+from utils.fileio import reading, write_text
 
 _DASH = "–"
 _RATIOS = {"best": "to the best", "float32": "float32 to the best float32", "stock": "to stock"}
@@ -45,10 +45,8 @@ def tables(results: Results) -> dict[str, Table]:
 
 def check_page(path: Path) -> str:
     """Return the page's text; raises UserError where no ``<!-- measured: NAME -->`` to ``<!-- end -->`` is in it."""
-    try:
+    with reading(path, UnicodeDecodeError):
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise unreadable(path, error) from None
     if not _PLACE.search(text):
         raise UserError(f"{path}: has no place for a table, expected <!-- measured: training --> and <!-- end -->")
     return text

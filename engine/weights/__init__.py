@@ -42,7 +42,7 @@ class LoadReport:
         nested = f", under {self.nested_under}" if self.nested_under else ""
         prefix = f", prefix {printable(self.prefix)} removed from all names" if self.prefix else ""
         lines = [f"{printable(self.path, 300)}: {self.kind}, {self.layout} layout{nested}{prefix}"]
-        resampled = [f"{name}: {_shape(found)} to {_shape(made)}" for name, found, made in self.resampled]
+        resampled = [f"{name}: {list(found)} to {list(made)}" for name, found, made in self.resampled]
         for title, names in (
             ("loaded", self.loaded),
             ("resampled to the model's size", resampled),
@@ -164,7 +164,8 @@ def load_weights(
     problems = [
         _listed("missing", missing),
         _listed("not in the model", unexpected),
-        _listed("of another shape", [_mismatch(name, wrong[name], targets[name]) for name in wrong]),
+        _listed("of another shape", [f"{name}: found {list(array.shape)}, expected {list(targets[name].shape)}"
+                                     for name, array in wrong.items()]),
     ]
     if any(problems):
         if head and num_classes_mismatch == "refuse":
@@ -217,14 +218,6 @@ def _head(model: paddle.nn.Layer, wrong: dict[str, np.ndarray]) -> tuple[list[st
     if len(set(heads.values())) != 1:
         return [], 0
     return list(heads), next(iter(heads.values()))
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return f"[{', '.join(map(str, shape))}]"
-
-
-def _mismatch(name: str, array: np.ndarray, target: paddle.Tensor) -> str:
-    return f"{name}: found {_shape(array.shape)}, expected {_shape(tuple(target.shape))}"
 
 
 def _listed(what: str, names: list[str]) -> str:

@@ -51,23 +51,17 @@ Fetch = Callable[[Tensor], np.ndarray]
 class Weights:
     """What a file of weights holds.
 
-    Attributes:
-        arrays: by name, in the file's order, read-only; bfloat16 has become float32 exactly; some may share memory.
-        layout: "torch" (fully connected weights ``[out, in]``, ``running_mean``), "paddle" (``[in, out]``, ``_mean``),
-            or None where the file does not tell.
-        nested_under: the keys under which the state dict was found, joined by dots.
-        kind: the file's format.
-        skipped: names in the state dict that hold no array.
-        prefix: what was removed from the front of each name.
+    ``layout`` is "torch" (fully connected weights ``[out, in]``, ``running_mean``), "paddle" (``[in, out]``,
+    ``_mean``), or None where the file does not tell.
     """
 
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, np.ndarray]  # in the file's order, read-only; bfloat16 as float32; some may share memory
     layout: str | None
-    nested_under: str | None
+    nested_under: str | None  # keys under which the state dict was found, joined by dots
     path: Path
-    kind: str
-    skipped: tuple[str, ...] = ()
-    prefix: str = ""
+    kind: str  # the file's format
+    skipped: tuple[str, ...] = ()  # names in the state dict that hold no array
+    prefix: str = ""  # removed from the front of each name
 
 
 def read_weights(path: str | os.PathLike, ema: bool = False) -> Weights:
@@ -102,7 +96,7 @@ def _read(path: Path, title: str, ema: bool) -> Weights:
         if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
             tree, fetch = read_zip(file, title)
             return _gather(tree, fetch, path, title, ema, "PyTorch zip", "torch")
-        if is_safetensors(head):
+        if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:  # a header's length and its beginning
             arrays, layout = read_safetensors(path.read_bytes(), title)
             return _gather(arrays, lambda array: array, path, title, ema, "safetensors", layout)
         for start, meaning in OTHERS.items():
@@ -335,11 +329,6 @@ def join_slices(tree: object, limit: int, title: str) -> tuple[object, bool]:
 
 
 # safetensors, in which the layout of fully connected weights is often not recorded ------------------------------------
-
-
-def is_safetensors(head: bytes) -> bool:
-    """Return whether a file's first bytes are a header's length and its opening brace."""
-    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40
 
 
 def read_safetensors(data: bytes, title: str) -> tuple[dict[str, np.ndarray], str | None]:
