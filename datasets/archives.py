@@ -5,7 +5,6 @@ An archive is from outside: it is read bounded and checked to the last byte, and
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import gzip
 import hashlib
@@ -24,7 +23,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from errors import UserError, printable
-from utils.fileio import reading
+from utils.fileio import reading, write_atomically
 
 try:
     from lzma import LZMAError
@@ -232,36 +231,26 @@ REPORT_SECONDS = 5.0  # between two reports where the output is not a terminal
 def download(path: Path, urls: Sequence[str], sha256: str, size: int) -> None:
     """Put the file of ``size`` bytes and checksum ``sha256`` at ``path`` from the first of ``urls`` that has it.
 
-    It is written beside ``path`` under a temporary name, compared, synced and renamed, so ``path`` is never a partial
-    file. UserError has each mirror's answer, and where the file can be put by hand.
+    ``path`` is never a partial file. UserError has each mirror's answer, and where the file can be put by hand.
     """
-    answers = []
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+    def write(partial: Path) -> None:
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
             if time.time() - left.stat().st_mtime > LEFT_SECONDS:
                 left.unlink(missing_ok=True)
+        answers = []
         for url in urls:
             print(f"downloading {url} to {path}", file=sys.stderr, flush=True)
             with open(partial, "wb") as file:
                 answer = _fetch(url, file, sha256, size)
-                if answer is None:
-                    file.flush()
-                    os.fsync(file.fileno())
             if answer is None:
-                os.replace(partial, path)
                 return
             answers.append(f"{url}: {answer}")
-    except OSError as error:  # of the file system: those of the network are answers
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-    raise UserError(
-        f"{path.name} could not be downloaded ({'; '.join(answers)}); get it on another machine and put it at "
-        f"{path.absolute()}, or name where it is with -o DATA.ROOT=..."
-    )
+        raise UserError(
+            f"{path.name} could not be downloaded ({'; '.join(answers)}); get it on another machine and put it at "
+            f"{path.absolute()}, or name where it is with -o DATA.ROOT=..."
+        )
+
+    write_atomically(path, write)
 
 
 def _fetch(url: str, file, sha256: str, size: int) -> str | None:

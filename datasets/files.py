@@ -10,6 +10,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -181,35 +182,30 @@ class FolderImages(Sequence[np.ndarray]):
         return zlib.crc32(self._paths.tobytes())
 
 
-class DamageCheck:
-    """Decodes image files in one thread for the length of a ``with`` block and logs each that cannot be read.
+@contextmanager
+def damage_check(*splits: Sequence[np.ndarray]) -> Iterator[threading.Thread]:
+    """Decode image files in one thread, which is yielded, for the length of the block; log each that cannot be read.
 
     Images in memory are skipped.
     """
+    stopped = threading.Event()
 
-    def __init__(self, *splits: Sequence[np.ndarray]) -> None:
-        self._splits = [images for images in splits if isinstance(images, FolderImages)]
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="damage-check", daemon=True)
-
-    def __enter__(self) -> DamageCheck:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    def wait(self) -> None:
-        """Wait until all images are checked."""
-        self._thread.join()
-
-    def _run(self) -> None:
-        for images in self._splits:
+    def run() -> None:
+        for images in splits:
+            if not isinstance(images, FolderImages):
+                continue
             for index in range(len(images)):
-                if self._stopped.is_set():
+                if stopped.is_set():
                     return
                 try:
                     images[index]
                 except UserError as error:
                     log.warning("damaged image: %s", error)
+
+    thread = threading.Thread(target=run, name="damage-check", daemon=True)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        stopped.set()
+        thread.join()

@@ -19,7 +19,7 @@ from typing import Any
 from paddle import nn
 from yacs.config import CfgNode
 
-from datasets.files import DamageCheck
+from datasets.files import damage_check
 from datasets.loader import EvalLoader
 from engine import distributed, runtime
 from engine.checkpoint import check_space
@@ -161,7 +161,7 @@ def _fit(config: CfgNode, run: RunFolder, precision: str, resume: bool, weights:
         log.warning("SCHEDULE.WARMUP_EPOCHS is as long as the training: only its end reaches OPTIMIZER.LR")
     validation: Evaluation | None = None
     try:
-        with stop, DamageCheck(*(loader.dataset.images for loader in loaders if main)):
+        with stop, damage_check(*(loader.dataset.images for loader in loaders if main)):
             for epoch in range(progress.epoch + 1, last_epoch + 1):
                 # Train an epoch, or the rest of it --------------------------------------------------
                 state.model.train()

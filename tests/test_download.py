@@ -102,7 +102,7 @@ def test_an_interrupted_download_leaves_nothing(server: str, tmp_path: Path, mon
 
 
 def test_parts_of_killed_downloads_go_after_a_day(server: str, tmp_path: Path) -> None:
-    old, new = tmp_path / ".a.gz.1.part", tmp_path / ".a.gz.2.part"
+    old, new = tmp_path / ".a.gz.1.tmp", tmp_path / ".a.gz.2.tmp"
     for path, age in ((old, 90_000), (new, 60)):
         path.touch()
         os.utime(path, (time.time() - age,) * 2)

@@ -240,8 +240,8 @@ def test_names_in_other_encodings(root, tmp_path, caplog):
 def test_damaged_images_are_named_in_the_background(root, caplog):
     images = read_imagefolder("test", str(root)).images
     images.path(3).write_bytes(b"\x89PNG")
-    with files.DamageCheck(np.zeros((1, 2, 2, 3), np.uint8), images) as check:
-        check.wait()
+    with files.damage_check(np.zeros((1, 2, 2, 3), np.uint8), images) as thread:
+        thread.join()
     (message,) = [text for text in caplog.messages if text.startswith("damaged image")]
     assert message.startswith(f"damaged image: {images.path(3)}: not a readable image")
 

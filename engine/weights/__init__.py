@@ -211,10 +211,9 @@ def _head(model: paddle.nn.Layer, wrong: dict[str, np.ndarray]) -> tuple[list[st
         found, expected = list(array.shape), list(targets[name].shape)
         axis = 1 if name in linear else 0
         if len(found) == len(expected) > axis and expected[axis] == getattr(model, "num_classes", None):
-            heads[name] = found[axis]
-            found[axis] = expected[axis]
-            if found != expected:
-                del heads[name]
+            classes, found[axis] = found[axis], expected[axis]
+            if found == expected:
+                heads[name] = classes
     if len(set(heads.values())) != 1:
         return [], 0
     return list(heads), next(iter(heads.values()))
