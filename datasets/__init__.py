@@ -132,7 +132,4 @@ def origin(data: CfgNode) -> str:
     title = TITLES.get(data.NAME, data.NAME)
     if data.NAME != "cifar10":
         return title
-    every = data.clone()
-    every.defrost()
-    every.MAX_IMAGES = 0
-    return title if pixels_sha256(build_dataset(every, "test")) == OFFICIAL else f"{title} (unofficial pixels)"
+    return title if pixels_sha256(_split(data, "test")) == OFFICIAL else f"{title} (unofficial pixels)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,11 +21,9 @@ AHEAD = 2  # batches in preparation for each worker
 
 
 class TrainLoader:
-    """Batches of an epoch in random order, each image freshly transformed.
+    """Batches of an epoch in random order, each image freshly transformed, drawn as ``datasets.generator`` says.
 
-    The order is a function of (seed, epoch), the transforms of (seed, epoch, image): workers, and where inside
-    an epoch one starts, change nothing. ``rows``: the images of each batch that are prepared here, where several
-    processes share it; None: all.
+    ``rows``: the images of each batch that are prepared here, where several processes share it; None: all.
     """
 
     def __init__(self, dataset: ImageDataset, transform: Transforms, batch_size: int, seed: int, workers: int = 0,
@@ -46,15 +44,9 @@ class TrainLoader:
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """Yield (images float32 ``[B, 3, H, W]``, labels int64 ``[B]``) from batch ``start_batch`` on."""
-        order = self.order(epoch)
-
-        def load(batch: int) -> Batch:
-            indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            indices = indices if self.rows is None else indices[self.rows]
-            images = self.transform.batch(self.dataset.images, indices, (self.seed, AUGMENT, epoch))
-            return images, self.dataset.labels[indices]
-
-        return _prepared(load, range(start_batch, len(self)), self.workers)
+        batches = self.order(epoch)[: len(self) * self.batch_size].reshape(-1, self.batch_size)[start_batch:]
+        batches = batches if self.rows is None else batches[:, self.rows]
+        return _prepared(self, batches, (self.seed, AUGMENT, epoch))
 
 
 class EvalLoader:
@@ -79,32 +71,30 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield (images float32 ``[B, 3, H, W]``, labels int64 ``[B]``)."""
-
-        def load(batch: int) -> Batch:
-            start = batch * self.batch_size
-            indices = np.arange(start, min(start + self.batch_size, len(self.dataset)))
-            images = self.transform.batch(self.dataset.images, indices, (0, AUGMENT))  # of which nothing is drawn
-            return images, self.dataset.labels[indices]
-
-        batches = -(-len(self.dataset) // self.batch_size)
-        return _prepared(load, range(self.part, batches, self.parts), self.workers)
+        size, images = self.batch_size, len(self.dataset)
+        starts = range(self.part * size, images, self.parts * size)
+        batches = (np.arange(start, min(start + size, images)) for start in starts)
+        return _prepared(self, batches, (0, AUGMENT))  # a key of which nothing is drawn
 
 
-def _prepared(load: Callable[[int], Batch], batches: range, workers: int) -> Iterator[Batch]:
-    """Yield ``load(batch)`` in order, computed by ``workers`` threads ahead of their use (0: when asked for).
+def _prepared(loader: TrainLoader | EvalLoader, batches: Iterable[np.ndarray], key: tuple[int, ...]) -> Iterator[Batch]:
+    """Yield the batches of these indices in order, prepared ahead of their use by the loader's threads, if it has any.
 
     Threads, not processes: cv2 and numpy release the interpreter's lock, nothing passes through shared memory,
     and an error arrives here with its own traceback. Leaving the loop early stops the threads.
     """
-    if workers == 0:
+    def load(indices: np.ndarray) -> Batch:
+        return loader.transform.batch(loader.dataset.images, indices, key), loader.dataset.labels[indices]
+
+    if loader.workers == 0:
         yield from map(load, batches)
         return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="loader")
+    pool = ThreadPoolExecutor(loader.workers, thread_name_prefix="loader")
     try:
         ahead: deque = deque()
         for batch in batches:
             ahead.append(pool.submit(load, batch))
-            if len(ahead) > AHEAD * workers:
+            if len(ahead) > AHEAD * loader.workers:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()

@@ -1,8 +1,7 @@
 """The optimizer of a config, the learning rate schedule, and the EMA of the weights.
 
-Adam, AdamW and Momentum are Paddle's, with a step that is one compiled call for all parameters on a CPU: Paddle calls
-one operator per parameter, a good part of a step for networks with many small tensors. Everything else is Paddle's:
-accumulators and their names, the state, the learning rate, clearing gradients. Works with Paddle 2.6 to 3.3.
+Adam, AdamW and Momentum are Paddle's, but on a CPU a step is one compiled call for all parameters. Paddle's operator
+for each is a good part of a step for networks with many small tensors. Works with Paddle 2.6 to 3.3.
 """
 
 from __future__ import annotations
