@@ -71,9 +71,8 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield (images float32 ``[B, 3, H, W]``, labels int64 ``[B]``)."""
-        size, images = self.batch_size, len(self.dataset)
-        starts = range(self.part * size, images, self.parts * size)
-        batches = (np.arange(start, min(start + size, images)) for start in starts)
+        size, positions = self.batch_size, self.positions()
+        batches = (positions[start : start + size] for start in range(0, len(positions), size))
         return _prepared(self, batches, (0, AUGMENT))  # a key of which nothing is drawn
 
 

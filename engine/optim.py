@@ -123,7 +123,7 @@ class _InOneCall:
 
     It applies on a CPU in the ``auto`` mode of ``kernels``, to float32 parameters. Otherwise Paddle's own step is
     taken; each continues from the other's state. With AVX-512 the results equal Paddle's bit by bit, except for the
-    global norm, whose squares are summed in float64 here. Only the options that ``build_optimizer`` gives are taken;
+    global norm, whose squares are summed in float64 here. It supports only the options that ``build_optimizer`` passes;
     ``parameters`` is a list without groups, whose regularizers are ``L2Decay`` or None.
     """
 
