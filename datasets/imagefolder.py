@@ -14,7 +14,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,21 +44,20 @@ def read(split: str, root: str = "", may_download: bool = False, name: str = "im
     """
     folder = find_imagefolder(root)
     names = class_names(root)
-    listing = _first_file(folder, LISTS[split])
-    split_folder = _split_folder(folder, split)
+    source = _source(folder, split)
     ignored: Counter[str] = Counter()
-    if listing:
-        paths, labels = _read_list(listing)
-    elif split_folder:
-        paths, labels, ignored = _read_classes(folder, split_folder, names, split)
-    else:
+    if source is None:
         expected = " or ".join([f"{name}/<class>/" for name in FOLDERS[split]] + [LISTS[split][0]])
         raise UserError(f"{printable(folder, 300)} has no images to {'train on' if split == 'train' else 'evaluate'}"
                         f"{contents(folder)}: expected {expected}")
+    if source.is_file():
+        paths, labels = _read_list(source)
+    else:
+        paths, labels, ignored = _read_classes(folder, source, names, split)
     if labels.max() >= len(names):
-        raise UserError(f"{printable(listing, 300)}: label {labels.max()}, expected 0 to {len(names) - 1}, the classes "
+        raise UserError(f"{printable(source, 300)}: label {labels.max()}, expected 0 to {len(names) - 1}, the classes "
                         "of training")
-    _report(listing or split_folder, paths, labels, names, ignored)
+    _report(source, paths, labels, names, ignored)
     return ImageDataset(FolderImages(folder, paths), labels, names, "imagefolder", split)
 
 
@@ -68,13 +67,8 @@ def class_names(root: str = "", name: str = "imagefolder") -> tuple[str, ...]:
     Of lists alone: the folders of their files where each label has one of its own, else the labels as they are.
     """
     folder = find_imagefolder(root)
-    for split in FOLDERS:
-        listing, split_folder = _first_file(folder, LISTS[split]), _split_folder(folder, split)
-        if listing:
-            return _names_of_list(*_read_list(listing))
-        if split_folder:
-            return tuple(_class_folders(split_folder))
-    raise AssertionError(f"{folder} was found without a split")
+    source = _source(folder, "train") or _source(folder, "test")
+    return _names_of_list(*_read_list(source)) if source.is_file() else tuple(_class_folders(source))
 
 
 def find_imagefolder(root: str = "") -> Path:
@@ -82,7 +76,7 @@ def find_imagefolder(root: str = "") -> Path:
     for path in search_paths(root):
         if path.is_dir():
             for folder in (path, *sorted(_folders(path))):
-                if any(_split_folder(folder, split) or _first_file(folder, LISTS[split]) for split in FOLDERS):
+                if any(_source(folder, split) for split in FOLDERS):
                     return folder
     folder = data_root(root)
     raise UserError(f"no images found under {printable(folder, 300)}{contents(folder)}: expected the folders "
@@ -106,16 +100,15 @@ def _class_folders(folder: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def _split_folder(folder: Path, split: str) -> Path | None:
-    """Return the split's folder where it has class folders."""
+def _source(folder: Path, split: str) -> Path | None:
+    """Return the list of a split, else its folder where that has class folders."""
+    for name in LISTS[split]:
+        if (folder / name).is_file():
+            return folder / name
     for name in FOLDERS[split]:
         if (folder / name).is_dir() and next(_folders(folder / name), None):
             return folder / name
     return None
-
-
-def _first_file(folder: Path, names: Sequence[str]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def _read_classes(root: Path, folder: Path, names: tuple[str, ...], split: str
