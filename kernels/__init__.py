@@ -8,22 +8,29 @@ graphs, machines without a compiler.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from kernels.settings import MODES, bfloat16_products, configure, mode, using
+from errors import UserError, nearest
+
+MODES = ("auto", "stock")
 
 _MODULES = {
-    "attend_map": "bridges", "attend_tokens": "bridges", "attention": "multihead_attention", "average_pool": "planes",
-    "batch_norm": "batchnorm", "channel_shuffle": "planes", "channels_first": "planes", "channels_last": "planes",
-    "conv2d": "convolution", "convmixer_block": "convmixer_block", "dynamic_relu": "planes",
-    "feed_forward": "feed_forward", "filter_spectrum": "filter", "gelu": "rows", "group_norm": "maps",
-    "inception_mixer": "inception", "layer_norm": "rows", "linear": "rows", "mbconv": "mbconv",
-    "pool_difference": "pooling", "pool_mixer": "pooling", "product": "matmul", "residual": "maps",
-    "self_attention": "multihead_attention", "star_relu": "maps",
+    "attend_map": "multihead_attention", "attend_tokens": "multihead_attention", "attention": "multihead_attention",
+    "average_pool": "maps", "batch_norm": "maps", "channel_shuffle": "maps", "channels_first": "maps",
+    "channels_last": "maps", "conv2d": "convolution", "convmixer_block": "fused", "dynamic_relu": "maps",
+    "feed_forward": "fused", "filter_spectrum": "filter", "gelu": "rows", "group_norm": "maps",
+    "inception_mixer": "fused", "layer_norm": "rows", "linear": "rows", "mbconv": "fused", "pool_difference": "maps",
+    "pool_mixer": "fused", "product": "rows", "residual": "maps", "self_attention": "multihead_attention",
+    "star_relu": "maps",
 }
 """Operators and their modules, which are imported at first use."""
 
-__all__ = ["MODES", "bfloat16_products", "configure", "mode", "status", "using", *_MODULES]
+__all__ = ["MODES", "bfloat16_products", "configure", "mode", "rounds_to_bfloat16", "status", "using", *_MODULES]
+
+_mode = "auto"
+_bfloat16 = False
 
 
 def __getattr__(name: str) -> Any:
@@ -32,6 +39,56 @@ def __getattr__(name: str) -> Any:
     operator = getattr(importlib.import_module(f"kernels.{_MODULES[name]}"), name)
     globals()[name] = operator
     return operator
+
+
+def configure(mode: str) -> None:
+    """Choose the operators: ``auto`` (compiled where they apply) or ``stock`` (Paddle's everywhere).
+
+    Raises:
+        UserError: for any other mode.
+    """
+    global _mode
+    if mode not in MODES:
+        raise UserError(f"RUNTIME.KERNELS is {mode!r}, expected one of {', '.join(MODES)}{nearest(str(mode), MODES)}.")
+    _mode = mode
+
+
+def mode() -> str:
+    """Return the chosen mode."""
+    return _mode
+
+
+@contextmanager
+def using(mode: str) -> Iterator[None]:
+    """Choose the operators until the end of the block (see :func:`configure`)."""
+    before = _mode
+    configure(mode)
+    try:
+        yield
+    finally:
+        configure(before)
+
+
+@contextmanager
+def bfloat16_products() -> Iterator[None]:
+    """Use mixed precision on the CPU until the end of the block; backward passes follow their forward pass.
+
+    ``linear``, ``product``, dense ``conv2d`` and attention round their operands to bfloat16 and sum in float32.
+    ``feed_forward``, ``inception_mixer``, ``mbconv`` and ``convmixer_block`` keep what is between their steps in
+    bfloat16 too. All other operators and the tensors between operators stay float32. ``status()["bfloat16"]`` is
+    whether the processor has such products.
+    """
+    global _bfloat16
+    before, _bfloat16 = _bfloat16, True
+    try:
+        yield
+    finally:
+        _bfloat16 = before
+
+
+def rounds_to_bfloat16() -> bool:
+    """Return whether this is within :func:`bfloat16_products`."""
+    return _bfloat16
 
 
 def status() -> dict[str, Any]:

@@ -10,9 +10,8 @@ import paddle
 from paddle.nn import functional as F
 
 from errors import UserError
-from kernels import build
+from kernels import build, rounds_to_bfloat16
 from kernels.dispatch import compiled, run
-from kernels.settings import rounds_to_bfloat16
 
 Setting = int | str | Sequence[int]
 """A stride, padding or dilation as users write it."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import paddle
 from paddle.base import core
 
-from kernels import build, settings
+import kernels
+from kernels import build
 
 _FLOAT32 = (paddle.float32,)  # `in` compares identities first, which takes a fifth of the time of ==
 
@@ -16,7 +17,7 @@ def compiled(*tensors: paddle.Tensor | None) -> bool:
 
     None stands for an optional tensor that is missing.
     """
-    if settings.mode() != "auto" or not paddle.in_dynamic_mode():
+    if kernels.mode() != "auto" or not paddle.in_dynamic_mode():
         return False
     for tensor in tensors:
         if tensor is not None and not (
@@ -24,6 +25,12 @@ def compiled(*tensors: paddle.Tensor | None) -> bool:
         ):
             return False
     return type(build.library()) is build.Library
+
+
+@paddle.jit.not_to_static
+def compiled_bfloat16(*tensors: paddle.Tensor | None) -> bool:
+    """Return whether operators of mixed precision take these tensors, as :func:`compiled`."""
+    return kernels.rounds_to_bfloat16() and compiled(*tensors) and build.library().bfloat16
 
 
 def run(

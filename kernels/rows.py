@@ -1,12 +1,13 @@
-"""Operators over rows of channels: ``rows.cc``."""
+"""Operators over rows of channels, ``rows.cc``, and matrix products, ``matmul.cc``."""
 
 from __future__ import annotations
 
 import paddle
 from paddle.nn import functional as F
 
-from kernels import build, settings
-from kernels.dispatch import compiled, run
+import kernels
+from kernels import build
+from kernels.dispatch import compiled, compiled_bfloat16, run
 
 
 def gelu(x: paddle.Tensor) -> paddle.Tensor:
@@ -37,5 +38,21 @@ def linear(
     """
     if compiled(x, weight, bias) and x.ndim > 1 and build.library().onednn:
         needs_grad = not x.stop_gradient, not weight.stop_gradient
-        return run("linear", x, weight, bias, transposed, settings.rounds_to_bfloat16(), *needs_grad)
+        return run("linear", x, weight, bias, transposed, kernels.rounds_to_bfloat16(), *needs_grad)
     return F.linear(x, weight.t() if transposed else weight, bias)
+
+
+def product(a: paddle.Tensor, b: paddle.Tensor, transpose_b: bool = False) -> paddle.Tensor:
+    """Multiply two matrices, without gradients, for optimizers.
+
+    Args:
+        a: ``[m, k]``.
+        b: ``[k, n]``, or ``[n, k]`` where ``transpose_b``.
+        transpose_b: transpose ``b`` first.
+
+    Returns:
+        ``[m, n]``. Within :func:`kernels.bfloat16_products` operands are rounded where the processor has such products.
+    """
+    if compiled(a, b) and build.library().onednn:
+        return run("product", a, b, transpose_b, compiled_bfloat16())
+    return a.matmul(b, transpose_y=transpose_b)

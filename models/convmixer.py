@@ -15,7 +15,6 @@ import paddle
 from paddle import nn
 
 import kernels
-from kernels.settings import rounds_to_bfloat16
 from models import layers
 from models.registry import Variant, register_family
 from utils import Size
@@ -36,7 +35,7 @@ class Block(nn.Sequential):
         residual, pointwise, last_norm, drop_path = self
         depthwise, norm = residual.fn
         plain = type(norm) is type(last_norm) is layers.NormAct and norm.before == "gelu"
-        if rounds_to_bfloat16() and plain and depthwise._padding != "SAME":
+        if kernels.rounds_to_bfloat16() and plain and depthwise._padding != "SAME":
             return kernels.convmixer_block(
                 x, (depthwise.weight, depthwise.bias), norm.tensors, (pointwise.weight, pointwise.bias),
                 last_norm.tensors, drop_path.keep_scale(x), norm.training, norm._momentum, norm._epsilon)

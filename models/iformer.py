@@ -21,7 +21,6 @@ from paddle import nn
 
 import kernels
 from errors import UserError
-from kernels.settings import rounds_to_bfloat16
 from models import layers
 from models.registry import Variant, register_family
 from utils import Size, pair
@@ -118,7 +117,7 @@ class Mixer(nn.Layer):
             scale: paddle.Tensor | None) -> paddle.Tensor:
         """Return ``x + drop_path(self(norm(x)) · scale)``: one operator in mixed precision on the CPU."""
         high, low = self.high_mixer, self.low_mixer
-        if not rounds_to_bfloat16() or (self.training and (self.proj_drop.p or low.attn_drop_rate)):
+        if not kernels.rounds_to_bfloat16() or (self.training and (self.proj_drop.p or low.attn_drop_rate)):
             return drop_path.add(x, self(norm(x)), scale=scale)
         return kernels.inception_mixer(
             x, (norm.weight, norm.bias), (high.conv1.weight.flatten(1), high.proj1.weight),
@@ -235,7 +234,7 @@ class InceptionTransformer(layers.Classifier):
             x = getattr(self, "patch_embed" if stage == 1 else f"patch_embed{stage}")(x)  # [B, H, W, C]
             if stage in self.pos_embed_stages:
                 table = layers.resize_position_embedding(getattr(self, f"pos_embed{stage}"), *x.shape[1:3])
-                x = kernels.residual(x, table) if rounds_to_bfloat16() else x + table
+                x = kernels.residual(x, table) if kernels.rounds_to_bfloat16() else x + table
             x = getattr(self, f"blocks{stage}")(x)
         return self.norm(x.flatten(1, 2)).mean(1)
 

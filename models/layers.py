@@ -13,8 +13,7 @@ from paddle import nn
 
 import kernels
 from errors import UserError, nearest
-from kernels.batchnorm import AFTER
-from kernels.settings import rounds_to_bfloat16
+from kernels.maps import AFTER
 
 trunc_normal_ = nn.initializer.TruncatedNormal(std=0.02)
 zeros_ = nn.initializer.Constant(0.0)
@@ -145,7 +144,7 @@ class Mlp(nn.Layer):
         """
         star = (self.act.scale, self.act.bias) if hasattr(self.act, "scale") else None  # StarReLU
         fits = (star or isinstance(self.act, GELU)) and not (self.training and self.drop.p)
-        if not (rounds_to_bfloat16() and fits):
+        if not (kernels.rounds_to_bfloat16() and fits):
             return drop_path.add(x, self(norm(x)), kept, scale)
         transposed = isinstance(self.fc1, PointwiseConv2D)
         first, second = ((layer.weight.flatten(1) if transposed else layer.weight, layer.bias)
@@ -191,7 +190,7 @@ def mbconv(x: paddle.Tensor, expand: Conv2D, norm1: nn.Layer, depthwise: Depthwi
     In mixed precision on the CPU it is ``kernels.mbconv``, unless the norms have been replaced. ``squeeze_excite`` has
     a method ``gate`` from the means of maps to the factors of channels, both ``[B, C]``.
     """
-    if not (rounds_to_bfloat16() and type(norm1) is type(norm2) is NormAct):
+    if not (kernels.rounds_to_bfloat16() and type(norm1) is type(norm2) is NormAct):
         return project(squeeze_excite(norm2(depthwise(norm1(expand(x))))))
     stride = expand._stride[0]  # of a 1×1 convolution: the pixels that it sees
     x = x if stride == 1 else x[:, :, ::stride, ::stride]

@@ -14,7 +14,6 @@ from paddle import nn
 
 import kernels
 from errors import UserError
-from kernels.settings import rounds_to_bfloat16
 from models import layers
 from models.registry import Variant, register_family
 from utils import Size
@@ -49,7 +48,7 @@ class Block(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         norm = self.norm1
-        if rounds_to_bfloat16():
+        if kernels.rounds_to_bfloat16():
             x = kernels.pool_mixer(x, (norm.weight, norm.bias), self.pool_size, norm._epsilon, self.layer_scale_1,
                                    self.drop_path.keep_scale(x))
         else:
