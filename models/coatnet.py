@@ -132,19 +132,15 @@ class TransformerBlock(nn.Layer):
 
 
 class SqueezeExcite(nn.Layer):
-    """Squeeze-and-excitation (Hu et al., 2018), ``[B, C, H, W]`` to the same."""
+    """The gate of squeeze-and-excitation (Hu et al., 2018): means of channels to their factors, ``[B, C]``."""
 
     def __init__(self, dim: int, squeeze_dim: int) -> None:
         super().__init__()
         self.fc1 = layers.PointwiseConv2D(dim, squeeze_dim)
         self.fc2 = layers.PointwiseConv2D(squeeze_dim, dim)
 
-    def gate(self, means: paddle.Tensor) -> paddle.Tensor:
-        """Return the factors of the channels from their means, both ``[B, C]``."""
+    def forward(self, means: paddle.Tensor) -> paddle.Tensor:
         return F.sigmoid(self.fc2(F.silu(self.fc1(means))))
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return x * self.gate(x.flatten(2).mean(-1)).unsqueeze([2, 3])
 
 
 class MBConvBlock(nn.Layer):

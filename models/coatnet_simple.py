@@ -53,29 +53,13 @@ def conv_norm(conv: nn.Conv2D, after: str | None = "gelu") -> nn.Sequential:
     return nn.Sequential(conv, layers.NormAct(conv.weight.shape[0], after=after))
 
 
-class SqueezeExcite(nn.Layer):
-    """Squeeze-and-excitation (Hu et al., 2018), ``[B, C, H, W]`` to the same."""
-
-    def __init__(self, dim: int, squeeze_dim: int) -> None:
-        super().__init__()
-        self.fc = nn.Sequential(layers.Linear(dim, squeeze_dim, bias_attr=False), layers.GELU(),
-                                layers.Linear(squeeze_dim, dim, bias_attr=False), nn.Sigmoid())
-
-    def gate(self, means: paddle.Tensor) -> paddle.Tensor:
-        """Return the factors of the channels from their means, both ``[B, C]``."""
-        return self.fc(means)
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return x * self.gate(x.flatten(2).mean(-1)).unsqueeze([2, 3])
-
-
 class MBConv(nn.Layer):
     """Inverted bottleneck with squeeze-and-excitation: ``[B, C, H, W]`` to ``[B, C', H', W']``."""
 
     def __init__(self, dim: int, out_dim: int, stride: int, drop_path: float, expand_ratio: float,
                  se_ratio: float) -> None:
         super().__init__()
-        hidden_dim = int(dim * expand_ratio)
+        hidden_dim, squeeze_dim = int(dim * expand_ratio), max(int(dim * se_ratio), 1)
         self.downsample = stride == 2
         if self.downsample:
             self.pool = nn.MaxPool2D(3, stride=2, padding=1)
@@ -83,7 +67,9 @@ class MBConv(nn.Layer):
         self.block = nn.Sequential(
             ("expand_conv", conv_norm(layers.Conv2D(dim, hidden_dim, 1, stride=stride, bias_attr=False))),
             ("dw_conv", conv_norm(layers.DepthwiseConv2D(hidden_dim, 3, padding=1, bias_attr=False))),
-            ("se", SqueezeExcite(hidden_dim, max(int(dim * se_ratio), 1))),
+            ("se", nn.Sequential(("fc", nn.Sequential(  # means of channels to their factors, Hu et al., 2018
+                layers.Linear(hidden_dim, squeeze_dim, bias_attr=False), layers.GELU(),
+                layers.Linear(squeeze_dim, hidden_dim, bias_attr=False), nn.Sigmoid())))),
             ("pro_conv", conv_norm(layers.Conv2D(hidden_dim, out_dim, 1, bias_attr=False), after=None)),
         )
         self.drop_path = layers.DropPath(drop_path)

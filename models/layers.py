@@ -185,16 +185,17 @@ class DropPath(nn.Layer):
 
 def mbconv(x: paddle.Tensor, expand: Conv2D, norm1: nn.Layer, depthwise: DepthwiseConv2D, norm2: nn.Layer,
            squeeze_excite: nn.Layer, project: Conv2D) -> paddle.Tensor:
-    """Return ``project(squeeze_excite(norm2(depthwise(norm1(expand(x))))))``, the norms with GELU after them.
+    """Return ``project(h · squeeze_excite(mean of h))`` with ``h = norm2(depthwise(norm1(expand(x))))``.
 
-    In mixed precision on the CPU it is ``kernels.mbconv``, unless the norms have been replaced. ``squeeze_excite`` has
-    a method ``gate`` from the means of maps to the factors of channels, both ``[B, C]``.
+    The norms have GELU after them; ``squeeze_excite`` maps means to factors of channels, both ``[B, C]``. In mixed
+    precision on the CPU it is ``kernels.mbconv``, unless the norms have been replaced.
     """
     if not (kernels.rounds_to_bfloat16() and type(norm1) is type(norm2) is NormAct):
-        return project(squeeze_excite(norm2(depthwise(norm1(expand(x))))))
+        hidden = norm2(depthwise(norm1(expand(x))))
+        return project(hidden * squeeze_excite(hidden.flatten(2).mean(-1)).unsqueeze([2, 3]))
     stride = expand._stride[0]  # of a 1×1 convolution: the pixels that it sees
     x = x if stride == 1 else x[:, :, ::stride, ::stride]
-    return kernels.mbconv(x, expand.weight, norm1.tensors, depthwise.weight, norm2.tensors, squeeze_excite.gate,
+    return kernels.mbconv(x, expand.weight, norm1.tensors, depthwise.weight, norm2.tensors, squeeze_excite,
                           (project.weight, project.bias), depthwise._stride[0], norm1.training, norm1._momentum,
                           norm1._epsilon)
 
