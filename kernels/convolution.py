@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import paddle
@@ -57,37 +56,15 @@ def conv2d(
 def _settings(x: paddle.Tensor, weight: paddle.Tensor, stride: Setting, padding: Setting, dilation: Setting,
               groups: int) -> tuple[int | bool, ...] | None:
     """Return the attributes of the compiled operator; None where it does not apply."""
-    where = windows(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    where = _windows(tuple(x.shape[2:]), tuple(weight.shape[2:]), *map(_hashable, (stride, padding, dilation)))
     if where is None:
         return None
+    *out, step, top, left, narrow = where
     depthwise = groups == x.shape[1] > 1 and weight.shape[0] // groups <= build.library().lanes
-    if (where.stride > 2 or not where.narrow) if depthwise else not build.library().onednn:
+    if (step > 2 or not narrow) if depthwise else not build.library().onednn:
         return None
     bfloat16 = rounds_to_bfloat16() and not depthwise
-    return *where.out, where.stride, where.pad_top, where.pad_left, groups, depthwise, bfloat16
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Where the windows of a convolution lie on a map."""
-
-    out: tuple[int, int]
-    stride: int
-    pad_top: int
-    pad_left: int
-    narrow: bool
-    """Whether every padding is smaller than its kernel."""
-
-
-def windows(
-    size: Sequence[int], kernel: Sequence[int], stride: Setting, padding: Setting, dilation: Setting
-) -> Windows | None:
-    """Return the windows of ``kernel`` (height, width) on a map of ``size``; None for settings left to Paddle.
-
-    Raises:
-        UserError: when the kernel is larger than the padded map (Paddle returns a map of size -1).
-    """
-    return _windows(tuple(size), tuple(kernel), *map(_hashable, (stride, padding, dilation)))
+    return *out, step, top, left, groups, depthwise, bfloat16
 
 
 def _hashable(value: Setting) -> int | str | tuple[int, ...] | None:
@@ -104,7 +81,12 @@ def _windows(
     stride: int | tuple[int, ...] | None,
     padding: int | str | tuple[int, ...] | None,
     dilation: int | tuple[int, ...] | None,
-) -> Windows | None:
+) -> tuple[int, int, int, int, int, bool] | None:
+    """Return where the windows of ``kernel`` (height, width) lie on a map of ``size``; None where Paddle is to do it.
+
+    That is: height and width of the result, stride, padding above and to the left, and whether every padding is
+    smaller than its kernel.
+    """
     if isinstance(stride, tuple) and len(set(stride)) == 1 and len(stride) == 2:
         stride = stride[0]
     if not isinstance(stride, int) or stride < 1 or dilation not in {1, (1, 1)}:
@@ -118,9 +100,9 @@ def _windows(
             f"A convolution got a {size[0]}×{size[1]} map, which with padding {padding} is smaller than its "
             f"{kernel[0]}×{kernel[1]} kernel; use larger images or a smaller kernel."
         )
-    out = tuple((length - side) // stride + 1 for length, side in zip(padded, kernel, strict=True))
+    out = ((length - side) // stride + 1 for length, side in zip(padded, kernel, strict=True))
     narrow = max(pads[0]) < kernel[0] and max(pads[1]) < kernel[1]
-    return Windows(out, stride, pads[0][0], pads[1][0], narrow)
+    return *out, stride, pads[0][0], pads[1][0], narrow
 
 
 def _pads(
