@@ -1,7 +1,5 @@
 """Small CIFAR-10 archives and folders of any content, for the tests."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import pickle
@@ -56,7 +54,6 @@ def expected(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_folder(folder: Path, changes: dict[str, bytes | None] | None = None) -> None:
-    """Write the files of an unpacked archive."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in members(changes).items():
         (folder / name).write_bytes(content)

@@ -4,8 +4,6 @@ Each version gets an environment in output/compat/, made with the Python that ru
 again. Prints a table of what works, and keeps the output of each command in output/compat/<version>/.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform

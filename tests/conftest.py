@@ -1,7 +1,5 @@
 """What all tests share: Paddle with its threads set, the real CIFAR-10, two runs and a released checkpoint."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """Damaged files, files of other kinds, and whole files that hold something else."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import pickle

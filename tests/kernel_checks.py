@@ -1,7 +1,5 @@
 """What the tests of the compiled operators share."""
 
-from __future__ import annotations
-
 import ctypes
 import shutil
 from pathlib import Path
@@ -17,7 +15,6 @@ compiled = pytest.mark.skipif(not any(map(shutil.which, build.COMPILERS)), reaso
 
 
 def stock(function):
-    """The same function with Paddle's own operators."""
     def call(*arguments):
         with kernels.using("stock"):
             return function(*arguments)

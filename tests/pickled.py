@@ -1,7 +1,5 @@
 """Pickles by their opcodes, and the files of weights that hold them."""
 
-from __future__ import annotations
-
 import io
 import pickle
 import struct
@@ -60,3 +58,6 @@ def as_legacy_keys(payload: bytes) -> bytes:
 
 def as_paddle(payload: bytes) -> bytes:
     return b"\x80\x04}" + text("weight") + payload + b"s."
+
+
+PLACES = [as_zip, as_legacy, as_legacy_version, as_legacy_system, as_legacy_keys, as_paddle]

@@ -1,7 +1,5 @@
 """The pipeline by batch: the reference's draws and pixels, bit by bit, and the reference where it cannot be used."""
 
-from __future__ import annotations
-
 import gc
 import time
 from concurrent.futures import ThreadPoolExecutor

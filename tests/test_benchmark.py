@@ -1,7 +1,5 @@
 """The benchmark: real workers take turns, whatever one of them does, and mistakes end in one sentence."""
 
-from __future__ import annotations
-
 import json
 import signal
 import sys
@@ -28,7 +26,6 @@ for line in sys.stdin:
 
 
 def worker(code: str, name: str = "against") -> Arm:
-    """Return a worker that runs ``code``."""
     return Arm(name, (sys.executable, "-c", code), ours=False)
 
 
@@ -107,7 +104,6 @@ def test_command_measures_prints_and_writes_the_page(tmp_path: Path) -> None:
     done = tool("benchmark", "--models", "poolformer_s12", "--image-sizes", "32", "--batch-size", "1", "--rounds", "1",
                 "--against", f"{sys.executable} {tmp_path / 'other.py'}",
                 "--json", tmp_path / "figures.json", "--write", page)
-    assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["complete"] and figures["machine"]["paddle"]
     training = next(cell for cell in figures["speed"] if cell["work"] == "training")

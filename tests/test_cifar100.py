@@ -1,7 +1,5 @@
 """CIFAR-100 by its fine and its coarse labels, through the reader of CIFAR-10."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 

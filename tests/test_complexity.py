@@ -1,7 +1,5 @@
 """Counts of parameters, multiply-accumulates and activations."""
 
-from __future__ import annotations
-
 import json
 import threading
 

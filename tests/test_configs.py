@@ -1,7 +1,5 @@
 """Configs: what ships loads and says what the recipes say; what is wrong is refused in one sentence."""
 
-from __future__ import annotations
-
 import math
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Where images come from: the digits, CIFAR-10 in every place and form, and splits."""
 
-from __future__ import annotations
-
 import zlib
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Archives from strangers: refused in one sentence, nothing executed, nothing written, nothing exhausted."""
 
-from __future__ import annotations
-
 import io
 import os
 import pickle

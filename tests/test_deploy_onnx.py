@@ -1,7 +1,5 @@
 """ONNX: every family in ONNX Runtime and OpenVINO, int8, and what paddle2onnx does not know."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,8 +112,7 @@ def test_an_operator_without_onnx_is_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(not installed("paddle2onnx"), reason="paddle2onnx is not installed")
 def test_int8_is_small_and_agrees(tmp_path: Path, cifar10_root: str) -> None:
     out = tmp_path / "out"
-    done = tool("export", "-w", "iformer_cifar", "-o", f"DATA.ROOT={cifar10_root}", out, "--format", "int8")
-    assert done.returncode == 0, done.stderr
+    tool("export", "-w", "iformer_cifar", "-o", f"DATA.ROOT={cifar10_root}", out, "--format", "int8")
     config = load_config(out / "config.yaml")
     model, _ = load_model(config, "iformer_cifar")
     assert (out / ONNX).stat().st_size < 0.35 * sum(4 * parameter.size for parameter in model.parameters())

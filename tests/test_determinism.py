@@ -3,8 +3,6 @@
 The threads of the operators are one: with another number Paddle adds up in another order.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import hashlib
 import json

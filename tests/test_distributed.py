@@ -1,7 +1,5 @@
 """Data-parallel training: two processes on CPUs, started by Paddle's launcher, against one."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -79,10 +77,8 @@ def _losses(run: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a run in one process."""
     output = tmp_path_factory.mktemp("one")
-    done = tool("train", *tiny_run(output, *SAME), OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stderr
+    tool("train", *tiny_run(output, *SAME), OMP_NUM_THREADS="1")
     return output / "quickstart"
 
 
@@ -103,8 +99,7 @@ def test_a_run_resumes_with_another_number_of_processes(one: Path, tmp_path: Pat
     """Two processes train seven steps, one continues into epoch 2, two end it."""
     code, said = _launch(tmp_path, *tiny_run(tmp_path, *SAME, "TRAIN.MAX_STEPS=7"))
     assert code == 0, said
-    done = tool("train", *tiny_run(tmp_path, *SAME, "TRAIN.MAX_STEPS=21"), "--resume", OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stderr
+    tool("train", *tiny_run(tmp_path, *SAME, "TRAIN.MAX_STEPS=21"), "--resume", OMP_NUM_THREADS="1")
     code, said = _launch(tmp_path, *tiny_run(tmp_path, *SAME), "--resume")
     assert code == 0 and "resuming from" in said, said
     np.testing.assert_allclose(_losses(tmp_path / "quickstart"), _losses(one), rtol=1e-5)
@@ -209,14 +204,12 @@ def test_an_error_of_one_process_ends_all_and_rank_0_reports_it(
 
 
 def test_a_missing_variable_of_the_launcher_is_reported(tmp_path: Path) -> None:
-    done = tool("train", *tiny_run(tmp_path), PADDLE_TRAINERS_NUM="2", PADDLE_TRAINER_ID="0")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    done = tool("train", *tiny_run(tmp_path), code=2, PADDLE_TRAINERS_NUM="2", PADDLE_TRAINER_ID="0")
     assert "2, but PADDLE_CURRENT_ENDPOINT, PADDLE_TRAINER_ENDPOINTS not set" in done.stderr
 
 
 def test_commands_for_one_process_refuse_a_launcher() -> None:
-    done = tool("summary", "convmixer_256_8", PADDLE_TRAINERS_NUM="2")
-    assert done.returncode == 2 and "runs in one process" in done.stderr
+    assert "runs in one process" in tool("summary", "convmixer_256_8", code=2, PADDLE_TRAINERS_NUM="2").stderr
 
 
 @pytest.mark.parametrize(("batch", "size"), [(8, 2), (63, 2), (63, 4), (64, 3), (10, 5), (129, 7)])

@@ -1,7 +1,5 @@
 """Downloads: mirrors that lie, break off, say nothing, lead elsewhere or are slow; one whole file, or none."""
 
-from __future__ import annotations
-
 import hashlib
 import http.server
 import os
@@ -26,8 +24,6 @@ BODIES = {"damaged": CONTENT[:-1] + b"!", "page": b"<html>please log in</html>",
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers as the path says."""
-
     def do_GET(self) -> None:
         kind = self.path.strip("/").partition("?")[0]
         if kind == "absent":
@@ -59,7 +55,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """Return the address of that server."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as made:
         made.daemon_threads = True
         threading.Thread(target=made.serve_forever, daemon=True).start()

@@ -1,22 +1,108 @@
-"""Each method on networks of which it is known what they see, and against InterpretDL where that holds up."""
+"""Each method on networks of which it is known what they see, against InterpretDL where that holds up; the command."""
 
-from __future__ import annotations
-
+import json
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 import cv2
 import numpy as np
 import paddle
 import pytest
-from explaining import IMAGENET_MEAN, IMAGENET_STD, Convolutions, FromImageNet, Linear, OnePatch, image_model, picture
+from paddle import nn
 
 from analysis.explain import attributions
 from analysis.explain.faithfulness import area, measure_curves, summarise
+from analysis.explain.image_model import ImageModel
 from analysis.explain.lime import load_interpretdl
 from analysis.explain.methods import METHODS, Explanation, explain, method_names
+from configs.load import load_config
+from engine.model import build_model
+from engine.weights import save_weights
 from errors import UserError
 from models import create_model
+from processes import ROOT, TINY, call, command, overrides
+
+SIDE = 32
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def image_model(network: nn.Layer, *overrides: str) -> ImageModel:
+    """Return a network with the quick start's config, whose mean colour is grey."""
+    return ImageModel(load_config(ROOT / "configs" / "quickstart.yaml", [*TINY, *overrides]), network)
+
+
+def picture(seed: int = 0) -> np.ndarray:
+    """Return a smooth image of a few coloured patches, uint8 ``[32, 32, 3]``."""
+    import cv2
+
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return cv2.resize(coarse, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+
+
+class FromImageNet(nn.Layer):
+    """A network behind InterpretDL's normalisation: images by ImageNet's mean and std to the logits of another's."""
+
+    def __init__(self, network: nn.Layer, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.network = network
+        as_map = [paddle.to_tensor(np.float32(v).reshape(3, 1, 1)) for v in (IMAGENET_MEAN, IMAGENET_STD, mean, std)]
+        self.own_mean, self.own_std, self.mean, self.std = as_map
+
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
+        return self.network((images.astype("float32") * self.own_std + self.own_mean - self.mean) / self.std)
+
+
+class Linear(nn.Layer):
+    """Two classes, the logit of the first linear in the pixels, that of the second 0."""
+
+    def __init__(self, seed: int = 0, scale: float = 0.05) -> None:
+        super().__init__()
+        weights = scale * np.random.default_rng(seed).standard_normal((3, SIDE, SIDE))
+        self.register_buffer("weights", paddle.to_tensor(weights.astype(np.float32)))
+
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
+        logit = (images * self.weights).sum([1, 2, 3])
+        return paddle.stack([logit, paddle.zeros_like(logit)], axis=1)
+
+
+class OnePatch(nn.Layer):
+    """Two classes: the first where the patch in rows 8 to 15, columns 20 to 27 is not the mean colour."""
+
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
+        seen = images[:, :, 8:16, 20:28].abs().mean([1, 2, 3])
+        return paddle.stack([4 * seen, 2 * paddle.ones_like(seen)], axis=1)
+
+
+class ChannelsLast(nn.Layer):
+    """Channels first to channels last."""
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return x.transpose([0, 2, 3, 1])
+
+
+class Convolutions(nn.Layer):
+    """Two convolutions, global average pooling, a linear head; ``maps`` outputs ``[B, 6, 16, 16]`` or channels last.
+
+    ``seen`` counts images.
+    """
+
+    def __init__(self, channels_last: bool = False, classes: int = 4, scale: float = 8.0) -> None:
+        super().__init__()
+        paddle.seed(1)
+        self.first = nn.Sequential(nn.Conv2D(3, 8, 3, padding=1), nn.ReLU())
+        self.map_layout = "NHWC" if channels_last else "NCHW"
+        self.maps = nn.Sequential(nn.Conv2D(8, 6, 3, stride=2, padding=1), nn.Tanh(),
+                                  *([ChannelsLast()] if channels_last else []))
+        self.head = nn.Linear(6, classes)
+        self.scale, self.seen = scale, 0
+        self.eval()
+
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
+        self.seen += len(images)
+        maps = self.maps(self.first(images))
+        return self.scale * self.head(maps.mean([1, 2] if self.map_layout == "NHWC" else [2, 3]))
+
 
 IMAGENET = (f"AUGMENT.MEAN={list(IMAGENET_MEAN)}", f"AUGMENT.STD={list(IMAGENET_STD)}")
 GREY = (0.5, 0.5, 0.5)  # the quick start's mean and deviation
@@ -58,8 +144,10 @@ def test_occlusion_finds_the_one_patch_and_equals_interpretdl(interpretdl: Modul
     assert np.abs(found[far]).max() < 1e-7
     assert found[10:14, 22:26].min() > 1e-3
 
+    grey = (np.float32(0.5) - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)  # as InterpretDL normalises it
+    grey = np.broadcast_to(grey[:, None, None], (1, 3, 32, 32))
     interpreter = interpretdl.OcclusionInterpreter(FromImageNet(OnePatch(), GREY, GREY), device="cpu")
-    theirs = interpreter.interpret(image, (3, 4, 4), labels=[0], strides=(1, 2, 2), baselines=_imagenet_of_grey()[0],
+    theirs = interpreter.interpret(image, (3, 4, 4), labels=[0], strides=(1, 2, 2), baselines=grey,
                                    visual=False)[0, 0]
     times = np.bincount((np.arange(0, 29, 2)[:, None] + np.arange(4)).ravel())  # windows over each row and column
     np.testing.assert_allclose(found * np.outer(times, times), theirs, atol=1e-5)
@@ -158,7 +246,55 @@ def test_a_network_that_gives_no_numbers_is_refused() -> None:
         explain(image_model(network), picture(), "occlusion")
 
 
-def _imagenet_of_grey() -> np.ndarray:
-    """Return the grey image as InterpretDL normalises it, ``[1, 1, 3, 32, 32]``."""
-    grey = (np.float32(0.5) - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
-    return np.broadcast_to(grey[:, None, None], (1, 1, 3, 32, 32)).astype(np.float32)
+@pytest.fixture(scope="module")
+def arguments(interpretdl: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return the arguments that name a small network, its weights drawn but not trained."""
+    weights = tmp_path_factory.mktemp("explain") / "tiny.pdparams"
+    save_weights(weights, build_model(load_config(ROOT / "configs" / "quickstart.yaml", TINY)).state_dict())
+    return ["-c", "configs/quickstart.yaml", "-w", str(weights), *overrides(*TINY)]
+
+
+def test_every_method_in_one_sheet(arguments: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "a photograph.png"
+    cv2.imwrite(str(file), np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    out = tmp_path / "out"
+    command("explain", *arguments, "--method", "all", "--index", "3", "--samples", "150", "--superpixels", "12",
+            "--curves", "3", "--out", out, file)
+    names = {path.name for path in out.iterdir()}
+    methods = ("lime", "gradcam", "scorecam", "ig", "smoothgrad", "occlusion")
+    assert names == {"all.png", "all.json", "all_curves.png", *(f"{image}_{method}.npz" for method in methods
+                                                                for image in ("a_photograph", "test_image_3"))}
+    summary = json.loads((out / "all.json").read_text(encoding="utf-8"))
+    assert [record["name"] for record in summary["images"]] == ["a photograph.png", "test image 3"]
+    assert summary["images"][0]["true"] is None and summary["images"][1]["true"] == "9"
+    assert summary["images"][0]["layer"] == "blocks2.0" and set(methods) < set(summary["curves"]["deletion"])
+    with np.load(out / "test_image_3_lime.npz") as kept:
+        assert kept["weights"].shape == (len(kept["classes"]), kept["segments"].max() + 1)
+        np.testing.assert_allclose(kept["maps"][0], kept["weights"][0][kept["segments"]], rtol=1e-6)
+    for method in methods:
+        with np.load(out / f"test_image_3_{method}.npz") as kept:
+            assert kept["maps"].shape == (len(kept["classes"]), 32, 32) and np.isfinite(kept["maps"]).all()
+    sheet = cv2.imread(str(out / "all.png"))
+    assert sheet.shape[1] > 7 * 150 and sheet.std() > 20
+
+
+def test_invalid_arguments_are_refused(arguments: list[str]) -> None:
+    for words, said in ((["--method", "grad-cam", "--index", "0"], "'grad-cam' is unknown: expected all or one of"),
+                        (["--index", "360"], "--index 360: expected 0 to 359"),
+                        ([], "no images: name files, or test images by --index 0 1 2 or --count 12")):
+        with pytest.raises(UserError, match=said):
+            command("explain", *arguments, *words)
+
+
+def test_ctrl_c_ends_it_with_130_and_leaves_what_was_done(arguments: list[str], tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    def explain_one(*positional: object, **options: object) -> Explanation:
+        if list(tmp_path.iterdir()):
+            raise KeyboardInterrupt
+        return explain(*positional, **options)
+
+    monkeypatch.setattr("analysis.explain.gallery.explain", explain_one)
+    ended = call("explain", *arguments, "--method", "gradcam", "--index", "0", "1", "--out", str(tmp_path),
+                 code=130)
+    assert ended.stderr == "interrupted\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["test_image_0_gradcam.npz"]

@@ -1,7 +1,5 @@
 """InterpretDL's LIME on today's packages, against what it is defined to compute."""
 
-from __future__ import annotations
-
 import types
 from functools import partial
 from importlib.util import find_spec
@@ -9,7 +7,7 @@ from importlib.util import find_spec
 import cv2
 import numpy as np
 import pytest
-from explaining import Convolutions, FromImageNet, image_model, picture
+from test_explain import Convolutions, FromImageNet, image_model, picture
 
 from analysis.explain.lime import load_interpretdl, superpixels
 from analysis.explain.methods import explain

@@ -1,7 +1,5 @@
 """Mixed precision of the CPU: products whose operands are rounded to bfloat16."""
 
-from __future__ import annotations
-
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,7 +23,7 @@ from models.convmixer import Block as ConvMixerBlock
 pytestmark = pytest.mark.skipif(not kernels.status().get("bfloat16"), reason="no AVX512_BF16 here")
 
 SIZES = [(1, 1, 1), (3, 5, 7), (14, 32, 64), (15, 33, 65), (29, 17, 1), (200, 100, 1030), (400, 2100, 30),
-         (410, 48, 513)]
+         (410, 48, 513), (900, 130, 700)]
 
 
 def rounded(x: np.ndarray) -> np.ndarray:
@@ -41,19 +39,14 @@ def test_product_of_rounded_operands(m: int, n: int, k: int, transposed: bool) -
     rng = np.random.default_rng(m * n * k)
     a, b = (rng.standard_normal(size).astype(np.float32) for size in ((m, k), (k, n)))
     expected = rounded(a) @ rounded(b)
-    with kernels.bfloat16_products():
-        found = kernels.product(paddle.to_tensor(a), paddle.to_tensor(b.T.copy() if transposed else b), transposed)
-    bound = 2**-21 * max(k, 8)  # rounding of that many sums; bfloat16 alone would be some 1e-3 √k
-    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=bound)
 
-
-def test_number_of_threads_changes_no_bit() -> None:
-    a, b = paddle.randn([900, 700]), paddle.randn([700, 130])
-
-    def product() -> list[np.ndarray]:
+    def product() -> np.ndarray:
         with kernels.bfloat16_products():
-            return [kernels.product(a, b).numpy()]
+            return kernels.product(paddle.to_tensor(a), paddle.to_tensor(b.T.copy() if transposed else b),
+                                   transposed).numpy()
 
+    bound = 2**-21 * max(k, 8)  # rounding of that many sums; bfloat16 alone would be some 1e-3 √k
+    np.testing.assert_allclose(product(), expected, rtol=0, atol=bound)
     assert_threads_change_no_bit(product)
 
 

@@ -1,7 +1,5 @@
 """The library of compiled operators: building, the cache, vectors of other widths, and running without it."""
 
-from __future__ import annotations
-
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,7 +29,6 @@ def cache(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("vectors", ["avx2", "sse2"])
 def test_narrower_vectors(vectors, tmp_path, monkeypatch):
-    """Every operator with vectors of 8 and of 4 numbers."""
     if vectors not in Path("/proc/cpuinfo").read_text():
         pytest.skip(f"this processor has no {vectors}")
     monkeypatch.setenv("PADDLE_HYBRID_CACHE", str(tmp_path))

@@ -1,7 +1,5 @@
 """The loaders: images and their order, whatever the workers and wherever one starts; and how batches are mixed."""
 
-from __future__ import annotations
-
 import math
 import threading
 import time

@@ -1,7 +1,5 @@
 """MNIST: read from every place and form, and refused in one sentence where it is not MNIST."""
 
-from __future__ import annotations
-
 import gzip
 import struct
 import tracemalloc
@@ -40,7 +38,6 @@ def expected(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def files(packed: bool = True, dotted: bool = False) -> dict[str, bytes]:
-    """Return the four files by name."""
     contents = {name: idx(part) for split in NAMES for name, part in zip(NAMES[split], expected(split), strict=True)}
     if dotted:
         contents = {name.replace("-idx", ".idx"): content for name, content in contents.items()}

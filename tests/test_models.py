@@ -3,8 +3,6 @@
 Checks that take time run on the smallest variant of each family and reference.
 """
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Callable
@@ -33,7 +31,6 @@ from utils import pair
 
 
 def size_of(name: str) -> int:
-    """Return the trainable parameters with 1,000 classes, as the registry has them."""
     return model_info(name).variant.parameters or 0
 
 
@@ -65,7 +62,6 @@ def small(name: str, num_classes: int, image_size: int | tuple[int, int], **argu
 
 
 def arguments_of(name: str) -> list[str]:
-    """Return the names of the arguments that make up an architecture."""
     return [key for key in inspect.signature(model_info(name).build).parameters if key not in COMMON]
 
 

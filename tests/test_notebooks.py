@@ -1,7 +1,5 @@
 """The notebooks: run from start to end in a kernel of their own, and what is committed is what they are."""
 
-from __future__ import annotations
-
 import ast
 import base64
 import json

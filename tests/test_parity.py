@@ -1,7 +1,5 @@
 """The fidelity ladder: every fixture of the references, logits to gradients, with and without compiled operators."""
 
-from __future__ import annotations
-
 import pytest
 
 import kernels

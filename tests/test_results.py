@@ -1,7 +1,5 @@
 """The page of results: built from real folders, true to them, and the committed one is what the command writes."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import statistics

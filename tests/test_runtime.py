@@ -1,7 +1,5 @@
 """What a run makes of its machine: memory, the home folder, processors, outputs and fonts."""
 
-from __future__ import annotations
-
 import io
 import json
 import logging

@@ -1,7 +1,5 @@
 """Fourier analysis: known spectra come out as they are, layouts are recognised, the command draws and writes."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -87,5 +85,3 @@ def test_the_command_draws_two_networks_and_writes_their_numbers(runs: list[Path
     assert [row["map"] for row in numbers["seed42"]] == [[8, 8], [4, 4], [2, 2], [1, 1]]
     assert all(row["relative_log_amplitude"][0] == 0 for row in numbers["seed42"])
     assert cv2.imread(str(tmp_path / "s.png")).std() > 10
-    with pytest.raises(UserError, match="not the name of a layer"):
-        command("spectrum", "-w", runs[0], "--layers", "nothing")

@@ -1,7 +1,5 @@
 """The structure of the code: imports go down, never up and never in a circle."""
 
-from __future__ import annotations
-
 import ast
 from graphlib import TopologicalSorter
 

@@ -1,7 +1,5 @@
 """The loop in one process: where it may stop, what it then keeps, and which weights its results belong to."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -12,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
-from trainers import never_right, poison, signal_at, tiny, trained
 
 import kernels
 from analysis.confusion import draw_confusion
@@ -26,7 +23,7 @@ from engine.run import RunFolder, read_table
 from engine.train import Interrupted, StopRequest
 from engine.weights import read_weights
 from errors import UserError
-from processes import TINY
+from processes import TINY, never_right, poison, signal_at, tiny, trained
 from utils.progress import TrainingBar
 
 

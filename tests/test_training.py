@@ -1,18 +1,15 @@
 """Training as a user runs it: what it leaves, how it stops, and that resuming changes nothing."""
 
-from __future__ import annotations
-
 import json
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
-from killing import differences
-from trainers import trained
+from test_kills import differences
 
 from engine.run import read_table
-from processes import overrides, start_tool, tiny_run, tool, wait_for
+from processes import overrides, start_tool, tiny_run, tool, trained, wait_for
 
 # Everything that draws random numbers (dropout, drop path, mixup, cutmix, augmentation), and everything that must be
 # carried along (EMA, batch statistics, optimizer).
@@ -22,10 +19,8 @@ RANDOM = ("TRAIN.EPOCHS=3", "MODEL.DROP_PATH=0.2", "MODEL.ARGS.drop_rate=0.1", "
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a run that was never interrupted."""
     output = tmp_path_factory.mktemp("runs")
-    done = tool("train", *tiny_run(output, *RANDOM))
-    assert done.returncode == 0, done.stderr
+    tool("train", *tiny_run(output, *RANDOM))
     return output / "quickstart"
 
 
@@ -48,7 +43,6 @@ def test_evaluation_gives_the_metrics_of_the_run(finished: Path, tmp_path: Path)
     results = json.loads((finished / "results.json").read_text())
     done = tool("eval", "-w", finished, "--json", tmp_path / "e.json", "--confusion", tmp_path / "c.png",
                 "--report", tmp_path / "r.csv", "--report-every", "1")
-    assert done.returncode == 0, done.stderr
     metrics, expected = json.loads((tmp_path / "e.json").read_text()), results["selected"]["test"]
     assert {key: metrics[key] for key in expected} == expected
     confusion = np.array(metrics["confusion"])
@@ -78,7 +72,6 @@ def test_a_run_stopped_killed_and_damaged_ends_as_if_nothing_had_happened(finish
     newest.write_bytes(newest.read_bytes()[:-1000])
 
     done = tool("train", *tiny_run(tmp_path, *RANDOM), "--resume")
-    assert done.returncode == 0, done.stderr
     assert f"{newest}: not a whole checkpoint" in done.stdout and "resuming from" in done.stdout
     assert not differences(finished, run)
 
@@ -86,6 +79,5 @@ def test_a_run_stopped_killed_and_damaged_ends_as_if_nothing_had_happened(finish
 def test_resuming_a_folder_by_its_name_and_for_longer(tmp_path: Path) -> None:
     trained(tmp_path, "TRAIN.EPOCHS=2", "TRAIN.MAX_STEPS=10")
     more = tool("train", "--resume", tmp_path / "quickstart", *overrides("TRAIN.MAX_STEPS=0"))
-    assert more.returncode == 0, more.stderr
     assert "TRAIN.MAX_STEPS was 10, now 0" in more.stdout
     assert [row["iteration"] for row in read_table(tmp_path / "quickstart" / "history.csv")] == ["19", "38"]

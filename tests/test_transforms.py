@@ -1,7 +1,5 @@
 """The transforms and what they draw against Paddle's own, bit by bit; RandAugment against torchvision's."""
 
-from __future__ import annotations
-
 import math
 import random
 import zlib
@@ -182,11 +180,6 @@ TORCHVISION = {
 DIRECTED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness")
 
 
-def randaugment_image(height: int, width: int) -> np.ndarray:
-    ramp = np.arange(height)[:, None, None] * 7 + np.arange(width)[None, :, None] * 5 + np.arange(3) * 40
-    return (ramp % 200 + 20).astype(np.uint8)
-
-
 class Chosen:
     """A generator that draws what the test wants: an operation and a direction."""
 
@@ -204,7 +197,8 @@ class Chosen:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_randaugment_equals_torchvisions(operation):
-    image, checksum = randaugment_image(24, 40), 0
+    ramp = np.arange(24)[:, None, None] * 7 + np.arange(40)[None, :, None] * 5 + np.arange(3) * 40
+    image, checksum = (ramp % 200 + 20).astype(np.uint8), 0
     for magnitude in range(31):
         transform = RandAugment(1, float(magnitude))
         for sign in (1, -1) if operation in DIRECTED else (1,):

@@ -1,6 +1,4 @@
-"""Reading weights of every format, and bringing them into a model: numbers, names, layouts, reports."""
-
-from __future__ import annotations
+"""Reading weights of every format, bringing them into a model and converting them: numbers, names, layouts, reports."""
 
 import pickle
 import re
@@ -17,11 +15,14 @@ from pickled import as_legacy, as_zip, tensor, text
 from safetensors.numpy import save_file
 
 from engine.checkpoint import model_arrays
-from engine.weights import load_weights, read_weights, save_weights
+from engine.weights import linear_weights, load_weights, read_weights, save_weights
 from errors import UserError
-from processes import call
+from models import create_model
+from processes import call, tool
 
 DATA = Path(__file__).parent / "data" / "weights"
+
+
 def rule(*shape: int, dtype: str = "float32") -> np.ndarray:
     """Return the numbers of data/weights/make.py."""
     count = int(np.prod(shape))
@@ -330,11 +331,66 @@ def test_what_is_often_given_as_weights(path: str, words: str, tmp_path: Path) -
     with pytest.raises(UserError, match=f"{path} is {words}"):
         read_weights(tmp_path / path)
     if "run" not in path:
-        done = call("eval", "-w", tmp_path / path)
-        assert done.returncode == 2 and re.search(words, done.stderr)
+        assert re.search(words, call("eval", "-w", tmp_path / path, code=2).stderr)
 
 
 def test_a_checkpoint_is_known_by_its_content(tmp_path: Path) -> None:
     save_file({"model.w": rule(3)}, tmp_path / "moved.safetensors", {"format": "checkpoint"})
     with pytest.raises(UserError, match=r"moved.safetensors is a training checkpoint"):
         read_weights(tmp_path / "moved.safetensors")
+
+
+NAME = "convmixer_256_8"
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, paddle.nn.Layer]:
+    """Return a file in the reference's names and layouts, and the network whose weights it has."""
+    paddle.seed(5)
+    model = create_model(NAME)
+    linear = linear_weights(model)
+    state = {}
+    rng = np.random.default_rng(5)
+    for name, value in model.state_dict().items():
+        if name.endswith(("_mean", "_variance")):
+            value.set_value(paddle.to_tensor(rng.uniform(0.5, 1.5, value.shape).astype("float32")))
+        array = value.numpy().T if name in linear else value.numpy()
+        state[name.replace("._mean", ".running_mean").replace("._variance", ".running_var")] = array
+        if name.endswith("._mean"):
+            state[name.replace("._mean", ".num_batches_tracked")] = np.int64(3)[None]
+    path = tmp_path_factory.mktemp("released") / "weights.pth.tar"
+    path.write_bytes(pickle.dumps({"epoch": 1, "state_dict": {f"module.{name}": state[name] for name in state}}, 4))
+    return path, model
+
+
+def test_conversion(released: tuple[Path, paddle.nn.Layer], tmp_path: Path) -> None:
+    source, model = released
+    done = tool("convert", NAME, source, tmp_path / "new.pdparams")
+    loaded = len(model.state_dict())
+    assert f"{loaded:6d} loaded" in done.stdout
+    assert "torch layout, under state_dict, prefix module. removed from all names" in done.stdout
+    assert "ignored (counters and index tables)" in done.stdout
+    other = create_model(NAME)
+    assert other.set_state_dict(paddle.load(str(tmp_path / "new.pdparams"))) == ([], [])
+    image = paddle.randn([2, 3, 64, 64])
+    model.eval()
+    other.eval()
+    np.testing.assert_array_equal(other(image).numpy(), model(image).numpy())
+
+
+def test_another_number_of_classes(released: tuple[Path, paddle.nn.Layer], tmp_path: Path) -> None:
+    done = call("convert", NAME, released[0], tmp_path / "new.safetensors", "--num-classes", "10", "--verbose")
+    assert "2 left fresh (another number of classes)" in done.stdout and "10 classes" in done.stdout
+    assert "13.weight" in done.stdout
+
+
+@pytest.mark.parametrize(("name", "target", "options", "words"), [
+    ("convmixer_768_32", "x.pdparams", [], "does not fit ConvMixer: "),
+    ("convmixer_256_9", "x.pdparams", [], "nearest: convmixer_"),
+    (NAME, "x.pdparams", ["--image-size", "-5"], "--image-size is '-5', expected a side"),
+    (NAME, "x.pdparams", ["--image-size", "100000"], "each from 1 to 4096"),
+])
+def test_mistakes(name: str, target: str, options: list[str], words: str, released: tuple[Path, paddle.nn.Layer],
+                  tmp_path: Path) -> None:
+    assert words in call("convert", name, released[0], tmp_path / target, *options, code=2).stderr
+    assert not list(tmp_path.iterdir())

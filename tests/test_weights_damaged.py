@@ -1,7 +1,5 @@
 """Files that are no weights, and whole ones that were damaged: one sentence each, or the right numbers."""
 
-from __future__ import annotations
-
 import io
 import os
 import pickle

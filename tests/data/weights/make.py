@@ -4,8 +4,6 @@ Every tensor but the optimizer's is ``(arange(n) - n // 3) / 8`` in its shape, e
 Run as ``python make.py``; the files here were written by PyTorch 2.13 on Python 3.11.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections import Counter, OrderedDict
 from pathlib import Path
