@@ -14,20 +14,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 import kernels
+from datasets.randaugment import MAXIMA, OPERATIONS, RandAugment, affine
 from datasets.transforms import (
-    MAXIMA,
-    OPERATIONS,
     ColorJitter,
     Normalize,
     Pipeline,
-    RandAugment,
     RandomCrop,
     RandomErasing,
     RandomHorizontalFlip,
     RandomResizedCrop,
     RandomRotation,
     Resize,
-    affine,
 )
 from kernels import augment
 

@@ -13,12 +13,11 @@ import kernels
 from configs.load import load_config
 from datasets import batch
 from datasets.batch import KEPT, BatchPipeline, Memory, Unsupported
+from datasets.randaugment import OPERATIONS, RandAugment
 from datasets.transforms import (
-    OPERATIONS,
     ColorJitter,
     Normalize,
     Pipeline,
-    RandAugment,
     RandomCrop,
     RandomErasing,
     RandomHorizontalFlip,

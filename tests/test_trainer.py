@@ -19,8 +19,8 @@ from engine import runtime, state
 from engine import train as train_module
 from engine.checkpoint import list_checkpoints, load_checkpoint, model_arrays, optimizer_arrays
 from engine.data import build_train_loader
+from engine.interrupts import Interrupted, StopRequest
 from engine.run import RunFolder, read_table
-from engine.train import Interrupted, StopRequest
 from engine.weights import read_weights
 from errors import UserError
 from processes import TINY, never_right, poison, signal_at, tiny, trained

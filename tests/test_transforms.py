@@ -13,10 +13,9 @@ from paddle.vision.transforms import transforms as module
 
 from configs.load import load_config
 from datasets import AUGMENT, generator
+from datasets.randaugment import OPERATIONS, RandAugment
 from datasets.transforms import (
-    OPERATIONS,
     ColorJitter,
-    RandAugment,
     RandomErasing,
     RandomHorizontalFlip,
     build_eval_transforms,

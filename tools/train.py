@@ -29,7 +29,8 @@ def main(arguments: argparse.Namespace) -> int:
 
     from analysis.curves import draw_curves
     from analysis.grids import draw_predictions
-    from engine.train import Interrupted, train
+    from engine.interrupts import Interrupted
+    from engine.train import train
 
     try:
         train(config, resume=arguments.resume is not None, overwrite=arguments.overwrite, weights=arguments.weights,
