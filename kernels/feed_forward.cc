@@ -112,23 +112,25 @@ struct FeedForward : Branch {
         Vec learned[2] = {};
         normalise(block, norms.from(inside));
         open(block, grad, sums_of_block, branches.from(inside), scaled);
-        multiply(count, hidden, columns, (scale ? scaled : branches.from(inside)).left(), right2, 0, panels_of(hidden),
-                 [&](int64_t row, int64_t rows, int64_t column, int64_t count, const float* sums) {
-                   Two bias{};
-                   for (int64_t r = row; r < row + rows; ++r, sums += COLUMNS) {
-                     const Two h = before.load(from + r, column, count);
-                     Two y, slope;
-                     act.both(h.low, y.low, slope.low);
-                     act.both(h.high, y.high, slope.high);
-                     act.sum(h.low, load(sums), learned);
-                     act.sum(h.high, load(sums + 16), learned);
-                     slope = {slope.low * load(sums), slope.high * load(sums + 16)};
-                     bias = {bias.low + slope.low, bias.high + slope.high};
-                     insides.store(inside + r, column, y, 32);
-                     changes.store(inside + r, column, slope, 32);
-                   }
-                   add(sums_of_block + SUMS * columns + column, bias, count);
-                 });
+        multiply(
+            count, hidden, columns, (scale ? scaled : branches.from(inside)).left(), right2, 0, panels_of(hidden),
+            [&](int64_t row, int64_t rows, int64_t column, int64_t count, const float* sums) {
+              Two bias{};
+              for (int64_t r = row; r < row + rows; ++r, sums += COLUMNS) {
+                const Two h = before.load(from + r, column, count);
+                Two y, slope;
+                act.both(h.low, y.low, slope.low);
+                act.both(h.high, y.high, slope.high);
+                act.sum(h.low, load(sums), learned);
+                act.sum(h.high, load(sums + 16), learned);
+                slope = {slope.low * load(sums), slope.high * load(sums + 16)};
+                bias = {bias.low + slope.low, bias.high + slope.high};
+                insides.store(inside + r, column, y, 32);
+                changes.store(inside + r, column, slope, 32);
+              }
+              add(sums_of_block + SUMS * columns + column, bias, count);
+            },
+            [&](int64_t row, int64_t rows, int64_t column) { before.fetch(from + row, rows, column); });
         multiply(count, columns, hidden, changes.from(inside).left(), right1, 0, panels_of(columns),
                  [&](int64_t row, int64_t rows, int64_t column, int64_t, const float* sums) {
                    for (int64_t r = row; r < row + rows; ++r, sums += COLUMNS)

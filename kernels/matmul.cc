@@ -269,6 +269,7 @@ void product_over_rows(int64_t m, int64_t n, int64_t rows, const Rows& x, const 
       };
       const int64_t row = 32 * task;
       for (int64_t c = 0; c < m; c += 32) {
+        if (c + 32 < m) x.fetch(start + row, std::min<int64_t>(32, here - row), c + 32);
         __m512i block[2][16];
         for (int64_t i = 0; i < 16; ++i) pair_of(x, m, row + 2 * i, c, &block[0][i], &block[1][i]);
         for (int64_t half = 0; half < 2; ++half) {
