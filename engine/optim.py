@@ -237,7 +237,7 @@ def orthogonalize(matrix: paddle.Tensor) -> paddle.Tensor:
     a, b, c = _COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.t().contiguous() if tall else matrix
-    x = x / (x.norm() + 1e-7)
+    x = x / ((x * x).sum().sqrt() + 1e-7)  # Paddle's norm takes powers one by one
     with kernels.bfloat16_products():
         for _ in range(_ITERATIONS):
             square = kernels.product(x, x, transpose_b=True)

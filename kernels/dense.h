@@ -6,8 +6,9 @@
 //
 // The gradient of the weight and pointwise convolutions are matrix products (oneDNN's sums over large maps are less
 // exact). A chunk has about as many columns as one product likes: the rows of a part of one image, or several images
-// side by side. Products of one image read and write its planes in place; where they need no unrolling and there are
-// images enough, each thread takes its own. Groups of channels are products of their own on the same rows.
+// side by side. Products of one image read and write its planes in place, and where there are images enough, each
+// thread takes its own: pointwise ones of planes that are not small, as copies would cost more than they give. Groups
+// of channels are products of their own on the same rows.
 
 #pragma once
 
@@ -32,6 +33,7 @@
 namespace dense {
 
 constexpr int64_t UNROLLED_FLOATS = 1 << 20;  // of a chunk: 4 MB
+constexpr int64_t WIDE_PLANE = 64;            // pixels: a product of its own
 constexpr int64_t SLICES = 8;                 // of the images
 constexpr size_t MOST_KEPT = 1024;            // of oneDNN's primitives
 
@@ -158,11 +160,11 @@ struct Plan : ConvolutionShape {
     group_inner = inner / groups;
     group_out = out_channels / groups;
     const int64_t columns = std::clamp<int64_t>(UNROLLED_FLOATS / inner, 512, 4096);
-    images = std::clamp<int64_t>(columns / out_plane, 1, batch);
+    images = pointwise && out_plane >= WIDE_PLANE ? 1 : std::clamp<int64_t>(columns / out_plane, 1, batch);
     lines = images > 1 ? out_height : std::clamp<int64_t>(columns / out_width, 1, out_height);
   }
   int64_t columns() const { return images * lines * out_width; }
-  bool by_images() const { return pointwise && images == 1 && batch >= SLICES && omp_get_max_threads() > 1; }
+  bool by_images() const { return pointwise && images == 1 && batch >= SLICES; }
 };
 
 struct Chunk {
