@@ -21,9 +21,9 @@ _MODULES = {
     "average_pool": "maps", "batch_norm": "maps", "channel_shuffle": "maps", "channels_first": "maps",
     "channels_last": "maps", "conv2d": "convolution", "convmixer_block": "fused", "dynamic_relu": "maps",
     "feed_forward": "fused", "filter_spectrum": "filter", "gelu": "rows", "group_norm": "maps",
-    "inception_mixer": "fused", "layer_norm": "rows", "linear": "rows", "mbconv": "fused", "pool_difference": "maps",
-    "pool_mixer": "fused", "product": "rows", "residual": "maps", "self_attention": "multihead_attention",
-    "star_relu": "maps",
+    "inception_mixer": "fused", "layer_norm": "rows", "linear": "rows", "mbconv": "fused", "mean": "rows",
+    "pool_difference": "maps", "pool_mixer": "fused", "product": "rows", "residual": "maps",
+    "self_attention": "multihead_attention", "star_relu": "maps",
 }
 """Operators and their modules, which are imported at first use."""
 

@@ -1,6 +1,6 @@
 // A ConvMixer block as one operator, with products of operands rounded to bfloat16.
 //
-// y = norm2(gelu(w h + b2)) where h = x + share[image] norm1(gelu(depthwise(x) + b1)), of channels-first float32 maps
+// y = norm2(gelu(w h + b2)) where h = x + share[image] norm1(gelu(depthwise(x) + b1)), of channels-last float32 maps
 // (Trockman and Kolter, "Patches Are All You Need?", 2022, equations 2 and 3). Between its steps maps are rounded to
 // bfloat16. Activations and norms are computed again wherever they are read. Statistics are those of the rounded
 // numbers. Sums are float32, and added in an order that depends on the shapes alone, so that the number of threads
@@ -20,7 +20,7 @@ using namespace bfloat16;
 
 namespace {
 
-// x [batch, channels, height, width], depthwise [channels, 1, side, side], weight [channels, channels, 1, 1].
+// x [batch, height, width, channels], depthwise [channels, 1, side, side], weight [channels, channels, 1, 1].
 struct Block : Blocks {
   Map map;
   int64_t channels;
@@ -28,11 +28,11 @@ struct Block : Blocks {
 
   Block(const Shape& x, const Tensor& Depthwise, const MaybeTensor& Bias1, const Tensor& Weight,
         const MaybeTensor& Bias2, const MaybeTensor& Share)
-      : Blocks(x[0] * x[2] * x[3]) {
+      : Blocks(x[0] * x[1] * x[2]) {
     const int64_t side = sizes("depthwise weight", Depthwise, 4)[2];
-    require(x.size() == 4 && x[1] % COLUMNS == 0 && side % 2, "a map ", x, " and windows of ", side, " are not taken");
-    channels = x[1];
-    map = {x[0], x[2], x[3], 1, side / 2};
+    require(x.size() == 4 && x[3] % COLUMNS == 0 && side % 2, "a map ", x, " and windows of ", side, " are not taken");
+    channels = x[3];
+    map = {x[0], x[1], x[2], 1, side / 2};
     depthwise = floats("depthwise weight", Depthwise, {channels, 1, side, side});
     weight = floats("weight", Weight, {channels, channels, 1, 1}), share = some_floats("share", Share, map.batch);
     bias1 = floats("depthwise bias", Bias1, {channels}), bias2 = floats("bias", Bias2, {channels});
@@ -41,22 +41,17 @@ struct Block : Blocks {
   float of_image(int64_t image) const { return share ? share[image] : 1.f; }
   Shape kept_shape() const { return shape_of(map, channels); }
 
-  // Calls body(first row, rows, channel, vectors) for parts of float32 maps, with the number of the block.
+  // Calls body(row, channel, block) for each vector of rows.
   template <class Body>
-  void read(const float* maps, Body body) const {
+  void each(Body body) const {
     for_tasks(blocks(), true, [&](int64_t block) {
-      const int64_t from = block * block_rows;
-      from_maps(maps, channels, channels, map.pixels(), from, rows_of(block),
-                [&](int64_t row, int64_t rows, int64_t c, int64_t, const float* lanes) {
-                  body(from + row, rows, c, lanes, block);
-                });
+      for (int64_t row = block * block_rows; row < block * block_rows + rows_of(block); ++row)
+        for (int64_t c = 0; c < channels; c += LANES) body(row, c, block);
     });
   }
 
   void convolve(const float* x, const Panels& input, const Panels& before, Statistics<RoundedGelu>& statistics) const {
-    read(x, [&](int64_t row, int64_t rows, int64_t c, const float* lanes, int64_t) {
-      for (int64_t r = 0; r < rows; ++r) input.put(row + r, c, load(lanes + r * LANES));
-    });
+    each([&](int64_t row, int64_t c, int64_t) { input.put(row, c, load(x + row * channels + c)); });
     map.convolve(
         channels, depthwise, [&](int64_t row, int64_t c, int64_t) { return input.get(row, c); },
         [&](int64_t row, int64_t c, int64_t, int64_t rows, const float* sums) {
@@ -95,15 +90,8 @@ struct Block : Blocks {
   }
 
   void write(const Panels& after, const float* norm2, float* y) const {
-    for_tasks(blocks(), true, [&](int64_t block) {
-      const int64_t from = block * block_rows;
-      float* lanes = scratch(floats_of_lanes(channels));
-      for (int64_t c = 0; c < channels; c += LANES) {
-        const Norm n(norm2, channels, c);
-        for (int64_t r = 0; r < rows_of(block); ++r)
-          store(lanes + c * BLOCK_ROWS + r * LANES, n(RoundedGelu::value(after.get(from + r, c))));
-      }
-      to_maps(lanes, channels, map.pixels(), from, rows_of(block), y);
+    each([&](int64_t row, int64_t c, int64_t) {
+      store(y + row * channels + c, Norm(norm2, channels, c)(RoundedGelu::value(after.get(row, c))));
     });
   }
 
@@ -120,15 +108,11 @@ struct Block : Blocks {
     Tensor Changes = empty(kept_shape(), paddle::DataType::BFLOAT16);  // the gradient of y, then that of h
     const Panels changes{static_cast<uint16_t*>(Changes.data()), rows};
     std::vector<float> partial(blocks() * 2 * channels, 0.f);
-    read(grad, [&](int64_t row, int64_t rows, int64_t c, const float* lanes, int64_t block) {
-      const Vec mean = load(norm2 + c);
-      Vec flat{}, along{};
-      for (int64_t r = row; r < row + rows; ++r, lanes += LANES) {
-        const Vec g = load(lanes);
-        flat += g, along += g * (RoundedGelu::value(after.get(r, c)) - mean);
-        changes.put(r, c, g);
-      }
-      add_to(&partial[block * 2 * channels + c], flat), add_to(&partial[(block * 2 + 1) * channels + c], along);
+    each([&](int64_t row, int64_t c, int64_t block) {
+      const Vec g = load(grad + row * channels + c);
+      float* sums = &partial[block * 2 * channels + c];
+      add_to(sums, g), add_to(sums + channels, g * (RoundedGelu::value(after.get(row, c)) - load(norm2 + c)));
+      changes.put(row, c, g);
     });
     const NormGradient second(totals(partial, 2), norm2, rows, training, grads[7], grads[8]);
     const std::vector<double> sums =
@@ -138,7 +122,11 @@ struct Block : Blocks {
       grads[2][c] = float(norm1[channels + c] * (sums[2 * channels + c] - first.flat[c] * sums[3 * channels + c] -
                                                  first.along[c] * sums[4 * channels + c]));
     map.convolve_back(
-        channels, depthwise, [&](int64_t row, int64_t c, int64_t, float*) { return input.get(row, c); },
+        channels, depthwise,
+        [&](int64_t row, int64_t c, int64_t, float*) {
+          fetch(grads[0] + row * channels + c, 1, 1);
+          return input.get(row, c);
+        },
         [&](int64_t row, int64_t c, int64_t) {
           Vec value, slope;
           RoundedGelu::both(before.get(row, c), value, slope);
@@ -146,10 +134,8 @@ struct Block : Blocks {
           return first(Norm(norm1, channels, c), c, g, value) * slope;
         },
         [&](int64_t row, int64_t c, int64_t, int64_t rows, const float* sums, const float*) {
-          float* lanes = scratch<Panels>(rows * LANES);
-          for (int64_t r = 0; r < rows; ++r) store(lanes + r * LANES, load(sums + r * LANES) + changes.get(row + r, c));
-          const int64_t image = row / map.pixels(), pixel = row % map.pixels();
-          lanes_to_planes(lanes, map.pixels(), LANES, rows, grads[0] + (image * channels + c) * map.pixels() + pixel);
+          for (int64_t r = row; r < row + rows; ++r, sums += LANES)
+            store(grads[0] + r * channels + c, load(sums) + changes.get(r, c));
         },
         grads[1]);
   }
@@ -247,7 +233,7 @@ static Tensors convmixer_block_gradient(const Tensor& Depthwise, const MaybeTens
                                         const Tensor& Hidden, const Tensor& After, const Tensor& GradY, bool training,
                                         float, float) {
   const char* kept = "what was kept";
-  const Shape shape = sizes("grad", GradY, 4), norm{4, shape[1]};
+  const Shape shape = sizes("grad", GradY, 4), norm{4, shape[3]};
   const Block b(shape, Depthwise, Bias1, Weight, Bias2, Share);
   Tensors grads{empty(shape),        empty_like(Depthwise), Tensor(), empty({b.channels}),
                 empty({b.channels}), empty_like(Weight),    Tensor(), empty({b.channels}),

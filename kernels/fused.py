@@ -13,9 +13,9 @@ from paddle.nn import functional as F
 import kernels
 from kernels.convolution import conv2d
 from kernels.dispatch import compiled, compiled_bfloat16, run
-from kernels.maps import batch_norm, group_norm, pool_difference, residual, star_relu
+from kernels.maps import batch_norm, channels_last, group_norm, pool_difference, residual, star_relu
 from kernels.multihead_attention import self_attention
-from kernels.rows import gelu, layer_norm, linear
+from kernels.rows import gelu, layer_norm, linear, mean
 
 Layer = tuple[paddle.Tensor, paddle.Tensor | None]
 """Weight and bias of a fully connected layer or convolution."""
@@ -183,7 +183,7 @@ def mbconv(
     hidden = batch_norm(hidden, *norm1, training, momentum, epsilon, after="gelu")
     hidden = conv2d(hidden, depthwise, None, stride, 1, 1, depthwise.shape[0])
     hidden = batch_norm(hidden, *norm2, training, momentum, epsilon, after="gelu")
-    return conv2d(hidden * gate(hidden.flatten(2).mean(-1)).unsqueeze([2, 3]), *project)
+    return conv2d(hidden * gate(mean(hidden.flatten(2), -1)).unsqueeze([2, 3]), *project)
 
 
 def convmixer_block(x: paddle.Tensor, depthwise: Layer, norm1: Norm, pointwise: Layer, norm2: Norm,
@@ -192,7 +192,7 @@ def convmixer_block(x: paddle.Tensor, depthwise: Layer, norm1: Norm, pointwise: 
     """Return ``norm2(gelu(pointwise(x + keep_scale · norm1(gelu(depthwise(x))))))``.
 
     One operator within :func:`kernels.bfloat16_products`, which keeps maps in bfloat16 between its steps; for ``C`` a
-    multiple of 32.
+    multiple of 32. Its result is a view of a channels-last map, which the next block takes as it is.
 
     Args:
         x: ``[B, C, H, W]``.
@@ -208,7 +208,8 @@ def convmixer_block(x: paddle.Tensor, depthwise: Layer, norm1: Norm, pointwise: 
     tensors = x, *depthwise, *norm1, *pointwise, *norm2, keep_scale
     fits = x.shape[1] % 32 == 0 and all(each.is_contiguous() for each in (*norm1[:2], *norm2[:2]))
     if fits and compiled_bfloat16(*tensors):
-        return run("convmixer_block", *tensors, training, momentum, epsilon)
+        y = run("convmixer_block", channels_last(x), *tensors[1:], training, momentum, epsilon)
+        return y.transpose([0, 3, 1, 2])
     side = depthwise[0].shape[-1]
     hidden = conv2d(x, *depthwise, 1, side // 2, 1, x.shape[1])
     hidden = batch_norm(hidden, *norm1, training, momentum, epsilon, before="gelu", residual=x, keep_scale=keep_scale)

@@ -1,5 +1,5 @@
-// Operators over rows of channels, float32 [rows, columns]: GELU, layer normalisation, fully connected
-// layers, and their gradients.
+// Operators over rows of channels, float32 [rows, columns]: GELU, means, layer normalisation, fully connected layers,
+// and their gradients.
 //
 // Paddle's run on one thread, and its sums over the rows (the gradients of a bias or of a scale) take ten times
 // as long as reading the rows. Here the rows are shared out in slices that depend on the shape alone; each slice
@@ -13,6 +13,8 @@
 #include "operator.h"
 #include "slices.h"
 #include "vectors.h"
+
+constexpr int64_t MEAN_ROWS = 64;  // of a piece
 
 // y = gelu(x), by the normal distribution function (not the tanh approximation).
 static Tensors gelu(const Tensor& X) {
@@ -33,6 +35,68 @@ static Tensors gelu_gradient(const Tensor& X, const Tensor& GradY) {
 
 OPERATOR(gelu, gelu, .Inputs({"X"}).Outputs({"Y"}));
 GRADIENT(gelu, gelu_gradient, .Inputs({"X", Grad("Y")}).Outputs({Grad("X")}));
+
+// The mean over an axis of `count` numbers; sums are those of pieces of rows, added in order.
+static Tensors mean(const Tensor& X, int64_t axis, int64_t count) {
+  Shape shape = sizes("x", X, 2);
+  require(axis > 0 && axis < int64_t(shape.size()) && shape[axis] == count, "axis ", axis, " of ", shape, " has not ",
+          count, " numbers");
+  int64_t outer = 1;
+  for (int64_t i = 0; i < axis; ++i) outer *= shape[i];
+  shape.erase(shape.begin() + axis);
+  const int64_t inner = X.numel() / (outer * count);
+  const float* x = floats("x", X);
+  Tensor Y = empty(shape);
+  float* y = Y.data<float>();
+  const float part = 1.f / count;
+  for_slices(outer, count * inner, [=](int64_t, int64_t from, int64_t to) {
+    for (int64_t o = from; o < to; ++o)
+      if (inner == 1) {
+        Vec sum = {};
+        for_vectors(count, [&](int64_t i, auto get, auto) { sum += get(x + o * count + i); });
+        y[o] = total(sum) * part;
+      } else {
+        float *all = y + o * inner, *piece = scratch(inner);
+        std::fill_n(all, inner, 0.f);
+        for (int64_t row = 0; row < count; row += MEAN_ROWS) {
+          std::fill_n(piece, inner, 0.f);
+          for (int64_t r = row; r < std::min(row + MEAN_ROWS, count); ++r)
+            for_vectors(inner, [=](int64_t c, auto get, auto put) {
+              put(piece + c, get(piece + c) + get(x + (o * count + r) * inner + c));
+            });
+          for_vectors(inner,
+                      [=](int64_t c, auto get, auto put) { put(all + c, get(all + c) + get(piece + c) * part); });
+        }
+      }
+  });
+  return {Y};
+}
+
+static Tensors mean_gradient(const Tensor& GradY, int64_t axis, int64_t count) {
+  Shape shape = sizes("grad", GradY, 1);
+  int64_t outer = 1;
+  for (int64_t i = 0; i < axis; ++i) outer *= shape[i];
+  shape.insert(shape.begin() + axis, count);
+  const int64_t inner = GradY.numel() / outer;
+  const float* grad = floats("grad", GradY);
+  Tensor GradX = empty(shape);
+  float* grad_x = GradX.data<float>();
+  const float part = 1.f / count;
+  for_slices(outer, count * inner, [=](int64_t, int64_t from, int64_t to) {
+    for (int64_t o = from; o < to; ++o)
+      if (inner == 1)
+        std::fill_n(grad_x + o * count, count, grad[o] * part);
+      else
+        for (int64_t r = o * count; r < (o + 1) * count; ++r)
+          for_vectors(inner, [=](int64_t c, auto get, auto put) {
+            put(grad_x + r * inner + c, get(grad + o * inner + c) * part);
+          });
+  });
+  return {GradX};
+}
+
+OPERATOR(mean, mean, .Inputs({"X"}).Outputs({"Y"}).Attrs({"axis: int64_t", "count: int64_t"}));
+GRADIENT(mean, mean_gradient, .Inputs({Grad("Y")}).Outputs({Grad("X")}).Attrs({"axis: int64_t", "count: int64_t"}));
 
 // Normalises the last axis: x [..., columns], weight and bias [columns].
 static Tensors layer_norm(const Tensor& X, const Tensor& Weight, const Tensor& Bias, float epsilon) {

@@ -15,6 +15,12 @@ def gelu(x: paddle.Tensor) -> paddle.Tensor:
     return run("gelu", x) if compiled(x) else F.gelu(x)
 
 
+def mean(x: paddle.Tensor, axis: int) -> paddle.Tensor:
+    """Return the mean over one axis but the first, which is taken out; Paddle's on a CPU runs on one thread."""
+    axis %= x.ndim
+    return run("mean", x, axis, x.shape[axis]) if axis and compiled(x) else x.mean(axis)
+
+
 def layer_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor, epsilon: float = 1e-5) -> paddle.Tensor:
     """Normalise the last axis as ``paddle.nn.functional.layer_norm``: ``[..., C]`` with ``[C]`` and ``[C]``."""
     if compiled(x, weight, bias):

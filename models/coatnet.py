@@ -265,7 +265,7 @@ class CoAtNet(CoAtNetBase):
         self.reset_classifier(num_classes)
 
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
-        x = self.stages(self.stem(x)).flatten(2).mean(-1)  # [B, C]
+        x = kernels.mean(self.stages(self.stem(x)).flatten(2), -1)  # [B, C]
         return self.head.pre_logits(self.head.norm(x))
 
 

@@ -70,7 +70,7 @@ class ConvMixer(layers.Classifier):
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
         for layer in [layer for name, layer in self.named_children() if name != self.head_name]:
             x = layer(x)  # [B, dim, H / patch_size, W / patch_size]
-        return x.flatten(2).mean(-1)
+        return kernels.mean(kernels.channels_last(x).flatten(1, 2), 1)
 
 
 def _architecture(dim: int, depth: int, kernel_size: int, patch_size: int, act_layer: str = "gelu") -> dict:

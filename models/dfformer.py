@@ -98,7 +98,7 @@ class DynamicFilter(GlobalFilter):
                                    out_features=num_filters * self.med_channels, bias_attr=False)
 
     def scores(self, x: paddle.Tensor) -> paddle.Tensor:
-        return self.reweight(x.flatten(1, 2).mean(1)).reshape([-1, self.num_filters, self.med_channels])
+        return self.reweight(kernels.mean(x.flatten(1, 2), 1)).reshape([-1, self.num_filters, self.med_channels])
 
 
 class SepConv(nn.Layer):
@@ -231,7 +231,7 @@ class DFFormer(layers.Classifier):
     def forward_features(self, x: paddle.Tensor) -> paddle.Tensor:
         for stage, downsample in enumerate(self.downsample_layers):
             x = self.stages[stage](downsample(x))  # [B, H, W, C]
-        return self.norm(x.flatten(1, 2).mean(1))
+        return self.norm(kernels.mean(x.flatten(1, 2), 1))
 
     def resize_weights(self, name: str, array: np.ndarray, expected_shape: Sequence[int]) -> np.ndarray | None:
         """Resample the filters of another image size to ``expected_shape``; None for other tensors."""

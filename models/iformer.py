@@ -236,7 +236,7 @@ class InceptionTransformer(layers.Classifier):
                 table = layers.resize_position_embedding(getattr(self, f"pos_embed{stage}"), *x.shape[1:3])
                 x = kernels.residual(x, table) if kernels.rounds_to_bfloat16() else x + table
             x = getattr(self, f"blocks{stage}")(x)
-        return self.norm(x.flatten(1, 2)).mean(1)
+        return kernels.mean(self.norm(x.flatten(1, 2)), 1)
 
 
 _SMALL = {"depths": [3, 3, 9, 3], "embed_dims": [96, 192, 320, 384], "num_heads": [3, 6, 10, 12],

@@ -192,7 +192,7 @@ def mbconv(x: paddle.Tensor, expand: Conv2D, norm1: nn.Layer, depthwise: Depthwi
     """
     if not (kernels.rounds_to_bfloat16() and type(norm1) is type(norm2) is NormAct):
         hidden = norm2(depthwise(norm1(expand(x))))
-        return project(hidden * squeeze_excite(hidden.flatten(2).mean(-1)).unsqueeze([2, 3]))
+        return project(hidden * squeeze_excite(kernels.mean(hidden.flatten(2), -1)).unsqueeze([2, 3]))
     stride = expand._stride[0]  # of a 1×1 convolution: the pixels that it sees
     x = x if stride == 1 else x[:, :, ::stride, ::stride]
     return kernels.mbconv(x, expand.weight, norm1.tensors, depthwise.weight, norm2.tensors, squeeze_excite,

@@ -256,7 +256,7 @@ class Head(nn.Layer):
     def forward(self, x: paddle.Tensor, token: paddle.Tensor) -> paddle.Tensor:
         if self.fc[1].training and x.shape[0] == 1:
             raise UserError("the head norm of Mobile-Former has a training batch of 1 image, expected 2 or more")
-        pooled = F.hardswish(self.conv(shuffle(x, self.groups)).flatten(2).mean(2))  # [B, hidden]
+        pooled = F.hardswish(kernels.mean(self.conv(shuffle(x, self.groups)).flatten(2), 2))  # [B, hidden]
         return self.fc(paddle.concat([pooled, token], axis=1))
 
 

@@ -306,7 +306,7 @@ class MobileFormerPViT(layers.Classifier):
         for block in self.blocks:
             x, tokens = block(x, tokens)
         tokens = self.end_toformer_bridge(x, tokens)
-        x = paddle.concat([self.channel_conv(x).flatten(2).mean(2), tokens[:, 0]], axis=1)
+        x = paddle.concat([kernels.mean(self.channel_conv(x).flatten(2), 2), tokens[:, 0]], axis=1)
         return self.head.dropout(self.head.act(self.head.fc1(x)))
 
 

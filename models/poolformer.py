@@ -103,7 +103,7 @@ class PoolFormer(layers.Classifier):
         x = self.patch_embed(x.transpose([0, 2, 3, 1]))  # a view, which it turns back
         for layer in self.network:
             x = layer(x)  # [B, H, W, C]
-        return self.norm(x).flatten(1, 2).mean(1)
+        return kernels.mean(self.norm(x).flatten(1, 2), 1)
 
 
 _S12 = {"depths": [2, 2, 6, 2], "embed_dims": [64, 128, 320, 512]}

@@ -108,7 +108,7 @@ TABLE = {
         ((2, 3, 33, 35), 8, (7, 7), 7, 0, 1, False), ((2, 3, 30, 31), 6, (3, 5), 2, "SAME"),
         ((1, 4, 9, 9), 6, (3, 3), 1, (0, 5, 4, 1)), ((1, 4, 100, 130), 6, (2, 2), 1, "VALID"),
         ((33, 20, 7, 7), 40, (1, 1)), ((2, 20, 70, 80), 4, (1, 1), 1, 0, 1, False), ((3, 20, 7, 7), 40, (1, 1), 2),
-        ((3, 4, 5, 5), 6, (1, 1), 1, 1), ((5, 12, 6, 6), 36, (1, 1), 1, 0, 4), ((3, 16, 20, 20), 16, (1, 1), 1, 0, 4),
+        ((3, 4, 5, 5), 6, (1, 1), 1, 1), ((5, 12, 6, 6), 36, (1, 1), 1, 0, 4), ((9, 16, 9, 8), 16, (1, 1), 1, 0, 4),
         ((2, 12, 9, 9), 24, (3, 3), 2, 1, 3),
     ],
     norm: [
@@ -134,6 +134,7 @@ TABLE = {
                ((1, 11, 26, 5),), ((1, 1, 6, 4), 4), ((1, 30, 16, 17), 1)],
     "star_relu": [((2, 3, 5, 7),), ((1,),), ((70, 1000),)],
     "gelu": [((2, 3, 5, 7),), ((1,),), ((16,),), ((70, 100),), ((3, 4097),)],
+    "mean": [((2, 300, 7), 1), ((3, 5, 37), 2), ((2, 3, 4, 33), -2), ((5, 1), 1)],
     "layer_norm": [((5, 7),), ((2, 3, 4, 96),), ((128, 33, 50),), ((1, 5000),), ((4, 2),)],
     "group_norm": [((2, 3, 5, 7),), ((1, 1, 1, 1),), ((5, 8, 9, 70),)],
     "pool_difference": [((2, 3, 5, 7), 1), ((3, 1, 1, 16), 3), ((2, 14, 13, 50), 5)],
@@ -149,7 +150,8 @@ LARGE = {
     "multiplied": depthwise((21, 30, 12, 11), (3, 3), 1, 1, 3), "gelu": simple("gelu", (210, 1000)),
     "batch norm": norm((9, 24, 40, 41), True, "gelu"), "narrow batch norm": norm((70, 300, 2, 2), True, "gelu"),
     "self-attention": self_attention(20, 50, 3, 24), "attention": attention(3, 90, 500, 3, 32, False),
-    "layer norm": simple("layer_norm", (21, 90, 77)), "residual": residual((9, 30, 60), "kept", "scale"),
+    "mean": simple("mean", (21, 90, 77), 1), "layer norm": simple("layer_norm", (21, 90, 77)),
+    "residual": residual((9, 30, 60), "kept", "scale"),
     "residual with a table": simple("residual", (9, 30, 60)),
     "star relu": simple("star_relu", (90, 1000)), "group norm": simple("group_norm", (5, 6, 9, 50)),
     "pooling": simple("pool_difference", (5, 20, 20, 50), 3),
@@ -256,7 +258,8 @@ def test_wrong_shapes_raise(name):
     """Each tensor in turn has one number more along each of its axes."""
     function, sizes = (LARGE | PRODUCTS)[name][:2]
     free = {"depthwise": {"x": (0, 2, 3), "weight": (2, 3)}, "linear": {"x": (0,)}, "shuffle": {"x": (0, 2, 3)},
-            "gelu": {"x": (0, 1)}, "pooling": {"x": (0, 1, 2, 3)}, "self-attention": {"qkv": (0, 1, 3, 4)},
+            "gelu": {"x": (0, 1)}, "mean": {"x": (0, 1, 2)}, "pooling": {"x": (0, 1, 2, 3)},
+            "self-attention": {"qkv": (0, 1, 3, 4)},
             "layer norm": {"x": (0, 1)}, "star relu": {"x": (0, 1)}, "group norm": {"x": (0, 1, 2)},
             "attention": {"query": (1,)}, "filter": {"x": (2,)}, "dynamic relu": {"x": (2, 3)},
             "map": {"query": (1,), "x": (2, 3)}, "tokens": {"x": (2, 3)}, "channels last": {"x": (0, 1, 2, 3)},

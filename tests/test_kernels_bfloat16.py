@@ -216,7 +216,7 @@ def test_branches_follow_their_definition(branch, ours) -> None:
         bound = 3e-2 if (name == "x" and "fuse" in sizes) or found.size == 1 or cancels else 1e-2
         assert found.shape == exact[name].shape
         assert error <= bound * spread + 1e-6, name
-    assert len(ours) == 1 + ("gate" in sizes)
+    assert len([name for name in ours if name != "hybrid_move_channels"]) == 1 + ("gate" in sizes)
 
 
 @pytest.mark.parametrize("branch", [BRANCHES[number] for number in (4, 9, 12, 16, 18, 25)])
