@@ -23,8 +23,7 @@ def exportable() -> Iterator[None]:
     Paddle 3.3.1 with oneDNN fails on channels-last group norms, and gives wrong results for products over one
     element; paddle2onnx 2.1.0 has no FFT, channel shuffle or channels-last pooling.
     """
-    forms = {form.__name__: form for form in (filter_spectrum, channel_shuffle, group_norm, pool_difference,
-                                           attend_map)}
+    forms = {form.__name__: form for form in (filter_spectrum, channel_shuffle, group_norm, pool_mixer, attend_map)}
     with patch.multiple(kernels, **forms):
         yield
 
@@ -80,10 +79,12 @@ def group_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor, eps
     return y.reshape([-1, *shape]) * weight + bias
 
 
-def pool_difference(x: paddle.Tensor, size: int) -> paddle.Tensor:
-    """``kernels.pool_difference`` by channels-first pooling."""
-    pooled = F.avg_pool2d(x.transpose([0, 3, 1, 2]), size, stride=1, padding=size // 2, exclusive=True)
-    return pooled.transpose([0, 2, 3, 1]) - x
+def pool_mixer(x: paddle.Tensor, norm: tuple[paddle.Tensor, paddle.Tensor], size: int, epsilon: float = 1e-5,
+               scale: paddle.Tensor | None = None, keep_scale: paddle.Tensor | None = None) -> paddle.Tensor:
+    """``kernels.pool_mixer`` by channels-first pooling."""
+    normed = group_norm(x, *norm, epsilon)
+    pooled = F.avg_pool2d(normed.transpose([0, 3, 1, 2]), size, stride=1, padding=size // 2, exclusive=True)
+    return kernels.residual(x, pooled.transpose([0, 2, 3, 1]) - normed, scale=scale, keep_scale=keep_scale)
 
 
 def attend_map(query: paddle.Tensor, x: paddle.Tensor, heads: int, dropout: float = 0.0) -> paddle.Tensor:

@@ -22,8 +22,8 @@ _MODULES = {
     "channels_last": "maps", "conv2d": "convolution", "convmixer_block": "fused", "dynamic_relu": "maps",
     "feed_forward": "fused", "filter_spectrum": "filter", "gelu": "rows", "group_norm": "maps",
     "inception_mixer": "fused", "layer_norm": "rows", "linear": "rows", "mbconv": "fused", "mean": "rows",
-    "pool_difference": "maps", "pool_mixer": "fused", "product": "rows", "residual": "maps",
-    "self_attention": "multihead_attention", "star_relu": "maps",
+    "pool_mixer": "fused", "product": "rows", "residual": "maps", "self_attention": "multihead_attention",
+    "star_relu": "maps",
 }
 """Operators and their modules, which are imported at first use."""
 

@@ -10,10 +10,9 @@ from collections.abc import Callable
 import paddle
 from paddle.nn import functional as F
 
-import kernels
 from kernels.convolution import conv2d
 from kernels.dispatch import compiled, compiled_bfloat16, run
-from kernels.maps import batch_norm, channels_last, group_norm, pool_difference, residual, star_relu
+from kernels.maps import batch_norm, channels_last, group_norm, residual, star_relu
 from kernels.multihead_attention import self_attention
 from kernels.rows import gelu, layer_norm, linear, mean
 
@@ -123,21 +122,21 @@ def pool_mixer(
     scale: paddle.Tensor | None = None,
     keep_scale: paddle.Tensor | None = None,
 ) -> paddle.Tensor:
-    """Return ``x + keep_scale · scale · pool_difference(group_norm(x))``; None counts as 1.
-
-    One operator within :func:`kernels.bfloat16_products`, although it rounds nothing: its sums have another order.
+    """Return ``x + keep_scale · scale · (pool(norm(x)) - norm(x))``; None counts as 1.
 
     Args:
         x: ``[B, H, W, C]``.
-        norm: weight and bias of the norm, ``[C]`` each. The bias has no effect.
-        size: of the window, odd.
+        norm: weight and bias of the group norm, ``[C]`` each. The bias has no effect.
+        size: of the window, odd. Positions outside of the map do not count.
         epsilon: is added to the variance.
         scale: factors of channels, ``[C]``.
         keep_scale: factors of images, ``[B, 1, 1, 1]``, without a gradient.
     """
-    if kernels.rounds_to_bfloat16() and compiled(x, *norm, scale, keep_scale):
+    if compiled(x, *norm, scale, keep_scale):
         return run("pool_mixer", x, *norm, scale, keep_scale, size // 2, epsilon)
-    return residual(x, pool_difference(group_norm(x, *norm, epsilon), size), scale=scale, keep_scale=keep_scale)
+    normed = group_norm(x, *norm, epsilon)
+    pooled = F.avg_pool2d(normed, size, stride=1, padding=size // 2, exclusive=True, data_format="NHWC")
+    return residual(x, pooled - normed, scale=scale, keep_scale=keep_scale)
 
 
 def mbconv(

@@ -55,18 +55,6 @@ def group_norm(x: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor, eps
     return _C_ops.group_norm(x, weight, bias, epsilon, 1, "NHWC")  # Paddle 2.6 has no functional.group_norm
 
 
-def pool_difference(x: paddle.Tensor, size: int) -> paddle.Tensor:
-    """Return the mean over ``size`` × ``size`` positions around each, without padding, minus the position itself.
-
-    Args:
-        x: ``[B, H, W, C]``.
-        size: odd.
-    """
-    if compiled(x):
-        return run("pool_difference", x, size // 2)
-    return F.avg_pool2d(x, size, stride=1, padding=size // 2, exclusive=True, data_format="NHWC") - x
-
-
 def batch_norm(
     x: paddle.Tensor,
     mean: paddle.Tensor,

@@ -1,5 +1,4 @@
-// Pooling of channels-last maps, float32 [batch, height, width, channels], alone and as PoolFormer's token mixer, and
-// their gradients.
+// PoolFormer's token mixer on channels-last maps, float32 [batch, height, width, channels], and its gradient.
 
 #include <algorithm>
 #include <cstdint>
@@ -26,53 +25,9 @@ Shape map_shape(const Tensor& X, int64_t reach) {
   return shape;
 }
 
-}  // namespace
-
-// The mean of the positions at most `reach` away, as far as they are inside the map, minus the position itself, of x
-// [batch, height, width, channels]. With `adjoint` its gradient: every position is divided by its own count before
-// the sum.
-static Tensors pooled(const Tensor& X, int64_t reach, bool adjoint) {
-  const Shape shape = map_shape(X, reach);
-  const int64_t batch = shape[0], height = shape[1], width = shape[2], channels = shape[3];
-  const float* x = floats("x", X);
-  Tensor Y = empty_like(X);
-  float* y = Y.data<float>();
-#pragma omp parallel for schedule(static) if (batch * height * width * channels > SERIAL_FLOATS)
-  for (int64_t line = 0; line < batch * height; ++line) {
-    const int64_t i = line % height;
-    const float* image = x + (line - i) * width * channels;
-    const Span rows(i, reach, height);
-    for (int64_t j = 0; j < width; ++j) {
-      const Span across(j, reach, width);
-      const float all = 1.f / (rows.count() * across.count());
-      for_vectors(channels, [=](int64_t c, auto get, auto put) {
-        Vec sum = {};
-        for (int64_t h = rows.from; h < rows.to; ++h) {
-          const float* row = image + h * width * channels + c;
-          Vec part = {};
-          for (int64_t w = across.from; w < across.to; ++w)
-            part += adjoint ? get(row + w * channels) / float(Span(w, reach, width).count()) : get(row + w * channels);
-          sum += adjoint ? part / float(Span(h, reach, height).count()) : part;
-        }
-        const int64_t at = (i * width + j) * channels + c;
-        put(y + (line - i) * width * channels + at, (adjoint ? sum : sum * all) - get(image + at));
-      });
-    }
-  }
-  return {Y};
-}
-
-static Tensors pool_difference(const Tensor& X, int64_t reach) { return pooled(X, reach, false); }
-static Tensors pool_difference_gradient(const Tensor& GradY, int64_t reach) { return pooled(GradY, reach, true); }
-
-OPERATOR(pool_difference, pool_difference, .Inputs({"X"}).Outputs({"Y"}).Attrs({"reach: int64_t"}));
-GRADIENT(pool_difference, pool_difference_gradient,
-         .Inputs({Grad("Y")}).Outputs({Grad("X")}).Attrs({"reach: int64_t"}));
-
-namespace {
-
-// y = x + share[image] scale p(norm(x)), with the group norm of maps.cc and the pooling p above. As p of a constant is
-// 0, p(norm(x)) is p(x) weight / deviation, and the norm's bias has no effect.
+// y = x + share[image] scale p(norm(x)), with the group norm of maps.cc. p is the mean of the positions at most `reach`
+// away, as far as they are inside the map, minus the position itself. As p of a constant is 0, p(norm(x)) is
+// p(x) weight / deviation, and the norm's bias has no effect.
 struct PoolMixer {
   static constexpr int64_t BANDS = 8;  // of an image
   int64_t batch, height, width, channels, reach;
@@ -99,7 +54,8 @@ struct PoolMixer {
 
   float of_image(int64_t image) const { return norm.moments[image].scale * (share ? share[image] : 1.f); }
 
-  // Calls body(band, image, channel, offset, get, put, p) for each vector of p(map), or of its gradient.
+  // Calls body(band, image, channel, offset, get, put, p) for each vector of p(map), or of its gradient, `adjoint`:
+  // every position is divided by its own count before the sum.
   template <class Body>
   void pool(const float* map, bool adjoint, Body body) const {
     for_tasks(batch * BANDS, batch * height * width * channels > SERIAL_FLOATS, [&](int64_t band) {

@@ -48,11 +48,8 @@ class Block(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         norm = self.norm1
-        if kernels.rounds_to_bfloat16():
-            x = kernels.pool_mixer(x, (norm.weight, norm.bias), self.pool_size, norm._epsilon, self.layer_scale_1,
-                                   self.drop_path.keep_scale(x))
-        else:
-            x = self.drop_path.add(x, kernels.pool_difference(norm(x), self.pool_size), scale=self.layer_scale_1)
+        x = kernels.pool_mixer(x, (norm.weight, norm.bias), self.pool_size, norm._epsilon, self.layer_scale_1,
+                               self.drop_path.keep_scale(x))
         return self.mlp.add(x, self.norm2, self.drop_path, scale=self.layer_scale_2)
 
 
