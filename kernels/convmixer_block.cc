@@ -41,17 +41,19 @@ struct Block : Blocks {
   float of_image(int64_t image) const { return share ? share[image] : 1.f; }
   Shape kept_shape() const { return shape_of(map, channels); }
 
-  // Calls body(row, channel, block) for each vector of rows.
+  // Calls body(row, channel) for each vector of a block of rows, or of every block.
+  template <class Body>
+  void each(int64_t block, Body body) const {
+    for (int64_t row = block * block_rows; row < block * block_rows + rows_of(block); ++row)
+      for (int64_t c = 0; c < channels; c += LANES) body(row, c);
+  }
   template <class Body>
   void each(Body body) const {
-    for_tasks(blocks(), true, [&](int64_t block) {
-      for (int64_t row = block * block_rows; row < block * block_rows + rows_of(block); ++row)
-        for (int64_t c = 0; c < channels; c += LANES) body(row, c, block);
-    });
+    for_tasks(blocks(), true, [&](int64_t block) { each(block, body); });
   }
 
   void convolve(const float* x, const Panels& input, const Panels& before, Statistics<RoundedGelu>& statistics) const {
-    each([&](int64_t row, int64_t c, int64_t) { input.put(row, c, load(x + row * channels + c)); });
+    each([&](int64_t row, int64_t c) { input.put(row, c, load(x + row * channels + c)); });
     map.convolve(
         channels, depthwise, [&](int64_t row, int64_t c, int64_t) { return input.get(row, c); },
         [&](int64_t row, int64_t c, int64_t, int64_t rows, const float* sums) {
@@ -68,15 +70,10 @@ struct Block : Blocks {
     const Right right = packed.pack<Block>();
     for_tasks(blocks(), true, [&](int64_t block) {
       const int64_t from = block * block_rows;
-      for (int64_t c = 0; c < channels; c += LANES) {
-        const Norm n(norm1, channels, c);
-        by_images(map.pixels(), from, rows_of(block), [&](int64_t image, int64_t row, int64_t rows, int64_t) {
-          const float part = of_image(image);
-          for (int64_t r = from + row; r < from + row + rows; ++r)
-            store_one(hidden.at + r * hidden.pitch + c,
-                      input.get(r, c) + part * n(RoundedGelu::value(before.get(r, c))), LANES);
-        });
-      }
+      each(block, [&](int64_t row, int64_t c) {
+        const Vec branch = Norm(norm1, channels, c)(RoundedGelu::value(before.get(row, c)));
+        store_one(hidden.at + row * hidden.pitch + c, input.get(row, c) + of_image(row / map.pixels()) * branch, LANES);
+      });
       multiply(rows_of(block), channels, channels, hidden.from(from).left(), right, 0, panels_of(channels),
                [&](int64_t row, int64_t rows, int64_t column, int64_t, const float* sums) {
                  const Two b = bias2 ? load_two(bias2 + column, COLUMNS) : Two{};
@@ -90,7 +87,7 @@ struct Block : Blocks {
   }
 
   void write(const Panels& after, const float* norm2, float* y) const {
-    each([&](int64_t row, int64_t c, int64_t) {
+    each([&](int64_t row, int64_t c) {
       store(y + row * channels + c, Norm(norm2, channels, c)(RoundedGelu::value(after.get(row, c))));
     });
   }
@@ -108,9 +105,9 @@ struct Block : Blocks {
     Tensor Changes = empty(kept_shape(), paddle::DataType::BFLOAT16);  // the gradient of y, then that of h
     const Panels changes{static_cast<uint16_t*>(Changes.data()), rows};
     std::vector<float> partial(blocks() * 2 * channels, 0.f);
-    each([&](int64_t row, int64_t c, int64_t block) {
+    each([&](int64_t row, int64_t c) {
       const Vec g = load(grad + row * channels + c);
-      float* sums = &partial[block * 2 * channels + c];
+      float* sums = &partial[row / block_rows * 2 * channels + c];
       add_to(sums, g), add_to(sums + channels, g * (RoundedGelu::value(after.get(row, c)) - load(norm2 + c)));
       changes.put(row, c, g);
     });
@@ -156,18 +153,13 @@ struct Block : Blocks {
       const int64_t here = std::min(group, rows - start);
       for_tasks((here + block_rows - 1) / block_rows, true, [&](int64_t task) {
         const int64_t inside = task * block_rows, from = start + inside, block = from / block_rows;
-        for (int64_t c = 0; c < channels; c += LANES) {
-          const Norm n(norm2, channels, c);
-          Vec bias{};
-          for (int64_t r = 0; r < rows_of(block); ++r) {
-            Vec value, slope;
-            RoundedGelu::both(after.get(from + r, c), value, slope);
-            const Vec g = gradient(n, c, changes.get(from + r, c), value) * slope;
-            bias += g;
-            store_one(grads.at + (inside + r) * grads.pitch + c, g, LANES);
-          }
-          store(&biases[block * channels + c], bias);
-        }
+        each(block, [&](int64_t row, int64_t c) {
+          Vec value, slope;
+          RoundedGelu::both(after.get(row, c), value, slope);
+          const Vec g = gradient(Norm(norm2, channels, c), c, changes.get(row, c), value) * slope;
+          add_to(&biases[block * channels + c], g);
+          store_one(grads.at + (row - start) * grads.pitch + c, g, LANES);
+        });
         multiply(rows_of(block), channels, channels, grads.from(inside).left(), right, 0, panels_of(channels),
                  [&](int64_t first, int64_t count, int64_t column, int64_t, const float* sums) {
                    for (int64_t c = column; c < column + COLUMNS; c += LANES, sums += LANES) {
