@@ -44,8 +44,7 @@ struct Block : Blocks {
   // Calls body(row, channel) for each vector of a block of rows, or of every block.
   template <class Body>
   void each(int64_t block, Body body) const {
-    for (int64_t row = block * block_rows; row < block * block_rows + rows_of(block); ++row)
-      for (int64_t c = 0; c < channels; c += LANES) body(row, c);
+    over_rows(block * block_rows, block * block_rows + rows_of(block), channels, body);
   }
   template <class Body>
   void each(Body body) const {

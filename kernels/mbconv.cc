@@ -144,12 +144,10 @@ struct Expand : Blocks {
       for_tasks((here + block_rows - 1) / block_rows, true, [&](int64_t task) {
         float* lanes = scratch(floats_of_lanes(channels));
         const int64_t from = task * block_rows, count = std::min(block_rows, here - from);
-        for (int64_t c = 0; c < hidden; c += LANES) {
-          const Norm norm(norm1, hidden, c);
-          for (int64_t r = from; r < from + count; ++r)
-            store_one(inside.at + r * inside.pitch + c,
-                      gradient(norm, c, changes.get(start + r, c), first.get(start + r, c)), LANES);
-        }
+        over_rows(from, from + count, hidden, [&](int64_t r, int64_t c) {
+          const Vec g = gradient(Norm(norm1, hidden, c), c, changes.get(start + r, c), first.get(start + r, c));
+          store_one(inside.at + r * inside.pitch + c, g, LANES);
+        });
         multiply(count, channels, hidden, inside.from(from).left(), right, 0, panels_of(channels),
                  [&](int64_t row, int64_t rows, int64_t column, int64_t count, const float* sums) {
                    put_lanes(lanes, nullptr, row, rows, column, count, sums);
@@ -188,14 +186,11 @@ struct Project : Blocks {
       const Rows inside{own.at<uint16_t>(memory, 0), 2 * wide};
       float* lanes = own.at<float>(memory, 1);
       const int64_t from = block * block_rows, count = rows_of(block);
-      for (int64_t c = 0; c < hidden; c += LANES) {
-        const Norm n(norm, hidden, c);
-        by_images(map.pixels(), from, count, [&](int64_t image, int64_t row, int64_t rows, int64_t) {
-          const Vec factor = load(gate + image * hidden + c);
-          for (int64_t r = row; r < row + rows; ++r)
-            store_one(inside.at + r * inside.pitch + c, factor * RoundedGelu::value(n(maps.get(from + r, c))), LANES);
-        });
-      }
+      over_rows(from, from + count, hidden, [&](int64_t row, int64_t c) {
+        const Vec factor = load(gate + row / map.pixels() * hidden + c);
+        store_one(inside.at + (row - from) * inside.pitch + c,
+                  factor * RoundedGelu::value(Norm(norm, hidden, c)(maps.get(row, c))), LANES);
+      });
       multiply(count, channels, hidden, inside.left(), right, 0, panels_of(channels),
                [&](int64_t row, int64_t rows, int64_t column, int64_t count, const float* sums) {
                  put_lanes(lanes, bias, row, rows, column, count, sums);

@@ -50,6 +50,13 @@ struct Norm {
   Vec operator()(Vec v) const { return (v - mean) * scale + bias; }
 };
 
+// Calls body(row, channel) for each vector of rows, one after the other.
+template <class Body>
+inline void over_rows(int64_t from, int64_t end, int64_t channels, Body body) {
+  for (int64_t row = from; row < end; ++row)
+    for (int64_t c = 0; c < channels; c += LANES) body(row, c);
+}
+
 inline void add_to(float* to, Vec v) { store(to, load(to) + v); }
 
 // Calls body(image, row, rows, pixel) for the rows of each image among `count` rows from `from` on. The first of them
