@@ -97,7 +97,8 @@ inline Vec exp_negative(Vec v) {
 // places may lie outside of any array.
 template <class Number>
 inline void fetch(Number* p, int64_t count, int64_t step) {
-  for (int64_t i = 0; i < count; ++i) __builtin_prefetch(p + i * step, !std::is_const<Number>());
+  constexpr int writes = !std::is_const<Number>::value;
+  for (int64_t i = 0; i < count; ++i) __builtin_prefetch(p + i * step, writes);
 }
 
 // Scratch memory that a thread keeps between calls, aligned to cache lines; an operator that others call has its own.

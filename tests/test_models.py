@@ -114,7 +114,8 @@ def test_trains_evaluates_and_changes_its_head(name: str) -> None:
     assert logits.shape == [4, 42] and np.isfinite(logits.numpy()).all()
     for key, parameter in trainable(model).items():
         assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), key
-        assert side == 32 or float(parameter.grad.abs().max()) > 0, key
+        without_effect = name.startswith("poolformer") and key.endswith("norm1.bias")  # the token mixer takes it away
+        assert side == 32 or without_effect or float(parameter.grad.abs().max()) > 0, key
 
     x = images(2, side)
     logits = evaluate(model, x)
