@@ -90,17 +90,23 @@ inline void store_rounded(uint16_t* p, __m512i v, int64_t count) { _mm512_mask_s
 inline int64_t pitch_of_rows(int64_t columns) { return ((columns + 31) / 32 | 1) * 16; }
 inline int64_t pitch_of_pairs(int64_t columns) { return (columns + 31) / 32 * 32 + 16; }
 
+struct Nothing {
+  template <class... Arguments>
+  void operator()(Arguments...) const {}
+};
+
 // Calls finish(row, rows, column, columns, sums) for each tile of [m, n] in the columns of the panels given, `sums`
-// being [ROWS][COLUMNS] in the first cache.
-template <class Finish>
+// being [ROWS][COLUMNS] in the first cache. Before its product, fetch(row, rows, column) may ask for what finish reads.
+template <class Finish, class Fetch = Nothing>
 inline void multiply(int64_t m, int64_t n, int64_t k, const Left& a, const Right& b, int64_t from_panel,
-                     int64_t to_panel, Finish finish) {
+                     int64_t to_panel, Finish finish, Fetch fetch = {}) {
   alignas(64) float sums[ROWS * COLUMNS];
   Tiles tiles;
   for (int64_t panel = from_panel; panel < to_panel; ++panel) {
     const int64_t column = panel * COLUMNS, columns = std::min(n - column, COLUMNS);
     for (int64_t row = 0; row < m; row += ROWS) {
       const int64_t rows = std::min(m - row, ROWS);
+      fetch(row, rows, column);
       tiles.multiply(rows, COLUMNS, (k + 1) / 2, {a.at + row * a.row_step, a.row_step}, b.at + panel * b.panel_step,
                      b.pair_step, false, sums, COLUMNS);
       finish(row, rows, column, columns, sums);
@@ -156,6 +162,9 @@ struct Rows {
   Rows from(int64_t row, int64_t column = 0) const { return {at + row * pitch + column, pitch}; }
   Two load(int64_t row, int64_t column, int64_t count) const {
     return widened(load_rounded(at + row * pitch + column, count));
+  }
+  void fetch(int64_t row, int64_t rows, int64_t column) const {
+    ::fetch<const uint16_t>(at + row * pitch + column, rows, pitch);
   }
   void store(int64_t row, int64_t column, Two v, int64_t count) const {
     store_rounded(at + row * pitch + column, rounded(v), count);

@@ -128,7 +128,8 @@ struct FeedForward : Branch {
                      changes.store(inside + r, column, slope, 32);
                    }
                    add(sums_of_block + SUMS * columns + column, bias, count);
-                 });
+                 },
+                 [&](int64_t row, int64_t rows, int64_t column) { before.fetch(from + row, rows, column); });
         multiply(count, columns, hidden, changes.from(inside).left(), right1, 0, panels_of(columns),
                  [&](int64_t row, int64_t rows, int64_t column, int64_t, const float* sums) {
                    for (int64_t r = row; r < row + rows; ++r, sums += COLUMNS)

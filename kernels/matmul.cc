@@ -73,6 +73,7 @@ void pack_left(const Matrix& a, int64_t row, int64_t rows, int64_t inner, int64_
   for (int64_t r = 0; a.transposed && r < rows; r += 16)
     for (int64_t k = 0; k < depth; k += 32) {
       __m512i block[16];
+      fetch(a.at + (inner + k + 32) * a.pitch + row + r, std::min<int64_t>(depth - k - 32, 32), a.pitch);
       for (int64_t pair = 0; pair < 16; ++pair) {
         const float* line = a.at + (inner + k + 2 * pair) * a.pitch + row + r;
         const int64_t left = depth - k - 2 * pair;
@@ -269,6 +270,7 @@ void product_over_rows(int64_t m, int64_t n, int64_t rows, const Rows& x, const 
       };
       const int64_t row = 32 * task;
       for (int64_t c = 0; c < m; c += 32) {
+        if (c + 32 < m) x.fetch(start + row, std::min<int64_t>(32, here - row), c + 32);
         __m512i block[2][16];
         for (int64_t i = 0; i < 16; ++i) pair_of(x, m, row + 2 * i, c, &block[0][i], &block[1][i]);
         for (int64_t half = 0; half < 2; ++half) {

@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include <omp.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -58,15 +60,17 @@ inline void for_all(int64_t size, Body body) {
 // that memory ran out is raised at the end.
 template <class Body>
 inline void for_tasks(int64_t tasks, bool worth, Body body) {
+  const int64_t share = tasks / (16 * omp_get_max_threads()) + 1;  // each time: an atomic waits for all stores
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
 #pragma omp parallel if (worth)
-  for (int64_t task; (task = next++) < tasks;) {
-    try {
-      body(task);
-    } catch (...) {
-      failed = true;
+  for (int64_t start; (start = next.fetch_add(share)) < tasks;)
+    for (int64_t task = start; task < std::min(start + share, tasks); ++task) {
+      try {
+        body(task);
+      } catch (...) {
+        failed = true;
+      }
     }
-  }
   if (failed) throw std::bad_alloc();
 }

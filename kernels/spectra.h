@@ -57,6 +57,7 @@ inline void transform_rows(const Maps& m, const float* x, int lanes, float* spec
   for (int64_t h = 0; h < m.height; h += 2) {
     const float* row = x + h * m.width * m.channels;
     const bool alone = h + 1 == m.height;
+    fetch(row + 2 * m.width * m.channels, 2 * m.width, m.channels);
     Line from{const_cast<float*>(row), const_cast<float*>(row) + m.width * m.channels, m.channels};
     if (alone || lanes < LANES) {
       for (int64_t w = 0; w < m.width; ++w) {
@@ -98,6 +99,7 @@ inline void restore_rows(const Maps& m, const float* spectrum, int lanes, float*
       store(p + LANES, a_im + b_re);
     }
     float* row = y + h * m.width * m.channels;
+    fetch(row + 2 * m.width * m.channels, 2 * m.width, m.channels);
     Line to{row, row + m.width * m.channels, m.channels};
     const bool through = alone || lanes < LANES;
     if (through) to = {other, other + LANES, 2 * LANES};

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <type_traits>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -90,6 +91,12 @@ inline Vec exp_negative(Vec v) {
   p = p * r + 1.f;
   p *= (Vec)(((IVec)shifted + 127) << 23);
   return v < -87.f ? Vec{} : p;
+}
+
+// `count` places on their way to the first cache, to be written unless they are const: no prefetcher follows wide steps.
+template <class Number>
+inline void fetch(Number* p, int64_t count, int64_t step) {
+  for (int64_t i = 0; i < count; ++i) __builtin_prefetch(p + i * step, !std::is_const<Number>());
 }
 
 // Scratch memory that a thread keeps between calls, aligned to cache lines; an operator that others call has its own.
