@@ -5,7 +5,10 @@
 // as long as reading the rows. Here the rows are shared out in slices that depend on the shape alone; each slice
 // has its own sums, which are added in order, so that the number of threads changes no bit.
 
+#include <algorithm>
 #include <cstdint>
+#include <functional>
+#include <numeric>
 
 #include "activations.h"
 #include "matmul.h"
@@ -36,13 +39,18 @@ static Tensors gelu_gradient(const Tensor& X, const Tensor& GradY) {
 OPERATOR(gelu, gelu, .Inputs({"X"}).Outputs({"Y"}));
 GRADIENT(gelu, gelu_gradient, .Inputs({"X", Grad("Y")}).Outputs({Grad("X")}));
 
+// How many rows of numbers a shape has before an axis.
+static int64_t before(const Shape& shape, int64_t axis) {
+  require(axis > 0 && axis <= int64_t(shape.size()), "a mean takes another axis than ", axis, " of ", shape);
+  return std::accumulate(shape.begin(), shape.begin() + axis, int64_t(1), std::multiplies<>());
+}
+
 // The mean over an axis of `count` numbers; sums are those of pieces of rows, added in order.
 static Tensors mean(const Tensor& X, int64_t axis, int64_t count) {
   Shape shape = sizes("x", X, 2);
-  require(axis > 0 && axis < int64_t(shape.size()) && shape[axis] == count, "axis ", axis, " of ", shape, " has not ",
-          count, " numbers");
-  int64_t outer = 1;
-  for (int64_t i = 0; i < axis; ++i) outer *= shape[i];
+  const int64_t outer = before(shape, axis);
+  require(axis < int64_t(shape.size()) && shape[axis] == count, "axis ", axis, " of ", shape, " has not ", count,
+          " numbers");
   shape.erase(shape.begin() + axis);
   const int64_t inner = X.numel() / (outer * count);
   const float* x = floats("x", X);
@@ -74,8 +82,7 @@ static Tensors mean(const Tensor& X, int64_t axis, int64_t count) {
 
 static Tensors mean_gradient(const Tensor& GradY, int64_t axis, int64_t count) {
   Shape shape = sizes("grad", GradY, 1);
-  int64_t outer = 1;
-  for (int64_t i = 0; i < axis; ++i) outer *= shape[i];
+  const int64_t outer = before(shape, axis);
   shape.insert(shape.begin() + axis, count);
   const int64_t inner = GradY.numel() / outer;
   const float* grad = floats("grad", GradY);

@@ -16,7 +16,10 @@ def gelu(x: paddle.Tensor) -> paddle.Tensor:
 
 
 def mean(x: paddle.Tensor, axis: int) -> paddle.Tensor:
-    """Return the mean over one axis but the first, which is taken out; Paddle's on a CPU runs on one thread."""
+    """Return the mean over an axis, as ``x.mean(axis)``: ``[B, N, C]`` to ``[B, C]``, or ``[B, C, N]`` with axis -1.
+
+    Compiled for every axis but the first; Paddle's runs on one thread.
+    """
     axis %= x.ndim
     return run("mean", x, axis, x.shape[axis]) if axis and compiled(x) else x.mean(axis)
 
