@@ -16,10 +16,13 @@ from engine import runtime
 from processes import ROOT
 from tools import cli
 
-# Takes and frees 64 MB three times, and counts the page faults of the last two.
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+# Takes and frees 64 MB three times; counts the page faults of the last two, and the MB in huge pages.
 PROGRAM = """
-import ctypes, json, resource, sys
+import ctypes, json, os, resource
 from engine.runtime import keep_freed_memory
+if "limit" in os.environ:
+    resource.setrlimit(resource.RLIMIT_AS, (int(os.environ["limit"]),) * 2)
 settings = keep_freed_memory()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
@@ -30,12 +33,14 @@ def touch():
 touch()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 touch(), touch()
-print(json.dumps([settings, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before]))
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+huge = sum(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages"))
+print(json.dumps([settings, faults, huge / 1024]))
 """
 
 
-def run(**environment: str) -> tuple[dict[str, str], int]:
-    """Return the settings taken and the page faults."""
+def run(**environment: str) -> tuple[dict[str, str], int, float]:
+    """Return the settings taken, the page faults and the MB in huge pages."""
     given = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env={**given, **environment}, check=True,
                           capture_output=True, text=True, timeout=60)
@@ -44,16 +49,26 @@ def run(**environment: str) -> tuple[dict[str, str], int]:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the GNU C library")
 def test_freed_pages_are_used_again() -> None:
-    settings, faults = run()
-    assert settings == {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}
-    _, from_environment = run(**settings)
+    settings, faults, _ = run()
+    assert settings.items() >= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}.items()
+    _, from_environment, _ = run(**settings)
     assert max(faults, from_environment) < 100
+
+
+@pytest.mark.skipif(not HUGE_PAGES.is_file() or "[madvise]" not in HUGE_PAGES.read_text(),
+                    reason="huge pages on request")
+def test_memory_comes_in_huge_pages() -> None:
+    settings, _, huge = run()
+    assert settings["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1" and huge > 32
+    assert run(**settings)[2] > 32
+    settings, _, huge = run(limit="8000000000")
+    assert "GLIBC_TUNABLES" not in settings and huge < 32, "addresses are scarce under a limit"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the GNU C library")
 @pytest.mark.parametrize("chosen", [{"MALLOC_MMAP_MAX_": "65536"}, {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}])
 def test_what_the_user_has_chosen_stays(chosen: dict[str, str]) -> None:
-    settings, faults = run(**chosen)
+    settings, faults, _ = run(**chosen)
     assert settings == {}
     assert faults > 1000 or "MALLOC_MMAP_MAX_" not in chosen  # pages of 4 KB, unless the kernel gives bigger ones
 
