@@ -93,7 +93,7 @@ def compare(workers: Sequence[WorkerProcess], question: Cell, images: int, round
                 arms[name] = {"error": str(failure)}
                 continue
             if number:
-                rates[name].append(images * len(taken) / sum(taken))
+                rates[name].append(images / statistics.median(taken))
                 arms[name] = {"images_per_second": statistics.median(rates[name]), "rounds": rates[name],
                               "peak_bytes": worker.peak_bytes()}
             time.sleep(PAUSE)
