@@ -49,7 +49,7 @@ def prepare(threads: int = 0) -> list[str]:
         os.environ.pop("OMP_NUM_THREADS", None)
     changed = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(changed)
-    kept = keep_freed_memory()
+    kept = configure_malloc()
     os.environ.setdefault("GLOG_minloglevel", "2")
     warnings.filterwarnings("ignore", message="No ccache found")
     warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
@@ -82,13 +82,12 @@ def ensure_home() -> dict[str, str]:
     return {"HOME": str(folder)}
 
 
-def keep_freed_memory() -> dict[str, str]:
-    """Let this process keep memory that it frees; returns the settings as the environment variables that do the same.
+def configure_malloc() -> dict[str, str]:
+    """Let this process keep memory that it frees, in huge pages; returns environment variables that do the same.
 
     The GNU C library returns every block above 32 MB to the system at once, so that the pages of big tensors are
     mapped and cleared again and again: half of a training step of ConvMixer-256/8. Peak memory may rise (2.0 GB instead
-    of 1.5 for 128 images). Huge pages (2 MB instead of 4 KB) are asked for too. Does nothing where the environment
-    configures malloc already or the C library is another.
+    of 1.5 for 128 images). Does nothing where the environment configures malloc already or the C library is another.
     """
     chosen = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
     if any(name in os.environ for name in chosen) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
@@ -97,18 +96,21 @@ def keep_freed_memory() -> dict[str, str]:
         if not os.confstr("CS_GNU_LIBC_VERSION"):
             return {}
         libc = ctypes.CDLL(None)
-        kept = {name: value for name, (value, number) in _KEEP_MEMORY.items() if libc.mallopt(number, int(value))}
+        settings = {name: value for name, (value, number) in _KEEP_MEMORY.items() if libc.mallopt(number, int(value))}
     except (AttributeError, OSError, ValueError):
         return {}
-    return kept | (_HUGE_PAGES if len(kept) == len(_KEEP_MEMORY) and _reserve_huge_pages(libc) else {})
+    if settings.keys() == _KEEP_MEMORY.keys() and _reserve_huge_pages(libc):
+        settings |= _HUGE_PAGES
+    return settings
 
 
 def _reserve_huge_pages(libc: ctypes.CDLL) -> bool:
-    """Ask for huge pages in the addresses that malloc will use, which are taken and freed once.
+    """Ask for pages of 2 MB where malloc will take memory: as many addresses as half of the machine's memory.
 
-    Where the kernel gives them on request only (most distributions), memory otherwise comes in pages of 4 KB. Their
-    addresses miss the processor's table of pages, above all on virtual machines: a training step took up to three times
-    as long. The tunable glibc.malloc.hugetlb does the same, but is read only when a process starts.
+    They are taken and freed once. Returns whether it was done: only where the kernel gives huge pages on request and
+    addresses are not limited. The tunable glibc.malloc.hugetlb does the same, but is read only when a process starts.
+    In a virtual machine whose memory was slow, pages of 4 KB made a training step up to three times as long. While its
+    memory was fast they made no difference, and the first use of 600 MB took up to 2 s longer in huge pages.
     """
     try:
         on_request = "[madvise]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
@@ -126,7 +128,7 @@ def _reserve_huge_pages(libc: ctypes.CDLL) -> bool:
     if not block:
         return False
     start = -(-block // mmap.PAGESIZE) * mmap.PAGESIZE
-    refused = libc.madvise(start, (block + half - start) // mmap.PAGESIZE * mmap.PAGESIZE, mmap.MADV_HUGEPAGE)
+    refused = libc.madvise(start, block + half - start, mmap.MADV_HUGEPAGE)
     libc.free(block)
     return not refused
 

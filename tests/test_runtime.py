@@ -20,10 +20,10 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 # Takes and frees 64 MB three times; counts the page faults of the last two, and the MB in huge pages.
 PROGRAM = """
 import ctypes, json, os, resource
-from engine.runtime import keep_freed_memory
+from engine.runtime import configure_malloc
 if "limit" in os.environ:
     resource.setrlimit(resource.RLIMIT_AS, (int(os.environ["limit"]),) * 2)
-settings = keep_freed_memory()
+settings = configure_malloc()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 def touch():

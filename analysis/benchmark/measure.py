@@ -54,7 +54,8 @@ def measure(plan: Plan, results: Results, report: Callable[[str], None]) -> None
     with WorkerProcess(own_arm("suite")) as worker:
         machine = worker.ask({"work": "describe", "models": plan.models})
     # Others get the suite's threads and allocator too.
-    settings = dict(setting.split("=", 1) for setting in machine["set_by_the_suite"] if "MALLOC" in setting.upper())
+    allocator = ("MALLOC_", "GLIBC_TUNABLES")
+    settings = dict(setting.split("=", 1) for setting in machine["set_by_the_suite"] if setting.startswith(allocator))
     settings["OMP_NUM_THREADS"] = str(machine["threads"])
     own = ["suite", *["suite bf16"] * bool((machine["kernels"] or {}).get("bfloat16")), *["stock"] * plan.stock]
     arms = [*map(own_arm, own), *(other_arm(command, settings) for command in plan.against)]
