@@ -24,8 +24,8 @@ Written by `python tools/results.py --write RESULTS.md`; do not edit by hand.
 **Selected**: the weights of the epoch with the best held-out accuracy (the last epoch if `DATA.HOLDOUT` is 0). These
 are released; top-1, top-5 and ECE are those of the file in `checkpoints/`. **Final**: the weights of the last epoch.
 **ECE** is the expected calibration error (15 bins). Shares are in %; ± is one standard error where there are fewer than
-10,000 images. Times and images/s are of training alone. MACs are multiply-accumulates of one image; of a training,
-3 × MACs × images.
+10,000 images. Times and images/s are of training alone, by the clock. MACs are multiply-accumulates of one image; of a
+training, 3 × MACs × images.
 """
 EVALUATING = """\
 ## Evaluating
