@@ -119,7 +119,8 @@ void attend_back(const AttentionShape& s, float scale, const float* query, const
           Vec means = {};
           for_vectors(s.keys, [&](int64_t c, auto get, auto put) {
             const Vec logit = row_bias ? get(weight + c) + get(row_bias + c) : get(weight + c);
-            const Vec p = exp_negative(logit - maximum) * inverse;
+            const Vec below = logit - maximum;  // above 0 in lanes past the last key alone, where it might overflow
+            const Vec p = exp_negative(below > 0.f ? Vec{} : below) * inverse;
             put(weight + c, p);
             means += p * get(change + c);
           });

@@ -384,7 +384,12 @@ def test_attention_of_large_and_masked_logits(ours):
     for function, sizes, _ in (attend_map(2, 2, 3, 6, 5, 7), attend_tokens(2, 2, 3, 6, 5, 7)):
         results = with_gradients(function, [30 * item for item in draw(sizes).values()])
         assert all(np.isfinite(item).all() for item in results)
-    assert len(ours) == 3
+    far = draw(dict.fromkeys(("query", "key", "value"), (2, 3, 2, 8)))  # all logits near -89, exp(89) is infinite
+    far["query"][:], far["key"] = 8**0.5, -11.1 - far["key"] / 1000
+    for own, expected in zip(with_gradients(kernels.attention, far.values()),
+                             with_gradients(stock(kernels.attention), far.values()), strict=True):
+        np.testing.assert_allclose(own, expected, rtol=1e-4, atol=1e-4)
+    assert len(ours) == 4
 
 
 @pytest.mark.parametrize("mode", kernels.MODES)
