@@ -61,16 +61,7 @@ class Trained:
     @property
     def final(self) -> float | None:
         """Return the top-1 of the last epoch on the test images, None where it is not known."""
-        return None if self.copied else self.results.get("final", {}).get("test", {}).get("top1")
-
-    @property
-    def copied(self) -> str:
-        """Return a note for a checkpoint of the JPEG copy of CIFAR-10, whose run has no metrics of `test`'s images.
-
-        Delete this, and its two uses, with the last such checkpoint.
-        """
-        data = self.training["data"], self.test["data"]
-        return "trained on {}, evaluated on {}".format(*data) if data[0] != data[1] else ""
+        return self.results.get("final", {}).get("test", {}).get("top1")
 
 
 def read_released(folder: Path) -> list[Trained]:
@@ -141,8 +132,7 @@ def _notes(rows: Sequence[Trained]) -> str:
     notes: dict[str, list[str]] = {}
     for each in rows:
         training, kind = each.training, each.results["weights"]["kind"]
-        found = [each.copied,
-                 "no held-out images, so the final weights are released" if kind == "final" else "",
+        found = ["no held-out images, so the final weights are released" if kind == "final" else "",
                  "selected on the test set" if (each.results.get("selected_on"), kind) == ("test", "selected") else "",
                  "" if "final" in each.results else
                  f"released after {training['epochs']} of {training['epochs_planned']} epochs"]
