@@ -29,7 +29,7 @@ def damaged(data: bytes, rng: np.random.Generator) -> Iterator[tuple[str, bytes]
 
 
 def strangers() -> dict[str, bytes]:
-    """Return files of other kinds under the name of the right one, of the same bytes at any time: tests bear them."""
+    """Return files of other kinds under the name of the right one, always the same bytes: they are in tests' names."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr(zipfile.ZipInfo("readme.txt"), "hello")

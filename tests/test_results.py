@@ -10,7 +10,7 @@ import pytest
 
 from analysis.formatting import quantity, table, text_table
 from analysis.results import plot as results_plot
-from analysis.results.page import PLOT, Trained, duration, page, read_released
+from analysis.results.page import PLOT, Trained, duration, page, read_released, share
 from analysis.results.plot import Point, draw_results, points
 from analysis.results.run_record import machines
 from engine.released import FOLDER, released_names
@@ -55,7 +55,7 @@ def test_what_is_unusual_is_noted_and_published_networks_are_beside(trained: Tra
                "test": [{**trained.test, "data": "CIFAR-10", "images": 10_000, "top1": 0.9234}]}
     text = page([Trained("net", results, [])], PUBLISHED)
     accuracy, _, beside = cells(text, "net")
-    assert accuracy[4] == "92.34" and "- `net`: selected on the test set.\n" in text
+    assert accuracy[4:6] == ["92.34", share(trained.final)] and "- `net`: selected on the test set.\n" in text
     assert "Several seeds" not in text and beside[1] == "**92.34**" and beside[5] == "CIFAR-10"
     better, worse = text.split("\n| **`net`**")
     assert "| more than 94 | 100 |" in better and "| 89.8 | 450 |" in worse
